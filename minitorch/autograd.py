@@ -1,0 +1,664 @@
+"""The tape: what was computed, and the sweep that turns it into gradients.
+
+Every recorded operation leaves a `Node`: which primitive, with what options, from which earlier
+nodes (edges), and the arrays that its derivative rule asked to keep. Nodes point backwards only,
+and never at the tensor they made, so there are no cycles and memory goes when the last name goes.
+
+The sweep (`backward`, `grad`) is the vector chain rule from the outside in. For y = f_n(...f_1(x))
+it computes (((v J_n) J_{n-1}) ... J_1): a row vector times one Jacobian after another, each product
+by the rule of its primitive. Nodes are numbered as they are made, so descending number is a
+topological order: no recursion, no search. Where a value was used twice its gradients add up.
+
+Rules are written in Tensor operations. With create_graph they are recorded like any others, and
+the gradient can be differentiated again.
+"""
+
+import itertools
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ContextDecorator, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minitorch import backend
+from minitorch.errors import GraphError, ShapeError
+from minitorch.tensor import Tensor, method, wrap
+
+
+class _Mode(threading.local):
+    """What the tape of this thread does at the moment."""
+
+    record = True
+    inference = False
+    anomaly = False
+    keep: Callable[[Any], Any] | None = None  # checkpointing: what stands in for a saved array
+    observers: tuple[Any, ...] = ()  # profilers and tracers, see `observe`
+
+
+mode = _Mode()
+
+
+class _Switch(ContextDecorator):
+    """A context manager, and decorator, that sets fields of `mode` and restores them."""
+
+    fields: dict[str, Any] = {}
+
+    def __init__(self) -> None:
+        self._before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        self._before.append({name: getattr(mode, name) for name in self.fields})
+        for name, value in self.fields.items():
+            setattr(mode, name, value)
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.pop().items():
+            setattr(mode, name, value)
+
+
+class no_grad(_Switch):
+    """Record nothing: results have requires_grad=False. Also a decorator."""
+
+    fields = {"record": False}
+
+
+class enable_grad(_Switch):
+    """Record again inside a `no_grad`."""
+
+    fields = {"record": True, "inference": False}
+
+
+class inference_mode(_Switch):
+    """`no_grad` for good: the results carry no version counter and may never join a tape."""
+
+    fields = {"record": False, "inference": True}
+
+
+class set_grad_enabled(_Switch):
+    """`enable_grad` or `no_grad`, by a flag."""
+
+    def __init__(self, enabled: bool):
+        super().__init__()
+        self.fields = {"record": enabled}
+
+
+class detect_anomaly(_Switch):
+    """Stop at the first NaN, forward or backward, and name the line that computed it.
+
+    Slow: checks every result, and keeps the stack of every recorded operation.
+    """
+
+    fields = {"anomaly": True}
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations are being recorded."""
+    return mode.record
+
+
+@contextmanager
+def observe(observer: Any) -> Iterator[Any]:
+    """Let observer see what is computed in the block.
+
+    observer.call(primitive, inputs, meta, run) is called in place of run() for every operation and
+    returns its result; observer.sweep(node, run) likewise for every step of a reverse sweep.
+    """
+    before = mode.observers
+    mode.observers = (*before, observer)
+    try:
+        yield observer
+    finally:
+        mode.observers = before
+
+
+class Saved(NamedTuple):
+    """An array kept for the derivative, with the version it had."""
+
+    array: Any
+    counter: list[int]
+    version: int
+
+
+_numbers = itertools.count()
+
+
+class Node:
+    """One recorded operation.
+
+    primitive: whose `vjp` and `jvp` know the derivative.
+    meta: the options of the call, such as dim.
+    edges: for each input the Node that made it, the leaf Tensor itself, or None if no gradient
+        goes there.
+    shapes, dtypes: of the inputs (() and None for Python scalars).
+    saved: position of the input (or OUT) -> what the rule asked to keep.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "dtypes",
+        "edges",
+        "extras",
+        "freed",
+        "hooks",
+        "meta",
+        "number",
+        "out_dtype",
+        "out_shape",
+        "primitive",
+        "retained",
+        "saved",
+        "where",
+    )
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return self.primitive.name
+
+    def __repr__(self) -> str:
+        return f"<Node {self.number} {self.name} {self.shapes} -> {self.out_shape}>"
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the inputs."""
+        return tuple(shape for shape, _ in self.dtypes)
+
+    def input(self, position: int) -> Any:
+        """The saved input as a tensor in its place on the tape (or the Python scalar)."""
+        edge = self.edges[position]
+        if isinstance(edge, Tensor):
+            self._check(self.saved[position], position)
+            return edge
+        return self._unpack(position, edge)
+
+    def out(self) -> Tensor:
+        """The saved result as a tensor in its place on the tape."""
+        return self._unpack(OUT, self)
+
+    def _unpack(self, position: int, maker: "Node | None") -> Any:
+        saved = self.saved[position]
+        if not isinstance(saved, Saved):
+            return saved
+        self._check(saved, position)
+        array = saved.array.recompute() if isinstance(saved.array, Recomputed) else saved.array
+        out = wrap(array)
+        out._counter = saved.counter
+        out._made_at = saved.version
+        if maker is not None:
+            out._node = maker
+            out.requires_grad = True
+        return out
+
+    def _check(self, saved: Any, position: int) -> None:
+        if isinstance(saved, Saved) and saved.counter[0] != saved.version:
+            what = "its result" if position == OUT else f"input {position}"
+            raise GraphError(
+                f"backward: {self.name} needs {what}, of shape "
+                f"{self.out_shape if position == OUT else self.shapes[position]}, as it was at "
+                f"version {saved.version}, but it has since been changed in place (version "
+                f"{saved.counter[0]}){self.line()}. Write into a clone(), or use the "
+                "out-of-place operation"
+            )
+
+    def line(self) -> str:
+        """Where in the user's program this node was made, if anomaly mode recorded it."""
+        return f"\n  computed at {self.where}" if self.where else ""
+
+    def free(self) -> None:
+        """Drop the saved arrays and the edges; a second sweep through here is an error."""
+        self.freed = True
+        self.saved = self.edges = self.extras = None
+
+
+OUT = -1
+"""The position of the result in Node.saved."""
+
+
+class Recomputed:
+    """Stands in for a saved array that checkpointing will compute again when it is needed."""
+
+    __slots__ = ("index", "segment")
+
+    def __init__(self, segment: Any, index: int):
+        self.segment = segment
+        self.index = index
+
+    def recompute(self) -> Any:
+        return self.segment.array(self.index)
+
+
+def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
+    """Compute primitive(*inputs, **meta) and record it if a gradient may be wanted.
+
+    inputs: Tensors, or Python scalars where the primitive takes them. This is the one place
+    through which every operation goes.
+    """
+    if mode.observers:
+        return _observed(primitive, inputs, meta)
+    return _apply(primitive, inputs, meta)
+
+
+def _observed(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
+    observers = mode.observers
+    mode.observers = observers[:-1]
+    try:
+        return observers[-1].call(
+            primitive, inputs, meta, lambda: apply(primitive, inputs, meta)
+        )
+    finally:
+        mode.observers = observers
+
+
+def _apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
+    arrays = []
+    wanted = False
+    for x in inputs:
+        if isinstance(x, Tensor):
+            if x.requires_grad:
+                wanted = True
+                if x._node is not None and x._made_at != x._counter[0]:
+                    raise _stale(primitive, x)
+            arrays.append(x.data)
+        else:
+            arrays.append(x)
+    array = primitive.compute(arrays, meta)
+    if primitive.saves_extras:
+        array, extras = array
+    else:
+        extras = None
+    out = Tensor.__new__(Tensor)
+    out.data = array if isinstance(array, np.ndarray) or hasattr(array, "get") else np.asarray(array)
+    out.grad = None
+    out.requires_grad = False
+    out._node = None
+    out._made_at = 0
+    out._hooks = None
+    out._counter = [0]
+    if primitive.may_view:
+        _share_version(out, inputs)
+    if mode.inference:
+        out._counter = None
+    elif wanted and mode.record and primitive.differentiable:
+        _record(primitive, inputs, meta, out, extras)
+    if mode.anomaly:
+        _check_nan(primitive, arrays, out)
+    return out
+
+
+def _share_version(out: Tensor, inputs: Sequence[Any]) -> None:
+    source = inputs[0]
+    base = out.data.base
+    if base is not None and (base is source.data or base is source.data.base):
+        out._counter = source._counter
+        out._made_at = 0 if source._counter is None else source._counter[0]
+    elif out.data is source.data:
+        out._counter, out._made_at = source._counter, source._made_at
+
+
+def _record(
+    primitive: Any, inputs: Sequence[Any], meta: dict[str, Any], out: Tensor, extras: Any
+) -> None:
+    edges = []
+    dtypes = []
+    for x in inputs:
+        if isinstance(x, Tensor):
+            edges.append((x._node or x) if x.requires_grad else None)
+            dtypes.append((x.data.shape, x.data.dtype))
+        else:
+            edges.append(None)
+            dtypes.append(_SCALAR)
+    node = Node.__new__(Node)
+    node.primitive = primitive
+    node.meta = meta
+    node.edges = edges
+    node.dtypes = dtypes
+    node.number = next(_numbers)
+    node.hooks = None
+    node.retained = None
+    node.freed = False
+    node.extras = extras
+    node.out_shape = out.data.shape
+    node.out_dtype = out.data.dtype
+    node.where = _user_line() if mode.anomaly else None
+    positions = primitive.saves(tuple([edge is not None for edge in edges]))
+    node.saved = {p: _save(out if p == OUT else inputs[p]) for p in positions} if positions else {}
+    out.requires_grad = True
+    out._node = node
+
+
+_SCALAR = ((), None)
+
+
+def _save(x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    counter = x._counter
+    if counter is None:
+        raise GraphError(
+            "backward: a tensor made under inference_mode cannot be saved for a derivative; "
+            "clone() it outside of inference_mode"
+        )
+    array = x.data if mode.keep is None else mode.keep(x.data)
+    return Saved(array, counter, counter[0])
+
+
+def _stale(primitive: Any, x: Tensor) -> GraphError:
+    return GraphError(
+        f"{primitive.name}: an input of shape {x.shape}, computed by {x._node.name}, shares memory "
+        "with a tensor that was changed in place after it was computed, so its tape no longer "
+        "describes its values. Take the view again after the write, or write into a clone()"
+    )
+
+
+def _user_line() -> str:
+    """The innermost line of the calling program outside of this package."""
+    package = str(Path(__file__).parent)
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(package):
+            return f'File "{frame.filename}", line {frame.lineno}: {frame.line}'
+    return ""
+
+
+def _check_nan(primitive: Any, arrays: Sequence[Any], out: Tensor) -> None:
+    if not _has_nan(out.data) or any(_has_nan(a) for a in arrays):
+        return
+    raise GraphError(
+        f"anomaly: {primitive.name} made a NaN from inputs that had none\n  computed at "
+        f"{_user_line()}"
+    )
+
+
+def _has_nan(x: Any) -> bool:
+    array = np.asarray(x)
+    return backend.is_float(array.dtype) and bool(np.isnan(array).any())
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of outputs with respect to inputs, as a tuple; `.grad` is left alone.
+
+    outputs: tensors on the tape; inputs: leaves or inner tensors that they were computed from.
+    grad_outputs: a cotangent for each output, of its shape; may be left out for outputs of one
+        element, where it is 1.
+    create_graph: record the sweep, so that the gradients can be differentiated.
+    retain_graph: keep what the tape saved for another sweep (defaults to create_graph).
+    Raises GraphError for an input that no output depends on, unless allow_unused, which gives
+    None for it. In PyTorch: torch.autograd.grad.
+    """
+    inputs = _as_tuple(inputs)
+    for i, x in enumerate(inputs):
+        if not x.requires_grad:
+            raise GraphError(
+                f"grad: input {i} does not require a gradient; call requires_grad_() on it before "
+                "the computation"
+            )
+    roots = _roots("grad", _as_tuple(outputs), grad_outputs)
+    found = _sweep(roots, inputs, _default(retain_graph, create_graph), create_graph)
+    results = tuple(found.get(id(x._node or x)) for x in inputs)
+    for i, result in enumerate(results):
+        if result is None and not allow_unused:
+            raise GraphError(
+                f"grad: the outputs do not depend on input {i}, of shape {inputs[i].shape}; pass "
+                "allow_unused=True to get None for it"
+            )
+    return results
+
+
+@method
+def backward(
+    tensor: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+) -> None:
+    """Add the gradient of this tensor with respect to every leaf to the leaf's `.grad`.
+
+    gradient: the cotangent, of this tensor's shape; 1 if the tensor has one element.
+    Raises GraphError where nothing was recorded, or the tape was freed by an earlier backward.
+    """
+    roots = _roots("backward", (tensor,), gradient)
+    _sweep(roots, None, _default(retain_graph, create_graph), create_graph)
+
+
+def _default(retain_graph: bool | None, create_graph: bool) -> bool:
+    return create_graph if retain_graph is None else retain_graph
+
+
+def _as_tuple(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (x,) if isinstance(x, Tensor) else tuple(x)
+
+
+def _roots(
+    operation: str, outputs: tuple[Tensor, ...], cotangents: Any
+) -> list[tuple[Tensor, Tensor]]:
+    if cotangents is None or isinstance(cotangents, Tensor):
+        cotangents = [cotangents] * len(outputs)
+    if len(cotangents) != len(outputs):
+        raise ShapeError(
+            f"{operation}: expected one cotangent for each of {len(outputs)} outputs; got "
+            f"{len(cotangents)}"
+        )
+    return [
+        (output, _cotangent(operation, output, cotangent))
+        for output, cotangent in zip(outputs, cotangents, strict=True)
+    ]
+
+
+def _cotangent(operation: str, output: Tensor, cotangent: Tensor | None) -> Tensor:
+    if not output.requires_grad:
+        raise GraphError(
+            f"{operation}: this tensor was not computed from any that requires a gradient (or "
+            "under no_grad); there is nothing to differentiate"
+        )
+    if cotangent is None:
+        if output.numel() != 1:
+            raise ShapeError(
+                f"{operation}: a tensor of shape {output.shape} needs a cotangent of that shape, "
+                f"{operation}(..., v) for the product v J; only a single element defaults to 1"
+            )
+        return wrap(np.ones_like(output.data))
+    if cotangent.shape != output.shape:
+        raise ShapeError(
+            f"{operation}: expected a cotangent of shape {output.shape}; got {cotangent.shape}"
+        )
+    return cotangent.to(output.dtype)
+
+
+def _sweep(
+    roots: list[tuple[Tensor, Tensor]],
+    inputs: tuple[Tensor, ...] | None,
+    retain_graph: bool,
+    create_graph: bool,
+) -> dict[int, Tensor]:
+    """Push cotangents from the roots down to the leaves (inputs=None: into their `.grad`).
+
+    Gradients of inner nodes live in `pending` only. Returns the gradients found for inputs, by
+    the id of the node or leaf.
+    """
+    nodes = _reachable([root._node for root, _ in roots if root._node is not None])
+    targets = None if inputs is None else {id(x._node or x) for x in inputs}
+    useful = None if targets is None else _leading_to(nodes, targets)
+    pending: dict[int, Tensor] = {}
+    leaves: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}
+    with set_grad_enabled(create_graph):
+        for root, cotangent in roots:
+            _send(root._node or root, cotangent, pending, leaves)
+        for node in nodes:
+            cotangent = pending.pop(id(node), None)
+            if cotangent is None:
+                continue
+            if node.hooks or node.retained is not None:
+                cotangent = _visit_hooks(node, cotangent)
+            if targets is not None and id(node) in targets:
+                found[id(node)] = cotangent
+            if useful is None or id(node) in useful:
+                _step(node, cotangent, pending, leaves)
+                if not retain_graph:
+                    node.free()
+        for key, leaf in leaves.items():
+            gradient = pending.pop(key)
+            for hook in leaf._hooks or ():
+                gradient = _call_hook(hook, gradient)
+            if targets is None:
+                _accumulate(leaf, gradient)
+            elif key in targets:
+                found[key] = gradient
+    return found
+
+
+def _reachable(nodes: list[Node]) -> list[Node]:
+    """All nodes that the given ones were computed from, the latest first."""
+    seen = {id(node): node for node in nodes}
+    stack = list(seen.values())
+    while stack:
+        node = stack.pop()
+        if node.freed:
+            raise GraphError(
+                f"backward: the tape was already used and freed at {node.name}{node.line()}. "
+                "Compute the forward pass again, or pass retain_graph=True to the first backward"
+            )
+        for edge in node.edges:
+            if isinstance(edge, Node) and id(edge) not in seen:
+                seen[id(edge)] = edge
+                stack.append(edge)
+    return sorted(seen.values(), key=_number, reverse=True)
+
+
+def _number(node: Node) -> int:
+    return node.number
+
+
+def _leading_to(nodes: list[Node], targets: set[int]) -> set[int]:
+    """The ids of nodes through which a gradient reaches some target."""
+    useful: set[int] = set()
+    for node in reversed(nodes):
+        if any(id(edge) in targets or id(edge) in useful for edge in node.edges):
+            useful.add(id(node))
+    return useful
+
+
+def _step(
+    node: Node, cotangent: Tensor, pending: dict[int, Tensor], leaves: dict[int, Tensor]
+) -> None:
+    if mode.observers:
+        gradients = _observed_step(node, cotangent)
+    else:
+        gradients = node.primitive.vjp(node, cotangent)
+    for position, edge in enumerate(node.edges):
+        if edge is None:
+            continue
+        gradient = gradients[position]
+        if gradient is None:
+            continue
+        shape, dtype = node.dtypes[position]
+        if gradient.data.shape != shape:
+            gradient = gradient.sum_to(shape)
+        if gradient.data.dtype != dtype:
+            gradient = gradient.to(dtype)
+        if mode.anomaly and _has_nan(gradient.data) and not _has_nan(cotangent.data):
+            raise GraphError(
+                f"anomaly: the derivative of {node.name} with respect to input {position} is NaN"
+                f"{node.line()}"
+            )
+        _send(edge, gradient, pending, leaves)
+
+
+def _observed_step(node: Node, cotangent: Tensor) -> Any:
+    observers = mode.observers
+    mode.observers = ()
+    try:
+        return observers[-1].sweep(node, lambda: node.primitive.vjp(node, cotangent))
+    finally:
+        mode.observers = observers
+
+
+def _send(
+    edge: "Node | Tensor",
+    gradient: Tensor,
+    pending: dict[int, Tensor],
+    leaves: dict[int, Tensor],
+) -> None:
+    key = id(edge)
+    before = pending.get(key)
+    pending[key] = gradient if before is None else before + gradient
+    if isinstance(edge, Tensor):
+        leaves[key] = edge
+
+
+def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
+    if leaf.grad is not None:
+        leaf.grad = leaf.grad + gradient
+    else:
+        # A gradient may be a view, or the very array that another leaf received (addition hands
+        # its cotangent on unchanged); a leaf owns its own, since optimizers scale it in place.
+        leaf.grad = gradient.clone()
+
+
+def _visit_hooks(node: Node, cotangent: Tensor) -> Tensor:
+    for hook in node.hooks or ():
+        cotangent = _call_hook(hook, cotangent)
+    owner = node.retained() if node.retained is not None else None
+    if owner is not None:
+        owner.grad = cotangent if owner.grad is None else owner.grad + cotangent
+    return cotangent
+
+
+def _call_hook(hook: Callable[[Tensor], Tensor | None], gradient: Tensor) -> Tensor:
+    result = hook(gradient)
+    if result is None:
+        return gradient
+    if result.shape != gradient.shape:
+        raise ShapeError(
+            f"hook: expected a gradient of shape {gradient.shape} or None; got {result.shape}"
+        )
+    return result
+
+
+class HookHandle:
+    """What `register_hook` returns; `remove()` takes the hook away."""
+
+    def __init__(self, hooks: list[Any], hook: Any):
+        self._hooks = hooks
+        self._hook = hook
+
+    def remove(self) -> None:
+        """Take the hook away; a second call does nothing."""
+        if self._hook in self._hooks:
+            self._hooks.remove(self._hook)
+
+
+@method
+def register_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> HookHandle:
+    """Call hook(gradient) when the gradient of this tensor is complete.
+
+    A Tensor that it returns takes the gradient's place. Called once per sweep.
+    """
+    if not tensor.requires_grad:
+        raise GraphError("register_hook: this tensor does not require a gradient")
+    owner, field = (tensor, "_hooks") if tensor._node is None else (tensor._node, "hooks")
+    if getattr(owner, field) is None:
+        setattr(owner, field, [])
+    hooks = getattr(owner, field)
+    hooks.append(hook)
+    return HookHandle(hooks, hook)
+
+
+@method
+def retain_grad(tensor: Tensor) -> None:
+    """Fill `.grad` of this inner tensor too (leaves always have theirs)."""
+    import weakref
+
+    if not tensor.requires_grad:
+        raise GraphError("retain_grad: this tensor does not require a gradient")
+    if tensor._node is not None:
+        tensor._node.retained = weakref.ref(tensor)

@@ -1,0 +1,159 @@
+"""Where arrays live, which dtypes they have, and what two dtypes become when they meet.
+
+A tensor's data is a NumPy array (device "cpu") or a CuPy array (device "cuda"). Dtypes are NumPy's
+own objects; bfloat16 comes from ml_dtypes. Float16 and bfloat16 are storage formats: arithmetic on
+them runs in float32 and is rounded once, at the end (`half_precision`).
+
+Promotion is PyTorch's, not NumPy's (c10/core/ScalarType.h and TensorIterator's result_type):
+
+* bool < integers < floats, and a lower category never widens a higher one:
+  int64 + float32 is float32 (NumPy would say float64);
+* float16 + bfloat16 is float32: neither holds the other;
+* a Python scalar never widens: float32 + 1e300 is float32, int8 + 1 is int8, and int64 + 0.5 has
+  the default dtype, float32;
+* a tensor of no dimensions widens only across categories: float32[3] + float64[] is float32.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from minitorch.errors import DeviceError, DtypeError
+
+_pybool = type(True)  # the name `bool` below is the dtype, as in PyTorch
+
+float16 = np.dtype(np.float16)
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+float32 = np.dtype(np.float32)
+float64 = np.dtype(np.float64)
+int8 = np.dtype(np.int8)
+int16 = np.dtype(np.int16)
+int32 = np.dtype(np.int32)
+int64 = np.dtype(np.int64)
+uint8 = np.dtype(np.uint8)
+bool = np.dtype(np.bool_)
+
+DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        float16,
+        bfloat16,
+        float32,
+        float64,
+        int8,
+        int16,
+        int32,
+        int64,
+        uint8,
+        bool,
+    )
+}
+FLOATS = frozenset({float16, bfloat16, float32, float64})
+DEFAULT_FLOAT = float32
+"""What Python floats, and integers divided by integers, become."""
+
+
+def as_dtype(dtype: Any) -> np.dtype:
+    """The dtype meant by a dtype, a NumPy scalar type, or a name such as "bfloat16"."""
+    if isinstance(dtype, np.dtype) and str(dtype) in DTYPES:
+        return dtype
+    if dtype is float or dtype is int or dtype is _pybool:
+        return {float: DEFAULT_FLOAT, int: int64, _pybool: bool}[dtype]
+    name = dtype if isinstance(dtype, str) else str(np.dtype(dtype)) if dtype is not None else "None"
+    if name not in DTYPES:
+        raise DtypeError(f"dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}")
+    return DTYPES[name]
+
+
+
+def is_float(dtype: np.dtype) -> _pybool:
+    """Whether dtype is one of the four floating types, the only ones that have gradients."""
+    return dtype in FLOATS
+
+
+def half_precision(dtype: np.dtype) -> _pybool:
+    """Whether arithmetic on dtype runs in float32 and is rounded at the end."""
+    return dtype.itemsize == 2 and (dtype == bfloat16 or dtype == float16)
+
+
+def _category(dtype: np.dtype) -> int:
+    return 2 if dtype in FLOATS else 0 if dtype == bool else 1
+
+
+@cache
+def promote_types(a: np.dtype, b: np.dtype) -> np.dtype:
+    """The dtype that holds both, the higher category deciding. torch.promote_types."""
+    if _category(a) != _category(b):
+        return a if _category(a) > _category(b) else b
+    if a == b:
+        return a
+    if {a, b} == {float16, bfloat16}:
+        return float32
+    if bfloat16 in (a, b) or float16 in (a, b):
+        return a if a.itemsize > b.itemsize else b
+    return np.promote_types(a, b)
+
+
+def scalar_dtype(value: Any) -> np.dtype:
+    """The dtype of a Python scalar on its own."""
+    if isinstance(value, _pybool):
+        return bool
+    if isinstance(value, int):
+        return int64
+    if isinstance(value, float):
+        return DEFAULT_FLOAT
+    raise DtypeError(
+        f"expected a tensor, an array or a Python number; got {type(value).__name__}. "
+        "Convert it with minitorch.tensor(...)"
+    )
+
+
+def result_type(operands: Iterable[Any]) -> np.dtype:
+    """The common dtype of arrays and Python scalars, by the rules on top of this file."""
+    ranks: list[np.dtype | None] = [None, None, None]  # dimensioned, zero-dimensional, scalars
+    for operand in operands:
+        shape = getattr(operand, "shape", None)
+        rank = 2 if shape is None else 1 if shape == () else 0
+        dtype = scalar_dtype(operand) if shape is None else operand.dtype
+        known = ranks[rank]
+        ranks[rank] = dtype if known is None else promote_types(known, dtype)
+    return _outrank(ranks[0], _outrank(ranks[1], ranks[2]))  # type: ignore[return-value]
+
+
+def _outrank(higher: np.dtype | None, lower: np.dtype | None) -> np.dtype | None:
+    if higher is None or lower is None:
+        return lower if higher is None else higher
+    return promote_types(higher, lower) if _category(lower) > _category(higher) else higher
+
+
+def device_of(array: Any) -> str:
+    """ "cpu" for a NumPy array, "cuda" for a CuPy array."""
+    return "cpu" if isinstance(array, np.ndarray) else "cuda"
+
+
+def to_device(array: Any, device: str) -> Any:
+    """The array on the device, copied only if it lives elsewhere."""
+    if device not in ("cpu", "cuda"):
+        raise DeviceError(f"to: expected device 'cpu' or 'cuda'; got {device!r}")
+    if device_of(array) == device:
+        return array
+    if device == "cpu":
+        return array.get()
+    return _cupy().asarray(array)
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+
+        cupy.cuda.runtime.getDeviceCount()
+    except ImportError:
+        raise DeviceError(
+            "device 'cuda': CuPy is not installed; pip install 'minitorch-engine[cuda]'"
+        ) from None
+    except Exception as error:
+        raise DeviceError(f"device 'cuda': no usable GPU or driver ({error})") from error
+    return cupy
