@@ -1,0 +1,526 @@
+"""The reference implementation of every kernel, in NumPy: float arrays in, float arrays out.
+
+These are the formulas that the compiled kernels are tested against, and what runs where there is no
+compiler. They are written to be read, and to make few passes over memory: each allocates its result
+and works in it. float32 and float64; the engine converts half precision before it calls. A function
+that has a backward returns what that needs after its result, and never the input itself.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from minitorch.errors import ShapeError
+from minitorch.kernels.erf import erf, erfc
+from minitorch.kernels.table import register
+
+Array = np.ndarray
+
+
+@register("softmax", "numpy")
+def softmax(x: Array, *, dim: int = -1, scale: float = 1.0) -> Array:
+    """exp(scale x) / sum(exp(scale x)) along dim, with the largest exponent shifted to 0.
+
+    x: any shape; the result has it too. A slice that is -inf throughout gives NaN.
+    """
+    if scale < 0:
+        x, scale = -x, -scale
+    largest = x.max(axis=dim, keepdims=True, initial=-np.inf)
+    out = np.subtract(x, largest, out=np.empty_like(x))
+    if scale != 1:
+        out *= scale
+    np.exp(out, out=out)
+    out /= out.sum(axis=dim, keepdims=True)
+    return out
+
+
+@register("softmax_backward", "numpy")
+def softmax_backward(grad: Array, out: Array, *, dim: int = -1, scale: float = 1.0) -> Array:
+    """scale (diag(s) - s sᵀ) grad along dim, where s is the output `out`; all of one shape."""
+    result = grad * out
+    inner = result.sum(axis=dim, keepdims=True)
+    np.subtract(grad, inner, out=result)
+    result *= out
+    if scale != 1:
+        result *= scale
+    return result
+
+
+@register("logsumexp", "numpy")
+def logsumexp(x: Array, *, dim: int | tuple[int, ...] = -1, keepdim: bool = False) -> Array:
+    """log(sum(exp(x))) along dim, without overflow; -inf where all of x is -inf."""
+    largest = x.max(axis=dim, keepdims=True, initial=-np.inf)
+    largest = np.where(np.isfinite(largest), largest, 0)
+    shifted = np.subtract(x, largest, out=np.empty_like(x))
+    total = np.exp(shifted, out=shifted).sum(axis=dim, keepdims=True)
+    with np.errstate(divide="ignore"):
+        out = np.asarray(np.log(total) + largest)
+    return out if keepdim else out.squeeze(axis=dim)
+
+
+@register("log_softmax", "numpy")
+def log_softmax(x: Array, *, dim: int = -1) -> Array:
+    """x - log(sum(exp(x))) along dim. x: any shape; the result has it too."""
+    largest = x.max(axis=dim, keepdims=True, initial=-np.inf)
+    out = np.subtract(x, largest, out=np.empty_like(x))
+    out -= np.log(np.exp(out).sum(axis=dim, keepdims=True))
+    return out
+
+
+@register("layer_norm", "numpy")
+def layer_norm(
+    x: Array, weight: Array | None, bias: Array | None, *, eps: float = 1e-5, ndim: int = 1
+) -> tuple[Array, Array, Array]:
+    """(x - mean) rstd weight + bias over the last ndim dimensions; rstd = 1/sqrt(var + eps).
+
+    x: (..., *features) with ndim feature dimensions; weight, bias: features, or None.
+    Returns out: the shape of x; mean, rstd: (...), one per normalised slice.
+    Source: Ba et al. 2016, equation 3, with the biased variance.
+    """
+    rows = _as_rows(x, ndim)
+    mean = rows.mean(axis=1)
+    out = rows - mean[:, None]
+    variance = np.vecdot(out, out) / rows.shape[1]
+    rstd = 1 / np.sqrt(variance + eps)
+    out *= rstd[:, None]
+    if weight is not None:
+        out *= weight.reshape(-1)
+    if bias is not None:
+        out += bias.reshape(-1)
+    leading = x.shape[: x.ndim - ndim]
+    return out.reshape(x.shape), mean.reshape(leading), rstd.reshape(leading)
+
+
+@register("layer_norm_backward", "numpy")
+def layer_norm_backward(
+    grad: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, *, ndim: int = 1
+) -> tuple[Array, Array, Array]:
+    """Gradients for x, weight and bias.
+
+    With n = (x - mean) rstd and g = grad weight:
+        dx = rstd (g - mean(g) - n mean(g n)),  dweight = Σ grad n,  dbias = Σ grad.
+    grad, x: (..., *features); mean, rstd: (...). dweight and dbias come even without a weight.
+    """
+    features = x.shape[x.ndim - ndim :]
+    grad_rows = _as_rows(grad, ndim)
+    normalised = _as_rows(x, ndim) - mean.reshape(-1, 1)
+    normalised *= rstd.reshape(-1, 1)
+
+    dweight = np.einsum("rf,rf->f", grad_rows, normalised)
+    dbias = grad_rows.sum(axis=0)
+
+    dx = grad_rows.copy() if weight is None else grad_rows * weight.reshape(-1)
+    projection = np.vecdot(dx, normalised) / normalised.shape[1]
+    dx -= dx.mean(axis=1)[:, None]
+    normalised *= projection[:, None]
+    dx -= normalised
+    dx *= rstd.reshape(-1, 1)
+    return dx.reshape(x.shape), dweight.reshape(features), dbias.reshape(features)
+
+
+@register("rms_norm", "numpy")
+def rms_norm(
+    x: Array, weight: Array | None, *, eps: float = 1e-6, ndim: int = 1
+) -> tuple[Array, Array]:
+    """x rstd weight over the last ndim dimensions; rstd = 1/sqrt(mean(x²) + eps).
+
+    x: (..., *features); weight: features, or None. Returns out: the shape of x; rstd: (...).
+    Source: Zhang and Sennrich 2019, equation 4.
+    """
+    rows = _as_rows(x, ndim)
+    rstd = 1 / np.sqrt(np.vecdot(rows, rows) / rows.shape[1] + eps)
+    out = rows * rstd[:, None]
+    if weight is not None:
+        out *= weight.reshape(-1)
+    return out.reshape(x.shape), rstd.reshape(x.shape[: x.ndim - ndim])
+
+
+@register("rms_norm_backward", "numpy")
+def rms_norm_backward(
+    grad: Array, x: Array, weight: Array | None, rstd: Array, *, ndim: int = 1
+) -> tuple[Array, Array]:
+    """Gradients for x and weight.
+
+    With n = x rstd and g = grad weight: dx = rstd (g - n mean(g n)),  dweight = Σ grad n.
+    grad, x: (..., *features); rstd: (...). dweight comes even without a weight.
+    """
+    grad_rows = _as_rows(grad, ndim)
+    normalised = _as_rows(x, ndim) * rstd.reshape(-1, 1)
+    dweight = np.einsum("rf,rf->f", grad_rows, normalised)
+
+    dx = grad_rows.copy() if weight is None else grad_rows * weight.reshape(-1)
+    projection = np.vecdot(dx, normalised) / normalised.shape[1]
+    normalised *= projection[:, None]
+    dx -= normalised
+    dx *= rstd.reshape(-1, 1)
+    return dx.reshape(x.shape), dweight.reshape(x.shape[x.ndim - ndim :])
+
+
+def _as_rows(x: Array, ndim: int) -> Array:
+    """x as (slices, features), the last ndim dimensions being the features."""
+    features = int(np.prod(x.shape[x.ndim - ndim :]))
+    return x.reshape(-1, features) if x.size else x.reshape(0, features)
+
+
+_SQRT_2_OVER_PI = float(np.sqrt(2 / np.pi))
+_SQRT_HALF = float(np.sqrt(0.5))
+_CUBIC = 0.044715
+
+
+@register("erf", "numpy")
+def error_function(x: Array) -> Array:
+    """2/sqrt(pi) ∫₀ˣ exp(-t²) dt, elementwise."""
+    return erf(x)
+
+
+@register("gelu", "numpy")
+def gelu(x: Array, *, approximate: str = "none") -> Array:
+    """x Φ(x), with Φ the normal distribution function, or x (1 + tanh(u)) / 2 for "tanh".
+
+    u = sqrt(2/pi) (x + 0.044715 x³). Source: Hendrycks and Gimpel 2016, section 2.
+    """
+    if approximate == "tanh":
+        out = _gelu_tanh(x)
+        out += 1
+    else:
+        out = erfc(x * -_SQRT_HALF)
+    out *= x
+    out *= 0.5
+    return out
+
+
+@register("gelu_backward", "numpy")
+def gelu_backward(grad: Array, x: Array, *, approximate: str = "none") -> Array:
+    """grad (Φ(x) + x φ(x)); for "tanh", with t = tanh(u): grad ((1 + t) + x (1 - t²) u') / 2."""
+    if approximate == "tanh":
+        tanh = _gelu_tanh(x)
+        slope = np.square(x)
+        slope *= 3 * _CUBIC * _SQRT_2_OVER_PI
+        slope += _SQRT_2_OVER_PI
+        slope *= x
+        slope *= 1 - np.square(tanh)
+        slope += tanh
+        slope += 1
+        slope *= 0.5
+    else:
+        slope = np.square(x)
+        slope *= -0.5
+        np.exp(slope, out=slope)
+        slope *= x
+        slope *= _SQRT_2_OVER_PI * 0.5
+        slope += 0.5 * erfc(x * -_SQRT_HALF)
+    slope *= grad
+    return slope
+
+
+def _gelu_tanh(x: Array) -> Array:
+    """tanh(sqrt(2/pi) (x + 0.044715 x³))."""
+    out = np.square(x)
+    out *= _CUBIC * _SQRT_2_OVER_PI
+    out += _SQRT_2_OVER_PI
+    out *= x
+    return np.tanh(out, out=out)
+
+
+@register("silu", "numpy")
+def silu(x: Array) -> Array:
+    """x sigmoid(x), elementwise."""
+    out = _sigmoid(x)
+    out *= x
+    return out
+
+
+@register("silu_backward", "numpy")
+def silu_backward(grad: Array, x: Array) -> Array:
+    """grad s (1 + x (1 - s)), with s = sigmoid(x)."""
+    sigmoid = _sigmoid(x)
+    out = 1 - sigmoid
+    out *= x
+    out += 1
+    out *= sigmoid
+    out *= grad
+    return out
+
+
+def _sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)); where exp overflows the quotient is the right limit, 0."""
+    out = np.negative(x, out=np.empty_like(x))
+    with np.errstate(over="ignore"):
+        np.exp(out, out=out)
+    out += 1
+    return np.reciprocal(out, out=out)
+
+
+@register("cross_entropy", "numpy")
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, Array]:
+    """Minus the log-probability that softmax(logits) gives to the smoothed target.
+
+    logits: (rows, classes); target: (rows,), integers below classes, or ignore_index. For row r,
+    with ε = label_smoothing:
+
+        loss_r = logsumexp(logits_r) - (1 - ε) logits_r[target_r] - ε mean(logits_r)
+
+    and 0 where the target is ignore_index. reduction: "none" (rows,), "sum", or "mean" over the
+    rows that are not ignored (NaN if all are). Returns the loss and logsumexp(logits): (rows,),
+    from which the backward recomputes the probabilities, rather than keep (rows, classes) of them.
+    """
+    kept, classes = _kept_classes(logits, target, ignore_index)
+    log_normaliser = logsumexp(logits)
+    picked = logits[np.arange(len(logits)), classes]
+    loss = log_normaliser - (1 - label_smoothing) * picked
+    if label_smoothing:
+        loss -= label_smoothing * logits.mean(axis=1)
+    loss[~kept] = 0
+    if reduction == "none":
+        return loss, log_normaliser
+    total = loss.sum()
+    if reduction == "mean":
+        with np.errstate(invalid="ignore"):
+            total = total / logits.dtype.type(np.count_nonzero(kept))
+    return np.asarray(total), log_normaliser
+
+
+@register("cross_entropy_backward", "numpy")
+def cross_entropy_backward(
+    grad: Array,
+    logits: Array,
+    target: Array,
+    log_normaliser: Array,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Array:
+    """grad (softmax(logits) - smoothed target), and 0 in the rows that are ignored.
+
+    grad: the shape of the loss; log_normaliser: (rows,), as the forward returned it.
+    Returns (rows, classes).
+    """
+    kept, classes = _kept_classes(logits, target, ignore_index)
+    out = logits - log_normaliser[:, None]
+    np.exp(out, out=out)
+    out[np.arange(len(out)), classes] -= 1 - label_smoothing
+    if label_smoothing:
+        out -= label_smoothing / out.shape[1]
+    if reduction == "mean":
+        grad = grad / max(np.count_nonzero(kept), 1)
+    scale = np.where(kept, grad, 0).astype(out.dtype, copy=False)
+    out *= scale[:, None]
+    return out
+
+
+def _kept_classes(logits: Array, target: Array, ignore_index: int) -> tuple[Array, Array]:
+    """Which rows count, and each row's class, 0 where it does not count."""
+    kept = target != ignore_index
+    classes = np.where(kept, target, 0)
+    if classes.size and not 0 <= classes.min() <= classes.max() < logits.shape[1]:
+        raise ShapeError(
+            f"cross_entropy: expected targets in [0, {logits.shape[1]}) or "
+            f"ignore_index={ignore_index}; got values from {classes.min()} to {classes.max()}; "
+            f"are the logits (rows, classes), and does the vocabulary hold every token?"
+        )
+    return kept, classes
+
+
+@register("embedding", "numpy")
+def embedding(weight: Array, index: Array) -> Array:
+    """Row index[i] of weight for each i. weight: (rows, features); index: any shape, integers.
+
+    Returns (*index.shape, features).
+    """
+    _check_rows(index, weight.shape[0])
+    return np.take(weight, index, axis=0)
+
+
+@register("embedding_backward", "numpy")
+def embedding_backward(grad: Array, index: Array, *, num_embeddings: int) -> Array:
+    """The transpose of `embedding`: rows of grad added up where they came from.
+
+    grad: (*index.shape, features). Returns (num_embeddings, features).
+    """
+    _check_rows(index, num_embeddings)
+    features = grad.shape[-1]
+    out = np.zeros((num_embeddings, features), grad.dtype)
+    rows = index.reshape(-1)
+    if not rows.size:
+        return out
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    out[ordered[starts]] = np.add.reduceat(grad.reshape(-1, features)[order], starts, axis=0)
+    return out
+
+
+def _check_rows(index: Array, rows: int) -> None:
+    if index.size and not 0 <= index.min() <= index.max() < rows:
+        raise ShapeError(
+            f"embedding: expected indices in [0, {rows}), the rows of the table; "
+            f"got values from {index.min()} to {index.max()}"
+        )
+
+
+@register("scaled_dot_product_attention", "numpy")
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Array, Array]:
+    """softmax(scale Q Kᵀ + mask) V.
+
+    query: (..., heads, time_q, head_dim); key: (..., kv_heads, time_k, head_dim); value: (...,
+    kv_heads, time_k, value_dim); heads a multiple of kv_heads, each of which serves a run of
+    neighbouring heads. mask: broadcastable to (..., heads, time_q, time_k), either bool (True:
+    attend) or a float that is added. causal: query i sees keys 0 to i. scale: head_dim ** -0.5
+    unless given. A query that may see nothing gets zeros.
+
+    Returns out: (..., heads, time_q, value_dim), and the logsumexp of the scores: (..., heads,
+    time_q), +inf for a query that sees nothing, from which the backward recomputes the
+    probabilities. Source: Vaswani et al. 2017, equation 1.
+    """
+    weights = _scores(query, key, mask, causal, scale)
+    largest = weights.max(axis=-1, keepdims=True, initial=-np.inf)
+    blind = np.isneginf(largest)
+    largest[blind] = 0
+    weights -= largest
+    np.exp(weights, out=weights)
+    total = weights.sum(axis=-1, keepdims=True)
+    total[blind] = 1
+    out = _by_group(weights, value)
+    out /= total
+    log_normaliser = np.log(total) + largest
+    log_normaliser[blind] = np.inf
+    return out, log_normaliser[..., 0]
+
+
+@register("scaled_dot_product_attention_backward", "numpy")
+def scaled_dot_product_attention_backward(
+    grad: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    out: Array,
+    log_normaliser: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Array, Array, Array]:
+    """Gradients for query, key and value; the shapes as in the forward.
+
+    With P = exp(S - log_normaliser) and dP = grad Vᵀ:  dV = Pᵀ grad,
+    dS = P (dP - Σ grad out),  dQ = scale dS K,  dK = scale dSᵀ Q.
+    Source: Dao et al. 2022 (FlashAttention), appendix B.2.
+    """
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    kv_heads = key.shape[-3]
+    probabilities = _scores(query, key, mask, causal, scale)
+    probabilities -= log_normaliser[..., None]
+    np.exp(probabilities, out=probabilities)
+
+    dvalue = _group(probabilities, kv_heads).mT @ _group(grad, kv_heads)
+    dscores = _by_group(grad, value.mT)
+    dscores -= np.vecdot(grad, out)[..., None]
+    dscores *= probabilities
+    dscores *= scale
+    dquery = _by_group(dscores, key)
+    dkey = _group(dscores, kv_heads).mT @ _group(query, kv_heads)
+    return dquery, dkey, dvalue
+
+
+def _scores(query, key, mask, causal, scale):
+    """scale Q Kᵀ + mask, with -inf where a query must not look: (..., heads, time_q, time_k)."""
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    scores = _by_group(query * scale, key.mT)
+    if causal:
+        scores += _causal_bias(scores.shape[-2], scores.shape[-1], scores.dtype)
+    if mask is not None:
+        if mask.dtype == bool:
+            np.copyto(scores, -np.inf, where=~mask)
+        else:
+            scores += mask
+    return scores
+
+
+@cache
+def _causal_bias(time_q: int, time_k: int, dtype: np.dtype) -> Array:
+    """0 on and below the diagonal, -inf above it: (time_q, time_k)."""
+    return np.triu(np.full((time_q, time_k), -np.inf, dtype), k=1)
+
+
+def _by_group(x, per_head):
+    """x @ per_head, where x has a multiple of the heads of per_head."""
+    kv_heads = per_head.shape[-3]
+    if x.shape[-3] == kv_heads:
+        return x @ per_head
+    grouped = _group(x, kv_heads)
+    return (grouped @ per_head).reshape(*x.shape[:-1], per_head.shape[-1])
+
+
+def _group(x, kv_heads):
+    """(..., heads, time, n) as (..., kv_heads, heads / kv_heads * time, n)."""
+    *leading, heads, time, width = x.shape
+    return (
+        x if heads == kv_heads else x.reshape(*leading, kv_heads, heads // kv_heads * time, width)
+    )
+
+
+@register("dropout", "numpy")
+def dropout(x: Array, keep: Array, *, p: float) -> Array:
+    """x / (1 - p) where keep is true, 0 elsewhere. It is its own backward, on the gradient.
+
+    x: any shape; keep: bool of the same shape, true with probability 1 - p.
+    """
+    out = x * keep
+    if p < 1:
+        out *= 1 / (1 - p)
+    return out
+
+
+@register("adamw_step", "numpy")
+def adamw_step(
+    param: Array,
+    grad: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> None:
+    """One step of AdamW, in place on param and on the two moments; all of one shape.
+
+    step counts from 1. Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form: the
+    decay is lr * weight_decay * param, and eps is added after the bias correction.
+    """
+    beta1, beta2 = betas
+    param *= 1 - lr * weight_decay
+    exp_avg *= beta1
+    scratch = grad * (1 - beta1)
+    exp_avg += scratch
+
+    exp_avg_sq *= beta2
+    np.square(grad, out=scratch)
+    scratch *= 1 - beta2
+    exp_avg_sq += scratch
+
+    np.sqrt(exp_avg_sq, out=scratch)
+    scratch *= (1 - beta2**step) ** -0.5
+    scratch += eps
+    np.divide(exp_avg, scratch, out=scratch)
+    scratch *= lr / (1 - beta1**step)
+    param -= scratch
