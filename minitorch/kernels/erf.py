@@ -7,10 +7,18 @@ With y = |x| and R a ratio of two polynomials, the coefficients of which are lis
     4 < y              erfc(y) = exp(-y²) / y (1/sqrt(pi) - R(1/y²) / y²)
 
 and the rest by erf(x) = 1 - erfc(x), erfc(-x) = 2 - erfc(x). Computed in float64, where erf is
-within a few units in the last place, and erfc too, down to where it underflows at x = 26.5.
+within 4 units in the last place, and erfc within 5, down to where it underflows at x = 26.5.
 
 Source: W. J. Cody, Rational Chebyshev approximations for the error function, Mathematics of
 Computation 23 (1969), 631-637; the coefficients are those for 18 digits.
+
+In float32 the normal distribution function, which gelu needs at every step of training, has a
+formula of its own with no regions and half the work: with y = |x|,
+
+    Φ(-y) = exp(-y²/2) R(y)
+
+where R, of degrees 4 and 5, is a minimax fit with relative error 6e-9 over y < 14.5, beyond which
+float32 holds nothing smaller.
 """
 
 import numpy as np
@@ -67,6 +75,21 @@ _FAR_DENOMINATOR = (
     6.05183413124413191e-2,
     2.33520497626869185e-3,
 )
+_NORMAL_NUMERATOR = (
+    0.00411627634,
+    0.0406330356,
+    0.183234618,
+    0.438294324,
+    0.500000003,
+)
+_NORMAL_DENOMINATOR = (
+    0.0103178549,
+    0.101858363,
+    0.469469246,
+    1.2025011,
+    1.67447363,
+    1.0,
+)
 
 
 def erf(x: np.ndarray) -> np.ndarray:
@@ -90,6 +113,24 @@ def erfc(x: np.ndarray) -> np.ndarray:
     tail = _erfc_far(magnitude[~near])
     out[~near] = np.where(wide[~near] > 0, tail, 2.0 - tail)
     return out.astype(x.dtype, copy=False)
+
+
+def normal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """exp(-x²/2), and Φ(x), the probability that a standard normal variable is below x.
+
+    Both have the shape and dtype of x. Φ is within 2e-7 in float32, 1e-15 in float64.
+    """
+    bell = np.square(x)
+    bell *= -0.5
+    np.exp(bell, out=bell)
+    if x.dtype == np.float64:
+        return bell, 0.5 * erfc(x * -np.sqrt(0.5))
+    magnitude = np.abs(x)
+    np.minimum(magnitude, 15, out=magnitude)
+    tail = _ratio(_NORMAL_NUMERATOR, _NORMAL_DENOMINATOR, magnitude)
+    tail *= bell
+    np.subtract(x > 0, tail, out=tail)
+    return bell, np.abs(tail, out=tail)
 
 
 def _erf_near(x):
@@ -117,14 +158,15 @@ def _exp_minus_square(y):
 
 
 def _ratio(numerator, denominator, x):
-    """The quotient of two polynomials, coefficients from the highest power down (Horner)."""
-    top = np.full_like(x, numerator[0])
-    for coefficient in numerator[1:]:
-        top *= x
-        top += coefficient
-    bottom = np.full_like(x, denominator[0])
-    for coefficient in denominator[1:]:
-        bottom *= x
-        bottom += coefficient
-    top /= bottom
-    return top
+    quotient = _polynomial(numerator, x)
+    quotient /= _polynomial(denominator, x)
+    return quotient
+
+
+def _polynomial(coefficients, x):
+    """Horner's rule, coefficients from the highest power down."""
+    out = np.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        out *= x
+        out += coefficient
+    return out

@@ -3,7 +3,7 @@
 Every kernel has one Python signature, that of its reference in `minitorch.kernels.reference`, and
 up to four implementations of it:
 
-    numpy   the reference, written to be read; on CuPy arrays it runs through NumPy's dispatch
+    numpy   the reference, written to be read
     cpu     C++ from csrc/cpu
     cuda    CUDA from csrc/cuda, on a GPU
     simt    the same CUDA source under the emulator, on the CPU
@@ -22,7 +22,7 @@ from minitorch.errors import ConfigError, DeviceError, KernelError
 Kernel = Callable[..., object]
 
 IMPLEMENTATIONS = ("numpy", "cpu", "cuda", "simt")
-PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda", "numpy")}
+PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda",)}
 
 _table: dict[str, dict[str, Kernel]] = {}
 _first_choice: str | None = None
