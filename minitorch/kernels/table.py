@@ -16,10 +16,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any, TypeVar
 
 from minitorch.errors import ConfigError, DeviceError, KernelError
 
-Kernel = Callable[..., object]
+Kernel = Callable[..., Any]
+_KernelT = TypeVar("_KernelT", bound=Kernel)
 
 IMPLEMENTATIONS = ("numpy", "cpu", "cuda", "simt")
 PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda",)}
@@ -28,7 +30,7 @@ _table: dict[str, dict[str, Kernel]] = {}
 _first_choice: str | None = None
 
 
-def register(name: str, implementation: str) -> Callable[[Kernel], Kernel]:
+def register(name: str, implementation: str) -> Callable[[_KernelT], _KernelT]:
     """Decorator: enter a function into the table as this implementation of the kernel `name`."""
     if implementation not in IMPLEMENTATIONS:
         raise KernelError(
@@ -36,7 +38,7 @@ def register(name: str, implementation: str) -> Callable[[Kernel], Kernel]:
             f"got {implementation!r}"
         )
 
-    def enter(function: Kernel) -> Kernel:
+    def enter(function: _KernelT) -> _KernelT:
         _table.setdefault(name, {})[implementation] = function
         lookup.cache_clear()
         return function
