@@ -1,0 +1,194 @@
+"""What this machine offers: `report()` asks the system, the compiler, the driver and the packages.
+
+Every question is asked on its own, and one that cannot be answered is None in the report: it never
+raises.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DISTRIBUTION = "minitorch-engine"
+VECTOR_FLAGS = (
+    "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
+    "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve", "sve2",
+)  # fmt: skip
+"""Flags of /proc/cpuinfo, x86 and ARM, that decide how fast a kernel can be."""
+
+
+def report() -> dict[str, dict[str, Any]]:
+    """All sections: {"section": {"question": answer}}, of types that JSON can hold."""
+    return {
+        "system": {
+            "minitorch": ask(lambda: importlib.metadata.version(DISTRIBUTION)),
+            "location": ask(lambda: str(Path(__file__).parents[1])),
+            "python": platform.python_version(),
+            "platform": ask(platform.platform),
+        },
+        "processor": {
+            "model": ask(lambda: _cpuinfo("model name") or platform.processor() or None),
+            "architecture": platform.machine(),
+            "cores": os.cpu_count(),
+            "usable cores": ask(lambda: len(os.sched_getaffinity(0))),
+            "instruction sets": ask(instruction_sets),
+        },
+        "threads": {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+            "NumPy's BLAS": ask(_blas),
+        },
+        "memory": {
+            "total": ask(lambda: _meminfo("MemTotal")),
+            "available": ask(lambda: _meminfo("MemAvailable")),
+            "peak of this process": ask(peak_memory),
+            "array buffers": ask(_allocator),
+            "buffers are recycled": ask(lambda: _allocator() != "default_allocator"),
+        },
+        "compiler": {"C++": ask(_compiler), "C++20": ask(_compiles_cpp20), "ninja": ask(_ninja)},
+        "kernels": {
+            "compiled extensions": ask(_extensions),
+            "MT_KERNELS": os.environ.get("MT_KERNELS"),
+            **{f"on {name}": count for name, count in (ask(_kernels) or {}).items()},
+        },
+        "cuda": {
+            "nvcc": ask(lambda: _first_match(["nvcc", "--version"], r"release (\S+),")),
+            "driver": ask(_driver),
+            "GPUs": ask(_gpus),
+            "cupy": ask(_cupy),
+        },
+        "packages": {name: ask(partial(importlib.metadata.version, name)) for name in packages()},
+    }
+
+
+def ask(question: Callable[[], Any]) -> Any:
+    """The answer to one question, or None where there is none."""
+    try:
+        return question()
+    except Exception:
+        return None
+
+
+def instruction_sets() -> list[str]:
+    """Those of VECTOR_FLAGS that the processor has."""
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
+    return [flag for flag in VECTOR_FLAGS if flag in flags]
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held at once, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def packages() -> list[str]:
+    """The distributions that minitorch requires, or can use."""
+    requirements = ask(lambda: importlib.metadata.requires(DISTRIBUTION)) or ["numpy", "ml_dtypes"]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in requirements]
+    return list(dict.fromkeys(names))
+
+
+def _cpuinfo(key: str) -> str | None:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return None
+
+
+def _meminfo(key: str) -> int | None:
+    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def _blas() -> str:
+    blas: Any = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return f"{blas['name']} {blas['version']}"
+
+
+def _allocator() -> str | None:
+    """The name of the handler that NumPy asks for memory (NEP 49)."""
+    import numpy._core.multiarray as multiarray
+
+    return multiarray.get_handler_name()
+
+
+def _cxx() -> str | None:
+    candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+
+
+def _compiler() -> str | None:
+    path = _cxx()
+    return _output([path, "--version"]).splitlines()[0] if path else None
+
+
+def _compiles_cpp20() -> bool:
+    path = _cxx()
+    program = "#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\n"
+    command = [path, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    return bool(path) and _run(command, program).returncode == 0  # type: ignore[arg-type]
+
+
+def _ninja() -> str:
+    return _output([shutil.which("ninja") or "ninja", "--version"]).strip()
+
+
+def _extensions() -> list[str]:
+    import minitorch
+
+    folder = Path(minitorch.__path__[0])
+    return sorted(path.name for path in folder.glob("_*") if path.suffix in (".so", ".pyd"))
+
+
+def _kernels() -> dict[str, str]:
+    """For each implementation, which kernels the CPU would run on it."""
+    from minitorch.kernels import available
+
+    chosen: dict[str, list[str]] = {}
+    for name, implementations in available().items():
+        chosen.setdefault(implementations[0], []).append(name)
+    return {name: f"{len(kernels)}: {', '.join(kernels)}" for name, kernels in chosen.items()}
+
+
+def _driver() -> str:
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _gpus() -> list[str]:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return _output(query).splitlines()
+
+
+def _cupy() -> str:
+    import cupy
+
+    return f"{cupy.__version__}, {cupy.cuda.runtime.getDeviceCount()} device(s)"
+
+
+def _first_match(command: list[str], pattern: str) -> str | None:
+    match = re.search(pattern, _output(command))
+    return match[1] if match else None
+
+
+def _output(command: list[str]) -> str:
+    result = _run(command)
+    result.check_returncode()
+    return result.stdout
+
+
+def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=20)
