@@ -11,11 +11,12 @@ which the older checkpoints are all there is and after which this one is complet
 same way backwards.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,27 @@ def newest(run: Path) -> Path:
         what = "holds no checkpoint yet" if run.is_dir() else "does not exist"
         raise CheckpointError(f"{run} {what}; give a folder that `minitorch train` wrote")
     return found[-1]
+
+
+@contextlib.contextmanager
+def exclusive(run: Path) -> Iterator[None]:
+    """Within the block no other process gets past this line for the same folder.
+
+    Raises CheckpointError where one is in it. The lock goes with the process, however it ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        yield
+        return
+    with open(run / ".lock", "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(
+                f"{run}: another process is training here; wait for it, or choose another --out"
+            ) from None
+        yield
 
 
 def _fingerprint(path: Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ def draw_loss_curve(
 ) -> None:
     """Write a PNG of both curves.
 
-    losses: the training loss of every step, drawn faintly, and averaged between evaluations.
+    losses: the training loss of every step, drawn faintly, and smoothed.
     rows: those of the log. unit: what the losses are measured in.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,25 +25,21 @@ def draw_loss_curve(
 
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.plot(np.arange(1, len(losses) + 1), losses, color=TRAINING, alpha=0.25, linewidth=0.7)
-    steps = [row["step"] for row in rows]
-    for name, key, color in (
-        ("training", "train_loss", TRAINING),
-        ("validation", "val_loss", VALIDATION),
-    ):
-        values = [row[key] for row in rows]
-        label = f"{name}, {values[-1]:.3f} at the end" if values else name
-        axes.plot(steps, values, color=color, marker="o", markersize=3.5, label=label)
+    steps = np.arange(1, len(losses) + 1)
+    axes.plot(steps, losses, color=TRAINING, alpha=0.25, linewidth=0.7)
+    axes.plot(steps, _smooth(np.asarray(losses)), color=TRAINING, label="training, smoothed")
     if rows:
-        best = min(rows, key=lambda row: row["val_loss"])
-        axes.annotate(
-            f"{best['val_loss']:.3f}",
-            (best["step"], best["val_loss"]),
-            xytext=(0, -12),
-            textcoords="offset points",
-            ha="center",
-            va="top",
+        last, best = rows[-1], min(rows, key=lambda row: row["val_loss"])
+        label = f"validation, {last['val_loss']:.3f} at the end"
+        if best is not last:
+            label += f", {best['val_loss']:.3f} at best"
+        axes.plot(
+            [row["step"] for row in rows],
+            [row["val_loss"] for row in rows],
             color=VALIDATION,
+            marker="o",
+            markersize=3.5,
+            label=label,
         )
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("step")
@@ -59,3 +55,12 @@ def draw_loss_curve(
     FigureCanvasAgg(figure)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """The mean of each value's neighbourhood, about 2 % of them all, cut off at the ends."""
+    reach = len(values) // 100
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
