@@ -1,0 +1,183 @@
+"""Muon: momentum whose singular values are all set to about 1.
+
+For a weight matrix W with gradient G (n, m):
+
+    B = momentum B + (1 - momentum) G
+    M = (1 - momentum) G + momentum B      with Nesterov, else B
+    W = (1 - lr weight_decay) W - lr scale(n, m) orthogonalize(M)
+
+If M = U S Vᵀ, the update is close to U Vᵀ, the nearest semi-orthogonal matrix: every direction of
+the matrix learns at the same pace, where the gradient alone is dominated by a few. It comes from
+matrix products only: five Newton-Schulz steps X = a X + (b A + c A²) X with A = X Xᵀ, which apply
+the polynomial a s + b s³ + c s⁵ to every singular value s. The coefficients are chosen for
+steepness at 0, not for convergence: the singular values end between about 0.7 and 1.2.
+
+The size of U Vᵀ depends on the shape, so the step is scaled:
+    "original"         sqrt(max(1, n / m))
+    "match_rms_adamw"  0.2 sqrt(max(n, m)), the root mean square of AdamW's updates, so that AdamW's
+                       lr and weight_decay can be kept
+
+Muon is for the matrices inside a network. Embeddings, the head, biases and norms go into a group
+with use_muon=False, which AdamW updates; `muon_groups` makes that division.
+
+Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon, and its code (KellerJordan/Muon);
+"match_rms_adamw": Liu et al. 2025, "Muon is Scalable for LLM Training" (arXiv 2502.16982), eq. 4.
+Names and defaults are those of torch.optim.Muon; the defaults in Jordan's code are lr=0.02 and no
+weight decay. Both compute the Newton-Schulz steps in bfloat16, here they are in the parameter's
+own precision (float32 at the least).
+"""
+
+import math
+from collections.abc import Collection, Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minitorch.errors import ConfigError
+from minitorch.nn import Embedding, Module
+from minitorch.optim.adam import MOMENTS, adamw_step
+from minitorch.optim.optimizer import BETAS, FLAG, FRACTION, NON_NEGATIVE, Group, Optimizer, Rule
+from minitorch.tensor import Tensor
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(
+    matrix: np.ndarray,
+    *,
+    coefficients: tuple[float, float, float] = NEWTON_SCHULZ,
+    steps: int = 5,
+    eps: float = 1e-7,
+) -> np.ndarray:
+    """U p(S / |S|) Vᵀ for matrix = U S Vᵀ, where p is the polynomial applied `steps` times.
+
+    matrix: (n, m). It is divided by its Frobenius norm |S| (at least eps) first, which brings all
+    singular values into [0, 1]. The products are done on the smaller side.
+    """
+    a, b, c = coefficients
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / max(float(np.linalg.norm(x)), eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+SCALES = {
+    "original": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
+    "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+}
+
+
+class Muon(Optimizer):
+    """Muon for the groups with use_muon=True (the default), AdamW for the others.
+
+    lr, weight_decay: of either. momentum, nesterov, ns_coefficients, ns_steps, eps, adjust_lr_fn
+    ("original" or "match_rms_adamw"): of Muon. betas, adamw_eps: of AdamW.
+    Raises ConfigError if a group of Muon's holds anything but matrices.
+    """
+
+    rules: ClassVar = {
+        "lr": NON_NEGATIVE,
+        "weight_decay": NON_NEGATIVE,
+        "momentum": FRACTION,
+        "nesterov": FLAG,
+        "ns_coefficients": Rule(lambda value: len(value) == 3, "three numbers"),
+        "ns_steps": Rule(lambda value: 1 <= value < 100, "a number of steps from 1 to 99"),
+        "eps": NON_NEGATIVE,
+        "adjust_lr_fn": Rule(lambda value: value in SCALES, f"one of {', '.join(SCALES)}"),
+        "use_muon": FLAG,
+        "betas": BETAS,
+        "adamw_eps": NON_NEGATIVE,
+    }
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[Group],
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = NEWTON_SCHULZ,
+        ns_steps: int = 5,
+        eps: float = 1e-7,
+        adjust_lr_fn: str = "original",
+        use_muon: bool = True,
+        betas: tuple[float, float] = (0.9, 0.95),
+        adamw_eps: float = 1e-8,
+    ):
+        super().__init__(
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            ns_steps=ns_steps,
+            eps=eps,
+            adjust_lr_fn=adjust_lr_fn,
+            use_muon=use_muon,
+            betas=betas,
+            adamw_eps=adamw_eps,
+        )
+
+    def _check_group(self, group: Group) -> None:
+        super()._check_group(group)
+        for param in group["params"] if group["use_muon"] else ():
+            if param.ndim != 2:
+                raise ConfigError(
+                    f"Muon: expected matrices; got a parameter of shape {tuple(param.shape)}. Put "
+                    "it into a group with use_muon=False"
+                )
+
+    def state_shapes(self, shape: tuple[int, ...], group: Group) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(("momentum_buffer",) if group["use_muon"] else MOMENTS, shape)
+
+    def update(
+        self, weight: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: Group
+    ) -> None:
+        if not group["use_muon"]:
+            numbers = {key: group[key] for key in ("lr", "betas", "weight_decay")}
+            adamw_step(weight, grad, state, **numbers, eps=group["adamw_eps"])
+            return
+        direction = orthogonalize(
+            _momentum(grad, state["momentum_buffer"], group["momentum"], group["nesterov"]),
+            coefficients=group["ns_coefficients"],
+            steps=group["ns_steps"],
+            eps=group["eps"],
+        )
+        direction *= group["lr"] * SCALES[group["adjust_lr_fn"]](*weight.shape)
+        weight *= 1 - group["lr"] * group["weight_decay"]
+        weight -= direction
+
+
+def _momentum(grad: np.ndarray, buffer: np.ndarray, momentum: float, nesterov: bool) -> np.ndarray:
+    """Advance the mean of the gradients in place; return it, or its look-ahead."""
+    new = (1 - momentum) * grad
+    buffer *= momentum
+    buffer += new
+    if not nesterov:
+        return buffer
+    new += momentum * buffer
+    return new
+
+
+def muon_groups(
+    model: Module, *, adamw_lr: float, exclude: Collection[str] = ("lm_head",)
+) -> list[Group]:
+    """The two parameter groups for Muon: the matrices inside the model, and all the rest.
+
+    To the rest belong all that is not a matrix, the weights of every Embedding, whatever is tied
+    to one, and the modules whose name ends in one of `exclude`. It gets lr=adamw_lr.
+    """
+    rest = {id(param) for param in model.parameters() if param.ndim != 2}
+    for name, module in model.named_modules():
+        if isinstance(module, Embedding) or name.rpartition(".")[2] in exclude:
+            rest.update(id(param) for param in module.parameters())
+    matrices = [param for param in model.parameters() if id(param) not in rest]
+    others = [param for param in model.parameters() if id(param) in rest]
+    groups = [
+        {"name": "matrices", "params": matrices},
+        {"name": "others", "params": others, "use_muon": False, "lr": adamw_lr},
+    ]
+    return [group for group in groups if group["params"]]
