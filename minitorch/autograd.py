@@ -13,6 +13,7 @@ Rules are written in Tensor operations. With create_graph they are recorded like
 the gradient can be differentiated again.
 """
 
+import functools
 import itertools
 import threading
 import traceback
@@ -104,7 +105,8 @@ def observe(observer: Any) -> Iterator[Any]:
     """Let observer see what is computed in the block.
 
     observer.call(primitive, inputs, meta, run) is called in place of run() for every operation and
-    returns its result; observer.sweep(node, run) likewise for every step of a reverse sweep.
+    returns its result. observer.sweep(node, run), if there is one, likewise for every step of a
+    reverse sweep; the operations inside of the step are then not reported one by one.
     """
     before = mode.observers
     mode.observers = (*before, observer)
@@ -132,13 +134,13 @@ class Node:
     meta: the options of the call, such as dim.
     edges: for each input the Node that made it, the leaf Tensor itself, or None if no gradient
         goes there.
-    shapes, dtypes: of the inputs (() and None for Python scalars).
+    signature: (shape, dtype) of each input; ((), None) for Python scalars.
     saved: position of the input (or OUT) -> what the rule asked to keep.
     """
 
     __slots__ = (
         "__weakref__",
-        "dtypes",
+        "signature",
         "edges",
         "extras",
         "freed",
@@ -164,7 +166,7 @@ class Node:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of the inputs."""
-        return tuple(shape for shape, _ in self.dtypes)
+        return tuple(shape for shape, _ in self.signature)
 
     def input(self, position: int) -> Any:
         """The saved input as a tensor in its place on the tape (or the Python scalar)."""
@@ -177,6 +179,11 @@ class Node:
     def out(self) -> Tensor:
         """The saved result as a tensor in its place on the tape."""
         return self._unpack(OUT, self)
+
+    def extra(self, name: str) -> Any:
+        """An array that the forward kernel left for the backward kernel."""
+        array = self.extras[name]
+        return array.recompute() if isinstance(array, Recomputed) else array
 
     def _unpack(self, position: int, maker: "Node | None") -> Any:
         saved = self.saved[position]
@@ -276,6 +283,7 @@ def _apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tenso
     out._node = None
     out._made_at = 0
     out._hooks = None
+    out._is_view = False
     out._counter = [0]
     if primitive.may_view:
         _share_version(out, inputs)
@@ -293,33 +301,34 @@ def _share_version(out: Tensor, inputs: Sequence[Any]) -> None:
     base = out.data.base
     if base is not None and (base is source.data or base is source.data.base):
         out._counter = source._counter
+        out._is_view = True
         out._made_at = 0 if source._counter is None else source._counter[0]
-    elif out.data is source.data:
-        out._counter, out._made_at = source._counter, source._made_at
 
 
 def _record(
     primitive: Any, inputs: Sequence[Any], meta: dict[str, Any], out: Tensor, extras: Any
 ) -> None:
     edges = []
-    dtypes = []
+    signature = []
     for x in inputs:
         if isinstance(x, Tensor):
             edges.append((x._node or x) if x.requires_grad else None)
-            dtypes.append((x.data.shape, x.data.dtype))
+            signature.append((x.data.shape, x.data.dtype))
         else:
             edges.append(None)
-            dtypes.append(_SCALAR)
+            signature.append(_SCALAR)
     node = Node.__new__(Node)
     node.primitive = primitive
     node.meta = meta
     node.edges = edges
-    node.dtypes = dtypes
+    node.signature = signature
     node.number = next(_numbers)
     node.hooks = None
     node.retained = None
     node.freed = False
-    node.extras = extras
+    node.extras = extras if mode.keep is None or extras is None else {
+        name: mode.keep(array) for name, array in extras.items()
+    }
     node.out_shape = out.data.shape
     node.out_dtype = out.data.dtype
     node.where = _user_line() if mode.anomaly else None
@@ -560,7 +569,7 @@ def _step(
         gradient = gradients[position]
         if gradient is None:
             continue
-        shape, dtype = node.dtypes[position]
+        shape, dtype = node.signature[position]
         if gradient.data.shape != shape:
             gradient = gradient.sum_to(shape)
         if gradient.data.dtype != dtype:
@@ -575,9 +584,13 @@ def _step(
 
 def _observed_step(node: Node, cotangent: Tensor) -> Any:
     observers = mode.observers
-    mode.observers = ()
+    watching = [observer for observer in observers if hasattr(observer, "sweep")]
+    mode.observers = tuple(observer for observer in observers if observer not in watching)
     try:
-        return observers[-1].sweep(node, lambda: node.primitive.vjp(node, cotangent))
+        run = lambda: node.primitive.vjp(node, cotangent)  # noqa: E731
+        for observer in watching:
+            run = functools.partial(observer.sweep, node, run)
+        return run()
     finally:
         mode.observers = observers
 
@@ -662,3 +675,27 @@ def retain_grad(tensor: Tensor) -> None:
         raise GraphError("retain_grad: this tensor does not require a gradient")
     if tensor._node is not None:
         tensor._node.retained = weakref.ref(tensor)
+
+
+def pushforward(output: Tensor, tangents: Sequence[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """J u: sweep the tape from the inputs to the output, in the order in which it was made.
+
+    tangents: pairs of an input on the tape and its tangent u, of the input's shape. Returns the
+    tangent of the output, or None where the output does not depend on the inputs. The tape is
+    kept. Each step is `Primitive.jvp`: for J_n ... J_1 u the product runs from the right.
+    """
+    moving: dict[int, Tensor] = {}
+    for x, tangent in tangents:
+        key = id(x._node or x)
+        moving[key] = tangent if key not in moving else moving[key] + tangent
+    if output._node is None:
+        return moving.get(id(output))
+    for node in reversed(_reachable([output._node])):
+        if id(node) in moving:
+            continue
+        incoming = [None if edge is None else moving.get(id(edge)) for edge in node.edges]
+        if any(tangent is not None for tangent in incoming):
+            tangent = node.primitive.jvp(node, incoming)
+            if tangent is not None:
+                moving[id(node)] = tangent
+    return moving.get(id(output._node))

@@ -41,6 +41,7 @@ class Tensor(Methods):
         "__weakref__",
         "_counter",
         "_hooks",
+        "_is_view",
         "_made_at",
         "_node",
         "data",
@@ -58,6 +59,7 @@ class Tensor(Methods):
         self._counter = [0]
         self._made_at = 0
         self._hooks = None
+        self._is_view = False
         if requires_grad:
             self.requires_grad_()
 
@@ -282,6 +284,7 @@ def _init(out: Tensor, array: Any) -> None:
     out._counter = [0]
     out._made_at = 0
     out._hooks = None
+    out._is_view = False
 
 
 _new = object.__new__
@@ -297,6 +300,7 @@ def wrap(array: Any) -> Tensor:
     out._counter = [0]
     out._made_at = 0
     out._hooks = None
+    out._is_view = False
     return out
 
 
@@ -357,10 +361,17 @@ def _unwrap_nested(data: Any) -> Any:
     return data.detach().numpy() if isinstance(data, Tensor) else data
 
 
+_attached: dict[str, Callable[..., Any]] = {}
+
+
+def attached() -> dict[str, Callable[..., Any]]:
+    """The functions that `method` and `method_as` made methods, by name, operators left out."""
+    return {name: f for name, f in _attached.items() if not name.startswith("_")}
+
+
 def method(function: F) -> F:
     """Make a function of a tensor also a method of Tensor, under the same name."""
-    setattr(Tensor, function.__name__, function)
-    return function
+    return method_as(function.__name__)(function)
 
 
 def method_as(*names: str) -> Callable[[F], F]:
@@ -369,6 +380,7 @@ def method_as(*names: str) -> Callable[[F], F]:
     def attach(function: F) -> F:
         for name in names:
             setattr(Tensor, name, function)
+            _attached[name] = function
         return function
 
     return attach

@@ -1,0 +1,62 @@
+"""minitorch: a tensor and autograd engine with hand-written kernels, and language models on it.
+
+Names and conventions are PyTorch's. `minitorch.tensor` makes tensors, the operations are methods
+of Tensor and functions here, `minitorch.nn` and `minitorch.optim` build and train models.
+"""
+
+from minitorch import autograd, ops, random
+from minitorch.autograd import (
+    detect_anomaly,
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from minitorch.backend import (
+    bfloat16,
+    bool,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    promote_types,
+    result_type,
+    uint8,
+)
+from minitorch.checkpoint import checkpoint
+from minitorch.ops.creation import (
+    arange,
+    bernoulli,
+    empty,
+    empty_like,
+    eye,
+    full,
+    full_like,
+    linspace,
+    multinomial,
+    ones,
+    ones_like,
+    rand,
+    rand_like,
+    randint,
+    randn,
+    randn_like,
+    randperm,
+    zeros,
+    zeros_like,
+)
+from minitorch.ops.layout import broadcast_to, cat, stack, where
+from minitorch.ops.products import einsum
+from minitorch.random import Generator, manual_seed
+from minitorch.tensor import Tensor, from_dlpack, from_numpy, tensor
+
+__version__ = "0.1.0"
+
+from minitorch.tensor import attached as _attached
+
+# Every operation that is a method of Tensor is a function here too, as in PyTorch.
+globals().update({name: f for name, f in _attached().items() if name not in globals()})

@@ -1,0 +1,31 @@
+"""Every operation on tensors. Importing this package attaches the methods of Tensor.
+
+A primitive's definition holds its forward function, its derivative rule, the structure of its
+Jacobian, its formula, and the samples on which it is checked. `registry` lists them all.
+"""
+
+from minitorch.ops import (
+    creation,
+    elementwise,
+    fused,
+    general,
+    indexing,
+    layout,
+    products,
+    reductions,
+)
+from minitorch.ops.primitive import Primitive, Sample, registry
+
+__all__ = [
+    "Primitive",
+    "Sample",
+    "creation",
+    "elementwise",
+    "fused",
+    "general",
+    "indexing",
+    "layout",
+    "products",
+    "reductions",
+    "registry",
+]

@@ -1,0 +1,430 @@
+r"""Fused operations: one kernel each, and the composition of primitives that it stands for.
+
+The kernel runs; the reference explains it, checks it, takes over where a device lacks the kernel,
+and supplies what the kernel has not: forward mode and every derivative beyond the first.
+"""
+
+from math import pi, sqrt
+from typing import Any
+
+import numpy as np
+
+from minitorch import backend, random
+from minitorch.autograd import apply
+from minitorch.errors import ConfigError, DtypeError, ShapeError
+from minitorch.ops.general import _kernel, log_softmax
+from minitorch.ops.primitive import fused, linear
+from minitorch.ops.samples import mask, positive, real, sample
+from minitorch.tensor import Tensor, method, wrap
+
+
+def _gelu_reference(x: Tensor, *, approximate: str) -> Tensor:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + (sqrt(2 / pi) * (x + 0.044715 * x * x * x)).tanh())
+    return 0.5 * x * (1 + (x / sqrt(2)).erf())
+
+
+_gelu = fused(
+    "gelu",
+    _kernel("gelu"),
+    reference=_gelu_reference,
+    backward=lambda grad, x, approximate: [
+        _kernel("gelu_backward")(grad, x, approximate=approximate)
+    ],
+    inputs=("x",),
+    formula=r"x \, \Phi(x)",
+    jacobian=r"\operatorname{diag}(\Phi(x) + x \, \varphi(x))",
+    samples=lambda: [
+        sample(2 * real(3, 4), approximate="none"),
+        sample(2 * real(3, 4), approximate="tanh"),
+    ],
+)
+
+
+@method
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """x times the normal distribution function of x; "tanh": GPT-2's approximation.
+
+    Source: Hendrycks and Gimpel 2016, section 2.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ConfigError(f'gelu: expected approximate="none" or "tanh"; got {approximate!r}')
+    return _gelu(x, approximate=approximate)
+
+
+silu = fused(
+    "silu",
+    _kernel("silu"),
+    reference=lambda x: x * x.sigmoid(),
+    backward=lambda grad, x: [_kernel("silu_backward")(grad, x)],
+    inputs=("x",),
+    formula=r"x \, \sigma(x)",
+    jacobian=r"\operatorname{diag}(\sigma + x \sigma (1 - \sigma))",
+    samples=lambda: [sample(2 * real(3, 4))],
+    doc="x * sigmoid(x), also called swish. Source: Elfwing et al. 2017.",
+)
+method(silu)
+
+
+def _layer_norm_forward(x: Any, weight: Any, bias: Any, *, eps: float, ndim: int) -> Any:
+    out, mean, rstd = _kernel("layer_norm")(x, weight, bias, eps=eps, ndim=ndim)
+    return out, {"mean": mean, "rstd": rstd}
+
+
+def _layer_norm_reference(x: Tensor, weight: Any, bias: Any, *, eps: float, ndim: int) -> Tensor:
+    dims = tuple(range(-ndim, 0))
+    centred = x - x.mean(dims, keepdim=True)
+    out = centred * ((centred * centred).mean(dims, keepdim=True) + eps).rsqrt()
+    if weight is not None:
+        out = out * weight
+    return out if bias is None else out + bias
+
+
+_layer_norm = fused(
+    "layer_norm",
+    _layer_norm_forward,
+    reference=_layer_norm_reference,
+    backward=lambda grad, x, weight, mean, rstd, ndim: _kernel("layer_norm_backward")(
+        grad, x, weight, mean, rstd, ndim=ndim
+    ),
+    extras=("mean", "rstd"),
+    formula=r"w \odot (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b",
+    jacobian=r"\tfrac{1}{\sigma} \left(I - \tfrac{1}{n} (\mathbf{1} \mathbf{1}^\top + \hat{x} "
+    r"\hat{x}^\top)\right)",
+    samples=lambda: [
+        sample(real(3, 5), positive(5), real(5), eps=1e-5, ndim=1),
+        sample(real(2, 3, 4), real(3, 4), None, eps=1e-5, ndim=2),
+        sample(real(3, 5), None, None, eps=1e-5, ndim=1),
+    ],
+)
+
+
+@method
+def layer_norm(
+    x: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimensions, var being biased.
+
+    x: (..., *normalized_shape); weight, bias: normalized_shape. Source: Ba et al. 2016.
+    """
+    ndim = _check_norm("layer_norm", x, normalized_shape, weight, bias)
+    return apply(_layer_norm, [x, weight, bias], {"eps": eps, "ndim": ndim})
+
+
+def _check_norm(operation: str, x: Tensor, normalized_shape: Any, *parameters: Any) -> int:
+    shape = (
+        (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    )
+    if not shape or x.shape[-len(shape) :] != shape:
+        raise ShapeError(
+            f"{operation}: expected a tensor whose last dimensions are {shape}; got {x.shape}"
+        )
+    for parameter in parameters:
+        if parameter is not None and parameter.shape != shape:
+            raise ShapeError(
+                f"{operation}: expected a weight or bias of shape {shape}; got {parameter.shape}"
+            )
+    return len(shape)
+
+
+def _rms_norm_forward(x: Any, weight: Any, *, eps: float, ndim: int) -> Any:
+    out, rstd = _kernel("rms_norm")(x, weight, eps=eps, ndim=ndim)
+    return out, {"rstd": rstd}
+
+
+def _rms_norm_reference(x: Tensor, weight: Any, *, eps: float, ndim: int) -> Tensor:
+    out = x * ((x * x).mean(tuple(range(-ndim, 0)), keepdim=True) + eps).rsqrt()
+    return out if weight is None else out * weight
+
+
+_rms_norm = fused(
+    "rms_norm",
+    _rms_norm_forward,
+    reference=_rms_norm_reference,
+    backward=lambda grad, x, weight, rstd, ndim: _kernel("rms_norm_backward")(
+        grad, x, weight, rstd, ndim=ndim
+    ),
+    extras=("rstd",),
+    formula=r"w \odot x / \sqrt{\tfrac{1}{n} \sum_i x_i^2 + \epsilon}",
+    jacobian=r"\tfrac{1}{r} \left(I - \tfrac{1}{n} \hat{x} \hat{x}^\top\right)",
+    samples=lambda: [
+        sample(real(3, 5), positive(5), eps=1e-6, ndim=1),
+        sample(real(3, 5), None, eps=1e-6, ndim=1),
+    ],
+)
+
+
+@method
+def rms_norm(
+    x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimensions.
+
+    eps defaults to the spacing of the dtype at 1, as in PyTorch. Source: Zhang and Sennrich 2019.
+    """
+    ndim = _check_norm("rms_norm", x, normalized_shape, weight)
+    if eps is None:
+        eps = float(np.finfo(np.float64 if x.dtype == np.float64 else np.float32).eps)
+    return apply(_rms_norm, [x, weight], {"eps": eps, "ndim": ndim})
+
+
+def _cross_entropy_forward(logits: Any, target: Any, **meta: Any) -> Any:
+    loss, log_normaliser = _kernel("cross_entropy")(logits, target, **meta)
+    return loss, {"log_normaliser": log_normaliser}
+
+
+def _cross_entropy_backward(
+    grad: Any,
+    logits: Any,
+    target: Any,
+    log_normaliser: Any,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> Any:
+    return [
+        _kernel("cross_entropy_backward")(
+            grad,
+            logits,
+            target,
+            log_normaliser,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        )
+    ]
+
+
+def _cross_entropy_reference(
+    logits: Tensor, target: Tensor, *, ignore_index: int, label_smoothing: float, reduction: str
+) -> Tensor:
+    kept = target != ignore_index
+    log_probs = log_softmax(logits, 1)
+    classes = target.masked_fill(~kept, 0).unsqueeze(1)
+    loss = -(1 - label_smoothing) * log_probs.gather(1, classes).squeeze(1)
+    if label_smoothing:
+        loss = loss - label_smoothing * log_probs.mean(1)
+    loss = loss.masked_fill(~kept, 0.0)
+    if reduction == "none":
+        return loss
+    return loss.sum() / (int(kept.sum()) if reduction == "mean" else 1)
+
+
+_cross_entropy = fused(
+    "cross_entropy",
+    _cross_entropy_forward,
+    reference=_cross_entropy_reference,
+    backward=_cross_entropy_backward,
+    inputs=("logits", "target"),
+    extras=("log_normaliser",),
+    formula=r"-\ln \operatorname{softmax}(x)_t",
+    jacobian=r"(s - e_t)^\top",
+    samples=lambda: [
+        sample(
+            real(4, 5),
+            np.array([0, 3, -100, 4]),
+            ignore_index=-100,
+            label_smoothing=smoothing,
+            reduction=reduction,
+        )
+        for smoothing, reduction in [(0.0, "mean"), (0.1, "sum"), (0.1, "none"), (0.1, "mean")]
+    ],
+)
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Minus the log-probability of the target class under softmax(logits).
+
+    logits: (rows, classes), target: (rows,) of class indices, or both with further dimensions
+    after the classes as in PyTorch: (batch, classes, ...), (batch, ...). Rows whose target is
+    ignore_index count neither in the loss nor in its mean. label_smoothing moves that share of the
+    target to the uniform distribution. reduction: "mean", "sum" or "none".
+    In PyTorch: torch.nn.functional.cross_entropy.
+    """
+    if reduction not in ("mean", "sum", "none") or not 0 <= label_smoothing <= 1:
+        raise ConfigError(
+            'cross_entropy: expected reduction "mean", "sum" or "none" and label_smoothing in '
+            f"[0, 1]; got {reduction!r} and {label_smoothing}"
+        )
+    if backend.is_float(target.dtype):
+        raise DtypeError(
+            f"cross_entropy: expected integer class indices as the target; got {target.dtype}. "
+            "For probabilities use -(target * logits.log_softmax(-1)).sum(-1).mean()"
+        )
+    class_dim = 0 if logits.ndim == 1 else 1
+    expected = logits.shape[:class_dim] + logits.shape[class_dim + 1 :]
+    if logits.ndim == 0 or target.shape != expected:
+        raise ShapeError(
+            f"cross_entropy: logits of shape {logits.shape} need a target of shape {expected}; got "
+            f"{target.shape}"
+        )
+    rows = logits.movedim(class_dim, -1).reshape(-1, logits.shape[class_dim])
+    meta = {
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "reduction": reduction,
+    }
+    loss = apply(_cross_entropy, [rows, target.reshape(-1)], meta)
+    return loss.reshape(target.shape) if reduction == "none" else loss
+
+
+def _attention_forward(query: Any, key: Any, value: Any, mask: Any, **meta: Any) -> Any:
+    out, log_normaliser = _kernel("scaled_dot_product_attention")(query, key, value, mask, **meta)
+    return out, {"log_normaliser": log_normaliser}
+
+
+def _attention_backward(
+    grad: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    out: Any,
+    log_normaliser: Any,
+    causal: bool,
+    scale: float | None,
+) -> Any:
+    return _kernel("scaled_dot_product_attention_backward")(
+        grad, query, key, value, mask, out, log_normaliser, causal=causal, scale=scale
+    )
+
+
+def _attention_reference(
+    query: Tensor, key: Tensor, value: Tensor, mask: Any, *, causal: bool, scale: float | None
+) -> Tensor:
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    groups = query.shape[-3] // key.shape[-3]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scores = (query @ key.mT) * scale
+    hidden = np.zeros(scores.shape[-2:], bool)
+    if causal:
+        hidden |= ~np.tril(np.ones(scores.shape[-2:], bool))
+    if mask is not None and mask.dtype == backend.bool:
+        hidden = hidden | ~mask.data
+    elif mask is not None:
+        scores = scores + mask
+    hidden = np.broadcast_to(hidden, scores.shape)
+    blind = Tensor(hidden.all(-1, keepdims=True))
+    scores = scores.masked_fill(Tensor(hidden), float("-inf")).masked_fill(blind, 0.0)
+    return scores.softmax(-1).masked_fill(blind, 0.0) @ value
+
+
+_attention = fused(
+    "scaled_dot_product_attention",
+    _attention_forward,
+    reference=_attention_reference,
+    backward=_attention_backward,
+    inputs=("query", "key", "value", "mask"),
+    extras=("log_normaliser",),
+    formula=r"\operatorname{softmax}(Q K^\top / \sqrt{d}) V",
+    samples=lambda: [
+        sample(
+            real(2, heads, 3, 4),
+            real(2, 2, 3, 4, seed=1),
+            real(2, 2, 3, 4, seed=2),
+            allowed,
+            causal=causal,
+            scale=scale,
+        )
+        for heads, allowed, causal, scale in [
+            (2, None, True, None),
+            (4, None, False, 0.3),
+            (2, mask(3, 3) | np.eye(3, dtype=bool), False, None),
+        ]
+    ],
+)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    generator: random.Generator | None = None,
+) -> Tensor:
+    """softmax(scale Q K^T + mask) V.
+
+    query: (batch, heads, time_q, head_dim); key, value: (batch, kv_heads, time_k, head_dim), heads
+    a multiple of kv_heads. attn_mask: broadcastable to (batch, heads, time_q, time_k), bool (True:
+    attend) or floats that are added to the scores. scale defaults to head_dim ** -0.5. A query
+    that may see no key gives zeros. dropout_p drops probabilities. Returns the shape of query.
+    In PyTorch: torch.nn.functional.scaled_dot_product_attention. Source: Vaswani et al. 2017.
+    """
+    if (
+        query.ndim < 3
+        or query.shape[-1] != key.shape[-1]
+        or key.shape[-3:-1] != value.shape[-3:-1]
+        or query.shape[-3] % max(key.shape[-3], 1)
+        or query.shape[:-3] != key.shape[:-3]
+        or key.shape[:-3] != value.shape[:-3]
+    ):
+        raise ShapeError(
+            "scaled_dot_product_attention: expected query (batch, heads, time_q, head_dim) and "
+            "key, value (batch, kv_heads, time_k, head_dim), heads a multiple of kv_heads; got "
+            f"{query.shape}, {key.shape} and {value.shape}"
+        )
+    meta = {"causal": is_causal, "scale": scale}
+    if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
+        return _attention_with_dropout(query, key, value, attn_mask, dropout_p, meta, generator)
+    return apply(_attention, [query, key, value, attn_mask], meta)
+
+
+def _attention_with_dropout(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    p: float,
+    meta: dict[str, Any],
+    generator: random.Generator | None,
+) -> Tensor:
+    """The reference, with its probabilities (attention to an identity) dropped out."""
+    time_k = key.shape[-2]
+    identity = wrap(np.eye(time_k, dtype=value.dtype)).expand((*key.shape[:-1], time_k))
+    probabilities = _attention_reference(query, key, identity, mask, **meta)
+    groups = query.shape[-3] // key.shape[-3]
+    spread = value.repeat_interleave(groups, -3) if groups > 1 else value
+    return dropout(probabilities, p, generator=generator) @ spread
+
+
+_dropout = linear(
+    "dropout",
+    lambda x, keep, *, p: _kernel("dropout")(x, keep, p=p),
+    lambda grad, keep, p: apply(_dropout, [grad, keep], {"p": p}),
+    formula=r"x \odot m / (1 - p)",
+    jacobian=r"\operatorname{diag}(m) / (1 - p)",
+    samples=lambda: [sample(real(3, 4), mask(3, 4), p=0.25)],
+)
+
+
+def dropout(
+    x: Tensor, p: float = 0.5, training: bool = True, generator: random.Generator | None = None
+) -> Tensor:
+    """Each element zeroed with probability p, the others divided by 1 - p.
+
+    The draw is one step of the generator (the global one by default), so that checkpointing can
+    replay it. Source: Srivastava et al. 2014, inverted.
+    """
+    if not 0 <= p <= 1:
+        raise ConfigError(f"dropout: expected a probability p in [0, 1]; got {p}")
+    if not training or p == 0:
+        return x
+    draw = (generator or random.default_generator).draw()
+    keep = wrap(draw.random(x.shape, np.float32) >= p)
+    return apply(_dropout, [x, keep], {"p": p})
+
