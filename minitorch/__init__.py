@@ -27,7 +27,7 @@ from minitorch.backend import (
     result_type,
     uint8,
 )
-from minitorch.checkpoint import checkpoint
+from minitorch.recomputation import checkpoint
 from minitorch.ops.creation import (
     arange,
     bernoulli,

@@ -252,9 +252,7 @@ def _observed(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Te
     observers = mode.observers
     mode.observers = observers[:-1]
     try:
-        return observers[-1].call(
-            primitive, inputs, meta, lambda: apply(primitive, inputs, meta)
-        )
+        return observers[-1].call(primitive, inputs, meta, lambda: apply(primitive, inputs, meta))
     finally:
         mode.observers = observers
 
@@ -277,7 +275,9 @@ def _apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tenso
     else:
         extras = None
     out = Tensor.__new__(Tensor)
-    out.data = array if isinstance(array, np.ndarray) or hasattr(array, "get") else np.asarray(array)
+    out.data = (
+        array if isinstance(array, np.ndarray) or hasattr(array, "get") else np.asarray(array)
+    )
     out.grad = None
     out.requires_grad = False
     out._node = None
@@ -326,9 +326,11 @@ def _record(
     node.hooks = None
     node.retained = None
     node.freed = False
-    node.extras = extras if mode.keep is None or extras is None else {
-        name: mode.keep(array) for name, array in extras.items()
-    }
+    node.extras = (
+        extras
+        if mode.keep is None or extras is None
+        else {name: mode.keep(array) for name, array in extras.items()}
+    )
     node.out_shape = out.data.shape
     node.out_dtype = out.data.dtype
     node.where = _user_line() if mode.anomaly else None

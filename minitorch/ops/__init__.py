@@ -5,6 +5,7 @@ Jacobian, its formula, and the samples on which it is checked. `registry` lists 
 """
 
 from minitorch.ops import (
+    convolution,
     creation,
     elementwise,
     fused,
@@ -19,6 +20,7 @@ from minitorch.ops.primitive import Primitive, Sample, registry
 __all__ = [
     "Primitive",
     "Sample",
+    "convolution",
     "creation",
     "elementwise",
     "fused",

@@ -578,7 +578,9 @@ def _logical(name: str, forward: Any, symbol: str, inputs: tuple[str, ...], why:
         forward,
         inputs=inputs,
         formula=symbol,
-        samples=lambda: [Sample(tuple(np.array([True, False, i == 0]) for i in range(len(inputs))))],
+        samples=lambda: [
+            Sample(tuple(np.array([True, False, i == 0]) for i in range(len(inputs))))
+        ],
         why=why,
     )
 

@@ -116,9 +116,7 @@ def layer_norm(
 
 
 def _check_norm(operation: str, x: Tensor, normalized_shape: Any, *parameters: Any) -> int:
-    shape = (
-        (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    )
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or x.shape[-len(shape) :] != shape:
         raise ShapeError(
             f"{operation}: expected a tensor whose last dimensions are {shape}; got {x.shape}"
@@ -427,4 +425,3 @@ def dropout(
     draw = (generator or random.default_generator).draw()
     keep = wrap(draw.random(x.shape, np.float32) >= p)
     return apply(_dropout, [x, keep], {"p": p})
-

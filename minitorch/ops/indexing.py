@@ -195,7 +195,9 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
         value = Tensor(np.asarray(value).astype(x.dtype))
     try:
         if recording(x, value):
-            new = apply(_setitem, [writable("setitem", x), value.to(x.dtype), *tensors], {"key": slots})
+            new = apply(
+                _setitem, [writable("setitem", x), value.to(x.dtype), *tensors], {"key": slots}
+            )
             rebase(x, new)
         else:
             x.data[_fill(slots, tuple(t.data for t in tensors))] = value.data
@@ -277,9 +279,7 @@ def _check_index(operation: str, x: Tensor, dim: int, index: Tensor) -> int:
     dim = one_dim(operation, dim, x.ndim)
     if backend.is_float(index.dtype) or index.dtype == backend.bool:
         raise DtypeError(f"{operation}: expected an integer index; got {index.dtype}")
-    if index.ndim != x.ndim or any(
-        i != dim and n > x.shape[i] for i, n in enumerate(index.shape)
-    ):
+    if index.ndim != x.ndim or any(i != dim and n > x.shape[i] for i, n in enumerate(index.shape)):
         raise ShapeError(
             f"{operation}: expected an index of {x.ndim} dimensions, no longer than {x.shape} but "
             f"in dimension {dim}; got {index.shape}"
@@ -524,4 +524,3 @@ method_as("__iadd__")(Tensor.add_)
 method_as("__isub__")(Tensor.sub_)
 method_as("__imul__")(Tensor.mul_)
 method_as("__itruediv__")(Tensor.div_)
-

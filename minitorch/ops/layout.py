@@ -660,4 +660,3 @@ def unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
             f"{step}"
         )
     return _windows(x, dim=dim, size=size, step=step)
-

@@ -302,9 +302,7 @@ class Elementwise(Primitive):
         self.rules = [rule and Rule(rule, self.inputs) for rule in derivatives]
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
-        return _union(
-            self._needs_rule(self.rules, i).saves for i, need in enumerate(needs) if need
-        )
+        return _union(self._needs_rule(self.rules, i).saves for i, need in enumerate(needs) if need)
 
     def vjp(self, node: Node, cotangent: Tensor) -> Sequence[Tensor | None]:
         return [
@@ -392,10 +390,7 @@ class Bilinear(Primitive):
             if tangent is None
             else apply(
                 self,
-                [
-                    tangent if i == position else node.input(i)
-                    for i in range(len(node.edges))
-                ],
+                [tangent if i == position else node.input(i) for i in range(len(node.edges))],
                 node.meta,
             )
             for position, tangent in enumerate(tangents)
@@ -425,7 +420,9 @@ class General(Primitive):
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         rules = [self._needs_rule(self.rules, i) for i, need in enumerate(needs) if need]
-        return _union([rule.saves for rule in rules] + [self.backward.saves if self.backward else ()])
+        return _union(
+            [rule.saves for rule in rules] + [self.backward.saves if self.backward else ()]
+        )
 
     def vjp(self, node: Node, cotangent: Tensor) -> Sequence[Tensor | None]:
         if self.backward is not None and not autograd.is_grad_enabled():
@@ -483,17 +480,13 @@ class Fused(Primitive):
             return _run_backward(self.backward, node, cotangent)
         out, inputs = self._replay(node)
         wanted = [x for x, edge in zip(inputs, node.edges, strict=True) if edge is not None]
-        found = iter(
-            autograd.grad(out, wanted, cotangent, create_graph=True, allow_unused=True)
-        )
+        found = iter(autograd.grad(out, wanted, cotangent, create_graph=True, allow_unused=True))
         return [None if edge is None else next(found) for edge in node.edges]
 
     def jvp(self, node: Node, tangents: Sequence[Tensor | None]) -> Tensor | None:
         out, inputs = self._replay(node)
         pairs = [
-            (x, tangent)
-            for x, tangent in zip(inputs, tangents, strict=True)
-            if tangent is not None
+            (x, tangent) for x, tangent in zip(inputs, tangents, strict=True) if tangent is not None
         ]
         return autograd.pushforward(out, pairs)
 
