@@ -27,7 +27,6 @@ from minitorch.backend import (
     result_type,
     uint8,
 )
-from minitorch.recomputation import checkpoint
 from minitorch.ops.creation import (
     arange,
     bernoulli,
@@ -52,11 +51,11 @@ from minitorch.ops.creation import (
 from minitorch.ops.layout import broadcast_to, cat, stack, where
 from minitorch.ops.products import einsum
 from minitorch.random import Generator, manual_seed
-from minitorch.tensor import Tensor, from_dlpack, from_numpy, tensor
+from minitorch.recomputation import checkpoint
+from minitorch.tensor import Tensor, attached, from_dlpack, from_numpy, tensor
 
 __version__ = "0.1.0"
 
-from minitorch.tensor import attached as _attached
 
 # Every operation that is a method of Tensor is a function here too, as in PyTorch.
-globals().update({name: f for name, f in _attached().items() if name not in globals()})
+globals().update({name: f for name, f in attached().items() if name not in globals()})

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,7 @@ mode = _Mode()
 class _Switch(ContextDecorator):
     """A context manager, and decorator, that sets fields of `mode` and restores them."""
 
-    fields: dict[str, Any] = {}
+    fields: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         self._before: list[dict[str, Any]] = []
@@ -63,19 +63,19 @@ class _Switch(ContextDecorator):
 class no_grad(_Switch):
     """Record nothing: results have requires_grad=False. Also a decorator."""
 
-    fields = {"record": False}
+    fields: ClassVar[dict[str, Any]] = {"record": False}
 
 
 class enable_grad(_Switch):
     """Record again inside a `no_grad`."""
 
-    fields = {"record": True, "inference": False}
+    fields: ClassVar[dict[str, Any]] = {"record": True, "inference": False}
 
 
 class inference_mode(_Switch):
     """`no_grad` for good: the results carry no version counter and may never join a tape."""
 
-    fields = {"record": False, "inference": True}
+    fields: ClassVar[dict[str, Any]] = {"record": False, "inference": True}
 
 
 class set_grad_enabled(_Switch):
@@ -83,7 +83,7 @@ class set_grad_enabled(_Switch):
 
     def __init__(self, enabled: bool):
         super().__init__()
-        self.fields = {"record": enabled}
+        self.fields = {"record": enabled}  # type: ignore[misc]
 
 
 class detect_anomaly(_Switch):
@@ -92,7 +92,7 @@ class detect_anomaly(_Switch):
     Slow: checks every result, and keeps the stack of every recorded operation.
     """
 
-    fields = {"anomaly": True}
+    fields: ClassVar[dict[str, Any]] = {"anomaly": True}
 
 
 def is_grad_enabled() -> bool:
@@ -140,7 +140,6 @@ class Node:
 
     __slots__ = (
         "__weakref__",
-        "signature",
         "edges",
         "extras",
         "freed",
@@ -152,6 +151,7 @@ class Node:
         "primitive",
         "retained",
         "saved",
+        "signature",
         "where",
     )
 

@@ -205,7 +205,8 @@ class Tensor(Methods):
     def __bool__(self) -> bool:
         if self.numel() != 1:
             raise ShapeError(
-                f"bool: the truth of a tensor of shape {self.shape} is ambiguous; use .any() or .all()"
+                f"bool: the truth of a tensor of shape {self.shape} is ambiguous; use .any() or "
+                ".all()"
             )
         return bool(self.data.item())
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from minitorch import backend
+from minitorch.autograd import apply
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.ops.dims import as_shape, many_dims, one_dim
-from minitorch.autograd import apply
 from minitorch.ops.primitive import linear, promote
 from minitorch.ops.samples import mask, real, sample, unary
 from minitorch.tensor import Tensor, method, method_as

@@ -501,7 +501,7 @@ class Fused(Primitive):
 
 
 class Nondifferentiable(Primitive):
-    """An operation that says so: its result is piecewise constant, or an index, or a truth value."""
+    """An operation that says it has no derivative: its result is an index or a truth value."""
 
     structure = "nondifferentiable"
     differentiable = False

@@ -311,7 +311,7 @@ _logcumsumexp = general(
 
 
 def _logcumsumexp_vjp(grad: Tensor, x: Tensor, out: Tensor, dim: int) -> Tensor:
-    """sum over i >= j of grad_i exp(x_j - out_i): the exponents are at most 0, so none overflows."""
+    """sum over i >= j of grad_i exp(x_j - out_i): no exponent is above 0, so none overflows."""
     n = x.shape[dim]
     row = x.movedim(dim, -1).unsqueeze(-2)
     column = out.movedim(dim, -1).unsqueeze(-1)
