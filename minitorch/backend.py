@@ -23,7 +23,7 @@ import numpy as np
 
 from minitorch.errors import DeviceError, DtypeError
 
-_pybool = type(True)  # the name `bool` below is the dtype, as in PyTorch
+_pybool = bool  # the name `bool` below is the dtype, as in PyTorch
 
 float16 = np.dtype(np.float16)
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
@@ -62,11 +62,12 @@ def as_dtype(dtype: Any) -> np.dtype:
         return dtype
     if dtype is float or dtype is int or dtype is _pybool:
         return {float: DEFAULT_FLOAT, int: int64, _pybool: bool}[dtype]
-    name = dtype if isinstance(dtype, str) else str(np.dtype(dtype)) if dtype is not None else "None"
+    name = (
+        dtype if isinstance(dtype, str) else str(np.dtype(dtype)) if dtype is not None else "None"
+    )
     if name not in DTYPES:
         raise DtypeError(f"dtype: expected one of {', '.join(DTYPES)}; got {dtype!r}")
     return DTYPES[name]
-
 
 
 def is_float(dtype: np.dtype) -> _pybool:
@@ -76,7 +77,7 @@ def is_float(dtype: np.dtype) -> _pybool:
 
 def half_precision(dtype: np.dtype) -> _pybool:
     """Whether arithmetic on dtype runs in float32 and is rounded at the end."""
-    return dtype.itemsize == 2 and (dtype == bfloat16 or dtype == float16)
+    return dtype.itemsize == 2 and dtype in (bfloat16, float16)
 
 
 def _category(dtype: np.dtype) -> int:

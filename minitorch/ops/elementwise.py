@@ -466,7 +466,7 @@ remainder = elementwise(
     "remainder",
     _quiet(np.remainder),
     lambda a: 1.0,
-    lambda a, b: -((a / b).floor() if isinstance(a, Tensor) else (a / b).floor()),
+    lambda a, b: -(a / b).floor(),
     inputs=("a", "b"),
     formula=r"a - b \lfloor a / b \rfloor",
     samples=lambda: [Sample((distinct(3, 4), 0.83)), Sample((distinct(3, 4), positive(3, 4)))],

@@ -367,7 +367,7 @@ def take_along_dim(x: Tensor, indices: Tensor, dim: int) -> Tensor:
         tuple(1 if i == dim else n for i, n in enumerate(x.shape)),
         tuple(1 if i == dim else n for i, n in enumerate(indices.shape)),
     )
-    wide = [shape[:dim] + (n,) + shape[dim + 1 :] for n in (x.shape[dim], indices.shape[dim])]
+    wide = [(*shape[:dim], n, *shape[dim + 1 :]) for n in (x.shape[dim], indices.shape[dim])]
     return gather(x.expand(wide[0]), dim, indices.expand(wide[1]))
 
 

@@ -404,7 +404,7 @@ _diagonal_scatter = linear(
 
 @method
 def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """The elements x[..., i, i + offset, ...] of dimensions dim1 and dim2, as the last dimension."""
+    """The elements [i, i + offset] of dimensions dim1 and dim2, as the last dimension."""
     a, b = one_dim("diagonal", dim1, x.ndim), one_dim("diagonal", dim2, x.ndim)
     return _diagonal(x, offset=offset, dim1=a, dim2=b)
 

@@ -177,10 +177,8 @@ class Primitive:
         if self.moves_data:
             return self.forward(*arrays, **meta)
         for array in arrays:
-            if isinstance(array, np.ndarray) and array.dtype.itemsize == 2:
-                if backend.half_precision(array.dtype):
-                    return in_float32(self.forward, arrays, meta, array.dtype)
-                break
+            if isinstance(array, np.ndarray) and backend.half_precision(array.dtype):
+                return in_float32(self.forward, arrays, meta, array.dtype)
         return self.forward(*arrays, **meta)
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
@@ -252,9 +250,10 @@ def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
                     return inputs
             elif type(second) in _NUMBERS and dtype.kind == "f":
                 return inputs
-        elif isinstance(second, Tensor) and type(first) in _NUMBERS:
-            if second.data.dtype.kind == "f":
-                return inputs
+        elif (
+            isinstance(second, Tensor) and type(first) in _NUMBERS and second.data.dtype.kind == "f"
+        ):
+            return inputs
     operands = [_operand(x) for x in inputs]
     dtype = backend.result_type([_raw(x) for x in operands])
     if floating and not backend.is_float(dtype):
