@@ -81,8 +81,8 @@ def _read_file(path: Path) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"data: {path} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}. Convert it, "
-            "for instance with iconv -f latin1 -t utf-8"
+            f"data: {path} is not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}. Convert "
+            "it, for instance with iconv -f latin1 -t utf-8"
         ) from None
     if not text.strip():
         raise DataError(f"data: {path} holds no text")

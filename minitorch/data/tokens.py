@@ -51,8 +51,8 @@ def open_tokens(path: str | os.PathLike) -> np.ndarray:
     _, version, width, count = _HEADER.unpack(header)
     if version != 1 or width not in _DTYPES or size != _HEADER.size + width * count:
         raise DataError(
-            f"open_tokens: {os.fspath(path)} is damaged: its header promises {count} ids of {width} "
-            f"bytes (version {version}), but the file has {size} bytes. Write it again"
+            f"open_tokens: {os.fspath(path)} is damaged: its header promises {count} ids of "
+            f"{width} bytes (version {version}), but the file has {size} bytes. Write it again"
         )
     if count == 0:
         return np.zeros(0, _DTYPES[width])
