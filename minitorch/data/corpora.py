@@ -17,8 +17,13 @@ from pathlib import Path
 from minitorch.errors import DataError
 from minitorch.io import atomic_write
 
-CORPORA: dict[str, str] = {}
-"""Public corpora by name: URL#sha256=CHECKSUM. Empty: name your own by its URL in that form."""
+CORPORA = {
+    "tiny-shakespeare": (
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+        "#sha256=86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+    ),
+}
+"""Public corpora by name, as URL#sha256=CHECKSUM; name any other in that form."""
 
 Progress = Callable[[int, int | None], None]
 _LARGEST_DOWNLOAD = 1 << 32
