@@ -1,0 +1,111 @@
+"""Causal self-attention: every position reads from itself and those before it.
+
+    q, k, v = x W_qkv + b          split into heads of n_embd / n_head numbers each
+    y = softmax(q kᵀ / sqrt(head_dim), future masked) v        per head
+    out = concat(heads) W_o + b
+
+Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2. The names c_attn and c_proj are those
+of GPT-2.
+"""
+
+import numpy as np
+
+from minitorch import autograd
+from minitorch.backend import DEFAULT_FLOAT
+from minitorch.errors import ConfigError, GraphError, ShapeError
+from minitorch.nn import functional as F
+from minitorch.nn.dropout import Dropout
+from minitorch.nn.linear import Linear
+from minitorch.nn.module import Module
+from minitorch.random import Generator
+from minitorch.tensor import Tensor
+
+
+class KVCache:
+    """The keys and values of the positions that one attention layer has seen, for decoding.
+
+    With it the layer computes new positions alone. capacity: how many positions it may hold; the
+    memory is taken at the first use.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity, self.length = capacity, 0
+        self._keys = self._values = np.empty(0)
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in (batch, heads, time, head_dim) each; return those of all positions so far.
+
+        Raises ShapeError past the capacity and for another batch, GraphError where gradients are
+        recorded: they would not reach the positions stored before.
+        """
+        if autograd.is_grad_enabled() and (key.requires_grad or value.requires_grad):
+            raise GraphError("KVCache: expected no_grad(); the cache keeps no tape")
+        if self.length == 0:
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            self._keys = np.empty_like(key.data, shape=shape)
+            self._values = np.empty_like(value.data, shape=shape)
+        start, end = self.length, self.length + key.shape[2]
+        if end > self.capacity or key.shape[:2] != self._keys.shape[:2]:
+            raise ShapeError(
+                f"KVCache: expected {self._keys.shape[:2]} batch and heads, and no more than "
+                f"{self.capacity} positions; got {key.shape} after {start} positions"
+            )
+        self._keys[:, :, start:end] = key.data
+        self._values[:, :, start:end] = value.data
+        self.length = end
+        return Tensor(self._keys[:, :, :end]), Tensor(self._values[:, :, :end])
+
+
+class CausalSelfAttention(Module):
+    """Multi-head self-attention over x: (batch, time, n_embd) -> the same shape.
+
+    dropout: of the attention probabilities and of the output, in training.
+    """
+
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: np.dtype = DEFAULT_FLOAT,
+        generator: Generator | None = None,
+    ):
+        if n_head < 1 or n_embd % n_head:
+            raise ConfigError(
+                f"CausalSelfAttention: expected n_head to divide n_embd; got {n_head} and {n_embd}"
+            )
+        self.n_head = n_head
+        self.c_attn = Linear(n_embd, 3 * n_embd, bias, dtype, generator)
+        self.c_proj = Linear(n_embd, n_embd, bias, dtype, generator)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """With a cache, x are the positions that follow those in it, and are added to it."""
+        batch, time, n_embd = x.shape
+        qkv = self.c_attn(x).reshape(batch, time, 3, self.n_head, n_embd // self.n_head)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None
+        if cache is not None:
+            mask = _mask_after(cache.length, time)
+            key, value = cache.append(key, value)
+        y = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout.p if self.training else 0.0,
+            is_causal=cache is None,
+        )
+        y = y.transpose(1, 2).reshape(batch, time, n_embd)
+        return self.dropout(self.c_proj(y))
+
+    def extra_repr(self) -> str:
+        return f"n_head={self.n_head}"
+
+
+def _mask_after(past: int, time: int) -> Tensor | None:
+    """Which of past + time positions the last `time` may see; None: all."""
+    if time == 1:
+        return None
+    return Tensor(np.tri(time, past + time, past, dtype=bool))

@@ -1,0 +1,317 @@
+"""GPT-2: a decoder-only transformer with learned positions and layer norm before each branch.
+
+    x = wte[ids] + wpe[0, 1, ..., time - 1]
+    x = x + attention(layer_norm(x))                  n_layer times, both lines
+    x = x + W_2 gelu(W_1 layer_norm(x) + b_1) + b_2   W_1: 4 times as wide
+    logits = layer_norm(x) wteᵀ                       the head is the embedding table again
+
+Weights start as N(0, 0.02²), and the projections that write into the residual stream, of which
+there are 2 n_layer, as N(0, 0.02² / (2 n_layer)), so that the stream's variance does not grow with
+the depth. gelu is its tanh approximation. Source: Radford et al. 2019, section 2.3, and
+openai/gpt-2, src/model.py.
+
+Parameters have Hugging Face's names, without the leading "transformer.". Their GPT-2 keeps the four
+projections of a block as (in, out), which they call Conv1D; here, as in every Linear, they are
+(out, in), and are transposed on the way to a file and back.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from minitorch import nn
+from minitorch.backend import DEFAULT_FLOAT
+from minitorch.errors import CheckpointError, ConfigError, DtypeError, ShapeError
+from minitorch.io import load_safetensors, read_json, save_safetensors, write_json
+from minitorch.nn import functional as F
+from minitorch.random import Generator
+from minitorch.tensor import Tensor
+
+PRESETS: dict[str, dict[str, int]] = {
+    "nano": {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64},
+    "baby": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "block_size": 1024},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "block_size": 1024},
+}
+"""The four sizes that were published, and nanoGPT's for a CPU and for one GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT2Config:
+    """The sizes of a GPT-2; the defaults are those of the smallest that was published.
+
+    block_size: the most positions it can read. dropout: in training, of embeddings, attention
+    probabilities and the output of every branch. bias: whether layers have them, as GPT-2's do.
+    Raises ConfigError for sizes that do not fit together.
+    """
+
+    vocab_size: int = 50257
+    block_size: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name}: expected an integer of at least 1; got {value!r}")
+        if self.n_embd % self.n_head:
+            raise ConfigError(
+                f"n_head: expected a divisor of n_embd = {self.n_embd}; got {self.n_head}"
+            )
+        for name, valid, expected in (
+            ("dropout", lambda p: 0 <= p < 1, "a number in [0, 1)"),
+            ("layer_norm_eps", lambda eps: eps > 0, "a number above 0"),
+            ("bias", lambda flag: isinstance(flag, bool), "true or false"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not valid(value):
+                raise ConfigError(f"{name}: expected {expected}; got {value!r}")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """One of PRESETS, with changes."""
+        if name not in PRESETS:
+            raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}; got {name!r}")
+        return cls(**{**PRESETS[name], **changes})
+
+    def num_parameters(self) -> int:
+        """How many numbers the model has, the head counted once with the embedding."""
+        d, ones = self.n_embd, int(self.bias)
+        norm = d + ones * d
+        block = 2 * norm + 12 * d * d + ones * (3 + 1 + 4 + 1) * d
+        return (self.vocab_size + self.block_size) * d + self.n_layer * block + norm
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": self.vocab_size,
+            "n_positions": self.block_size,
+            "n_embd": self.n_embd,
+            "n_layer": self.n_layer,
+            "n_head": self.n_head,
+            "n_inner": None,
+            "activation_function": "gelu_new",
+            "resid_pdrop": self.dropout,
+            "embd_pdrop": self.dropout,
+            "attn_pdrop": self.dropout,
+            "layer_norm_epsilon": self.layer_norm_eps,
+            "initializer_range": INIT_STD,
+            "bias": self.bias,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "tie_word_embeddings": True,
+        }
+
+    @classmethod
+    def from_hugging_face(cls, config: Mapping[str, Any]) -> Self:
+        """From the content of a config.json; what it leaves out is GPT-2's default.
+
+        Raises ConfigError for another architecture, or a variant of GPT-2 that this is not.
+        """
+        for key, allowed in (
+            ("model_type", ("gpt2",)),
+            ("activation_function", ("gelu_new", "gelu_pytorch_tanh")),
+            ("n_inner", (None, 4 * config.get("n_embd", cls.n_embd))),
+            ("tie_word_embeddings", (True,)),
+            ("scale_attn_weights", (True,)),
+            ("scale_attn_by_inverse_layer_idx", (False,)),
+            ("add_cross_attention", (False,)),
+        ):
+            if key in config and config[key] not in allowed:
+                raise ConfigError(
+                    f"config.json: expected {key} to be {' or '.join(map(repr, allowed))}; "
+                    f"got {config[key]!r}"
+                )
+        if "model_type" not in config:
+            raise ConfigError("config.json: expected model_type 'gpt2'; got none")
+        names = {
+            "vocab_size": "vocab_size",
+            "n_positions": "block_size",
+            "n_layer": "n_layer",
+            "n_head": "n_head",
+            "n_embd": "n_embd",
+            "resid_pdrop": "dropout",
+            "bias": "bias",
+            "layer_norm_epsilon": "layer_norm_eps",
+        }
+        return cls(**{ours: config[key] for key, ours in names.items() if key in config})
+
+
+INIT_STD = 0.02
+
+
+class MLP(nn.Module):
+    """W_2 gelu(W_1 x + b_1) + b_2, at every position by itself."""
+
+    def __init__(self, config: GPT2Config, dtype: np.dtype, generator: Generator | None):
+        width = config.n_embd
+        self.c_fc = nn.Linear(width, 4 * width, config.bias, dtype, generator)
+        self.c_proj = nn.Linear(4 * width, width, config.bias, dtype, generator)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to what it read."""
+
+    def __init__(self, config: GPT2Config, dtype: np.dtype, generator: Generator | None):
+        norm = {"eps": config.layer_norm_eps, "bias": config.bias, "dtype": dtype}
+        self.ln_1 = nn.LayerNorm(config.n_embd, **norm)
+        self.attn = nn.CausalSelfAttention(
+            config.n_embd, config.n_head, config.bias, config.dropout, dtype, generator
+        )
+        self.ln_2 = nn.LayerNorm(config.n_embd, **norm)
+        self.mlp = MLP(config, dtype, generator)
+
+    def forward(self, x: Tensor, cache: nn.KVCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """The language model: token ids to logits of the token that follows each."""
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        dtype: np.dtype = DEFAULT_FLOAT,
+        generator: Generator | None = None,
+    ):
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd, dtype, generator)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd, dtype, generator)
+        self.dropout = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, dtype, generator) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(
+            config.n_embd, eps=config.layer_norm_eps, bias=config.bias, dtype=dtype
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, False, dtype, generator)
+        self.lm_head.weight = self.wte.weight
+        self._initialise(generator)
+
+    def _initialise(self, generator: Generator | None) -> None:
+        for name, param in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+                nn.init.normal_(param, std=std, generator=generator)
+            elif param.ndim == 2:
+                nn.init.normal_(param, std=INIT_STD, generator=generator)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(param)
+
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        cache: list[nn.KVCache] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the mean cross-entropy with targets in nats per token, or None without.
+
+        ids, targets: (batch, time) integers; a target of -100 does not count. Position t of the
+        targets is what follows position t of ids: they are shifted already, where transformers
+        shifts them itself. Returns logits (batch, time, vocab_size).
+
+        cache: from new_cache(). ids are then the positions that follow those already in it.
+        """
+        past = cache[0].length if cache else 0
+        self._check(ids, past)
+        positions = Tensor(np.arange(past, past + ids.shape[1]))
+        x = self.dropout(self.wte(ids) + self.wpe(positions))
+        for block, layer_cache in zip(self.h, cache or [None] * len(self.h), strict=True):
+            x = block(x, layer_cache)
+        logits = self.lm_head(self.ln_f(x))
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+        return logits, loss
+
+    def _check(self, ids: Tensor, past: int) -> None:
+        if ids.is_floating_point():
+            raise DtypeError(f"GPT2: expected integer token ids; got {ids.dtype}")
+        if ids.ndim != 2 or not 0 < ids.shape[1] <= self.config.block_size - past:
+            raise ShapeError(
+                f"GPT2: expected ids (batch, time), time from 1 to {self.config.block_size} with "
+                f"the {past} positions in the cache; got shape {ids.shape}. Crop the oldest tokens"
+            )
+
+    def new_cache(self) -> list[nn.KVCache]:
+        """An empty cache for forward(), one part for each layer."""
+        return [nn.KVCache(self.config.block_size) for _ in self.h]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors, which transformers' GPT2LMHeadModel loads.
+
+        A model without biases is written with biases of 0, since theirs always has them.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"save {folder}: {error.strerror or error}") from error
+        arrays = {name: tensor.data for name, tensor in self.state_dict().items()}
+        if not self.config.bias:
+            biased = GPT2(dataclasses.replace(self.config, bias=True)).state_dict()
+            arrays |= {
+                name: np.zeros(tensor.shape, self.wte.weight.dtype)
+                for name, tensor in biased.items()
+                if name.endswith(".bias")
+            }
+        arrays = {f"transformer.{name}": _exchange(name, array) for name, array in arrays.items()}
+        save_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
+        write_json(folder / "config.json", self.config.to_hugging_face())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: np.dtype = DEFAULT_FLOAT) -> Self:
+        """Read what save_pretrained, or transformers, wrote into a folder.
+
+        Weights are converted to dtype. Raises CheckpointError for files that are missing or
+        damaged, and lists the tensors that are missing, unexpected or of another shape.
+        """
+        folder = Path(folder)
+        content = read_json(folder / "config.json")
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{folder / 'config.json'}: expected an object of settings")
+        config = GPT2Config.from_hugging_face(content)
+        arrays, _ = load_safetensors(folder / "model.safetensors")
+        model = cls(config, dtype)
+        model.load_state_dict(_from_hugging_face(arrays, config))
+        return model
+
+
+CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+MASKS = re.compile(r"\.attn\.(bias|masked_bias)$")
+
+
+def _exchange(name: str, array: np.ndarray) -> np.ndarray:
+    """Between Linear's (out, in) and Conv1D's (in, out); its own inverse."""
+    return np.ascontiguousarray(array.T) if CONV1D.search(name) else array
+
+
+def _from_hugging_face(
+    arrays: Mapping[str, np.ndarray], config: GPT2Config
+) -> dict[str, np.ndarray]:
+    """Without the prefix, the causal masks that old files hold, and biases of 0 that we lack."""
+    found = {}
+    for key, array in arrays.items():
+        name = key.removeprefix("transformer.")
+        absent = not config.bias and name.endswith(".bias") and not array.any()
+        if not MASKS.search(name) and not absent:
+            found[name] = _exchange(name, array)
+    return found
