@@ -34,12 +34,12 @@ from minitorch.random import Generator
 from minitorch.tensor import Tensor
 
 PRESETS: dict[str, dict[str, int]] = {
-    "nano": {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64},
-    "baby": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256},
-    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
-    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024},
-    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "block_size": 1024},
-    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "block_size": 1024},
+    "nano": {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 64},
+    "baby": {"n_layer": 6, "n_head": 6, "n_embd": 384, "n_positions": 256},
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "n_positions": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "n_positions": 1024},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_positions": 1024},
 }
 """The four sizes that were published, and nanoGPT's for a CPU and for one GPU."""
 
@@ -48,22 +48,22 @@ PRESETS: dict[str, dict[str, int]] = {
 class GPT2Config:
     """The sizes of a GPT-2; the defaults are those of the smallest that was published.
 
-    block_size: the most positions it can read. dropout: in training, of embeddings, attention
+    n_positions: the most tokens it can read at once. dropout: in training, of embeddings, attention
     probabilities and the output of every branch. bias: whether layers have them, as GPT-2's do.
     Raises ConfigError for sizes that do not fit together.
     """
 
     vocab_size: int = 50257
-    block_size: int = 1024
+    n_positions: int = 1024
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0
     bias: bool = True
-    layer_norm_eps: float = 1e-5
+    layer_norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+        for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name}: expected an integer of at least 1; got {value!r}")
@@ -73,7 +73,7 @@ class GPT2Config:
             )
         for name, valid, expected in (
             ("dropout", lambda p: 0 <= p < 1, "a number in [0, 1)"),
-            ("layer_norm_eps", lambda eps: eps > 0, "a number above 0"),
+            ("layer_norm_epsilon", lambda eps: eps > 0, "a number above 0"),
             ("bias", lambda flag: isinstance(flag, bool), "true or false"),
         ):
             value = getattr(self, name)
@@ -92,7 +92,7 @@ class GPT2Config:
         d, ones = self.n_embd, int(self.bias)
         norm = d + ones * d
         block = 2 * norm + 12 * d * d + ones * (3 + 1 + 4 + 1) * d
-        return (self.vocab_size + self.block_size) * d + self.n_layer * block + norm
+        return (self.vocab_size + self.n_positions) * d + self.n_layer * block + norm
 
     def to_hugging_face(self) -> dict[str, Any]:
         """What config.json holds."""
@@ -100,7 +100,7 @@ class GPT2Config:
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
             "vocab_size": self.vocab_size,
-            "n_positions": self.block_size,
+            "n_positions": self.n_positions,
             "n_embd": self.n_embd,
             "n_layer": self.n_layer,
             "n_head": self.n_head,
@@ -109,7 +109,7 @@ class GPT2Config:
             "resid_pdrop": self.dropout,
             "embd_pdrop": self.dropout,
             "attn_pdrop": self.dropout,
-            "layer_norm_epsilon": self.layer_norm_eps,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
             "initializer_range": INIT_STD,
             "bias": self.bias,
             "bos_token_id": None,
@@ -139,20 +139,16 @@ class GPT2Config:
                 )
         if "model_type" not in config:
             raise ConfigError("config.json: expected model_type 'gpt2'; got none")
-        names = {
-            "vocab_size": "vocab_size",
-            "n_positions": "block_size",
-            "n_layer": "n_layer",
-            "n_head": "n_head",
-            "n_embd": "n_embd",
-            "resid_pdrop": "dropout",
-            "bias": "bias",
-            "layer_norm_epsilon": "layer_norm_eps",
-        }
-        return cls(**{ours: config[key] for key, ours in names.items() if key in config})
+        fields = {field.name for field in dataclasses.fields(cls)}
+        known = {key: value for key, value in config.items() if key in fields}
+        return cls(**{"dropout": config.get("resid_pdrop", 0.1), **known})
 
 
 INIT_STD = 0.02
+
+
+def _norm(config: GPT2Config, dtype: np.dtype) -> nn.LayerNorm:
+    return nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias, dtype=dtype)
 
 
 class MLP(nn.Module):
@@ -172,12 +168,11 @@ class Block(nn.Module):
     """Attention and MLP, each added to what it read."""
 
     def __init__(self, config: GPT2Config, dtype: np.dtype, generator: Generator | None):
-        norm = {"eps": config.layer_norm_eps, "bias": config.bias, "dtype": dtype}
-        self.ln_1 = nn.LayerNorm(config.n_embd, **norm)
+        self.ln_1 = _norm(config, dtype)
         self.attn = nn.CausalSelfAttention(
             config.n_embd, config.n_head, config.bias, config.dropout, dtype, generator
         )
-        self.ln_2 = nn.LayerNorm(config.n_embd, **norm)
+        self.ln_2 = _norm(config, dtype)
         self.mlp = MLP(config, dtype, generator)
 
     def forward(self, x: Tensor, cache: nn.KVCache | None = None) -> Tensor:
@@ -196,12 +191,10 @@ class GPT2(nn.Module):
     ):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd, dtype, generator)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd, dtype, generator)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd, dtype, generator)
         self.dropout = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, dtype, generator) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(
-            config.n_embd, eps=config.layer_norm_eps, bias=config.bias, dtype=dtype
-        )
+        self.ln_f = _norm(config, dtype)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, False, dtype, generator)
         self.lm_head.weight = self.wte.weight
         self._initialise(generator)
@@ -234,8 +227,8 @@ class GPT2(nn.Module):
         self._check(ids, past)
         positions = Tensor(np.arange(past, past + ids.shape[1]))
         x = self.dropout(self.wte(ids) + self.wpe(positions))
-        for block, layer_cache in zip(self.h, cache or [None] * len(self.h), strict=True):
-            x = block(x, layer_cache)
+        for i, block in enumerate(self.h):
+            x = block(x, cache[i] if cache else None)
         logits = self.lm_head(self.ln_f(x))
         if targets is None:
             return logits, None
@@ -245,15 +238,15 @@ class GPT2(nn.Module):
     def _check(self, ids: Tensor, past: int) -> None:
         if ids.is_floating_point():
             raise DtypeError(f"GPT2: expected integer token ids; got {ids.dtype}")
-        if ids.ndim != 2 or not 0 < ids.shape[1] <= self.config.block_size - past:
+        if ids.ndim != 2 or not 0 < ids.shape[1] <= self.config.n_positions - past:
             raise ShapeError(
-                f"GPT2: expected ids (batch, time), time from 1 to {self.config.block_size} with "
+                f"GPT2: expected ids (batch, time), time from 1 to {self.config.n_positions} with "
                 f"the {past} positions in the cache; got shape {ids.shape}. Crop the oldest tokens"
             )
 
     def new_cache(self) -> list[nn.KVCache]:
         """An empty cache for forward(), one part for each layer."""
-        return [nn.KVCache(self.config.block_size) for _ in self.h]
+        return [nn.KVCache(self.config.n_positions) for _ in self.h]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors, which transformers' GPT2LMHeadModel loads.

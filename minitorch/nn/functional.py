@@ -145,8 +145,8 @@ def conv1d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | tuple[int] = 1,
-    padding: int | tuple[int] = 0,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
     groups: int = 1,
 ) -> Tensor:
     """Correlation along the last dimension.
@@ -161,8 +161,8 @@ def conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
     groups: int = 1,
 ) -> Tensor:
     """Correlation over the last two dimensions.

@@ -63,7 +63,8 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     """The distinct gradients: one that two parameters hold is to be scaled once."""
     params = [parameters] if isinstance(parameters, Tensor) else parameters
-    return list({id(p.grad): p.grad for p in params if p.grad is not None}.values())
+    grads = [param.grad for param in params]
+    return list({id(grad): grad for grad in grads if grad is not None}.values())
 
 
 def _norm(array: np.ndarray, norm_type: float) -> float:

@@ -176,7 +176,7 @@ def muon_groups(
             rest.update(id(param) for param in module.parameters())
     matrices = [param for param in model.parameters() if id(param) not in rest]
     others = [param for param in model.parameters() if id(param) in rest]
-    groups = [
+    groups: list[Group] = [
         {"name": "matrices", "params": matrices},
         {"name": "others", "params": others, "use_muon": False, "lr": adamw_lr},
     ]

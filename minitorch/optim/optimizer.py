@@ -66,7 +66,7 @@ class Optimizer:
                 f"{self._name}: expected a list of parameters or of groups; "
                 f"got {type(params).__name__}. Pass model.parameters()"
             )
-        entries = list(params)
+        entries: list[Any] = list(params)
         if not entries:
             raise ConfigError(
                 f"{self._name}: expected parameters; got none. Is the model empty, or an iterator "
@@ -237,13 +237,13 @@ class Optimizer:
         params = [(param, group) for group in groups for param in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for key, value in arrays.items():
-            index, _, name = key.partition(".")
-            if not (index.isdecimal() and name and int(index) < len(params)):
+            number, _, name = key.partition(".")
+            if not (number.isdecimal() and name and int(number) < len(params)):
                 raise CheckpointError(
                     f"{self._name}.load_state_dict: expected entries such as '0.step' for "
                     f"{len(params)} parameters; got {key!r}"
                 )
-            state.setdefault(int(index), {})[name] = value
+            state.setdefault(int(number), {})[name] = value
         for index, entries in state.items():
             param, group = params[index]
             weight = np.atleast_1d(param.data)
@@ -255,12 +255,7 @@ class Optimizer:
                     f"shape {param.data.shape}; the saved state has {found}"
                 )
             for name, value in entries.items():
-                if name == "step":
-                    entries[name] = int(value)
-                else:
-                    dtype = _compute_dtype(weight)
-                    entries[name] = np.empty_like(weight, dtype=dtype, shape=value.shape)
-                    entries[name][...] = value
+                entries[name] = int(value) if name == "step" else _copy_like(weight, value)
         return state
 
     def __repr__(self) -> str:
@@ -271,6 +266,13 @@ class Optimizer:
             lines.append(f"  group {index}: {len(group['params'])} tensors, {count:,} numbers; ")
             lines[-1] += numbers
         return "\n".join([f"{self._name}(", *lines, ")"])
+
+
+def _copy_like(weight: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """A copy of value where weight lives, in the dtype of its state."""
+    copy = np.empty_like(weight, dtype=_compute_dtype(weight), shape=value.shape)
+    copy[...] = value
+    return copy
 
 
 def _compute_dtype(array: np.ndarray) -> np.dtype:

@@ -13,7 +13,7 @@ from minitorch.errors import CheckpointError, ConfigError, DtypeError, GraphErro
 from minitorch.io import load_safetensors, save_safetensors
 from models.gpt2 import CONV1D, GPT2, GPT2Config
 
-SMALL = GPT2Config(vocab_size=19, block_size=8, n_layer=2, n_head=3, n_embd=12)
+SMALL = GPT2Config(vocab_size=19, n_positions=8, n_layer=2, n_head=3, n_embd=12)
 
 
 def randomised(config, dtype=np.float64, seed=0):
@@ -45,7 +45,7 @@ def formula(model, ids):
 
     def norm(x, name):
         x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.layer_norm_eps)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.layer_norm_epsilon)
         return x * w[f"{name}.weight"] + w.get(f"{name}.bias", 0.0)
 
     def attend(qkv):
@@ -170,7 +170,7 @@ def test_parameter_counts():
 
 def test_initial_weights():
     mt.manual_seed(0)
-    config = GPT2Config(vocab_size=199, block_size=32, n_layer=2, n_head=2, n_embd=96)
+    config = GPT2Config(vocab_size=199, n_positions=32, n_layer=2, n_head=2, n_embd=96)
     model = GPT2(config)
     for name, param in model.named_parameters():
         if name.endswith("bias"):
@@ -225,7 +225,7 @@ def test_it_learns_a_batch_by_heart():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_saved_and_loaded_it_is_the_same(bias, tmp_path):
-    config = dataclasses.replace(SMALL, bias=bias, dropout=0.25, layer_norm_eps=1e-6)
+    config = dataclasses.replace(SMALL, bias=bias, dropout=0.25, layer_norm_epsilon=1e-6)
     model = randomised(config, np.float32)
     model.save_pretrained(tmp_path / "model")
     back = GPT2.from_pretrained(tmp_path / "model")
@@ -335,7 +335,7 @@ def test_other_architectures_are_refused(changes, message, saved):
         ("n_head", 5),
         ("dropout", 1.0),
         ("dropout", float("nan")),
-        ("layer_norm_eps", 0.0),
+        ("layer_norm_epsilon", 0.0),
         ("bias", 1),
     ],
 )

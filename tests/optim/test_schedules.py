@@ -1,5 +1,6 @@
 """Schedules at the steps where they are easily off by one."""
 
+import itertools
 import json
 import math
 
@@ -59,7 +60,7 @@ def test_always_between_zero_and_one_and_falling_after_the_warmup(warmup, decay,
         assert factors[0] > 0 or final == 0
         assert all(0 <= factor <= 1 for factor in factors)
         falling = factors[warmup:]
-        assert all(b <= a + 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+        assert all(b <= a + 1e-12 for a, b in itertools.pairwise(falling))
 
 
 def test_wsd_can_be_prolonged():

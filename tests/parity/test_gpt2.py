@@ -13,7 +13,7 @@ PEERS = "peer not installed: pip install -e .[peers]"
 torch = pytest.importorskip("torch", reason=PEERS)
 transformers = pytest.importorskip("transformers", reason=PEERS)
 
-CONFIG = GPT2Config(vocab_size=97, block_size=11, n_layer=3, n_head=4, n_embd=24)
+CONFIG = GPT2Config(vocab_size=97, n_positions=11, n_layer=3, n_head=4, n_embd=24)
 BATCH, TIME = 3, 9
 
 
@@ -124,7 +124,7 @@ def test_the_files_have_the_same_tensors(tmp_path):
         np.testing.assert_array_equal(array, his[name])
     settings = json.loads((tmp_path / "theirs" / "config.json").read_text())
     written = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert written["n_positions"] == settings["n_positions"] == CONFIG.block_size
+    assert written["n_positions"] == settings["n_positions"] == CONFIG.n_positions
 
 
 def test_a_model_without_biases_leaves_with_biases_of_zero(tmp_path):
