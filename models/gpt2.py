@@ -260,7 +260,8 @@ class GPT2(nn.Module):
             raise CheckpointError(f"save {folder}: {error.strerror or error}") from error
         arrays = {name: tensor.data for name, tensor in self.state_dict().items()}
         if not self.config.bias:
-            biased = GPT2(dataclasses.replace(self.config, bias=True)).state_dict()
+            config = dataclasses.replace(self.config, bias=True)
+            biased = GPT2(config, generator=Generator(0)).state_dict()
             arrays |= {
                 name: np.zeros(tensor.shape, self.wte.weight.dtype)
                 for name, tensor in biased.items()
@@ -283,7 +284,7 @@ class GPT2(nn.Module):
             raise CheckpointError(f"{folder / 'config.json'}: expected an object of settings")
         config = GPT2Config.from_hugging_face(content)
         arrays, _ = load_safetensors(folder / "model.safetensors")
-        model = cls(config, dtype)
+        model = cls(config, dtype, Generator(0))  # the global generator is left alone
         model.load_state_dict(_from_hugging_face(arrays, config))
         return model
 
