@@ -80,10 +80,10 @@ def steps(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
 
 
-def prune(folder: Path, keep: int, best: int | None) -> None:
+def prune(folder: Path, keep: int, best: int) -> None:
     """Delete all but the newest `keep` and that of step `best`, and what a killed run left."""
     for path in steps(folder)[:-keep]:
-        if path.name != f"step-{best or 0:08d}":
+        if path.name != f"step-{best:08d}":
             doomed = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
             path.rename(doomed)
     for leftover in folder.glob(".step-*.tmp"):
@@ -92,6 +92,13 @@ def prune(folder: Path, keep: int, best: int | None) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint; CheckpointError where a file is missing, damaged, or does not belong."""
+    state = verify(path)
+    arrays, _ = load_safetensors(path / ARRAYS)
+    return Checkpoint(path, state, arrays)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint; CheckpointError where a file is not as it was written."""
     state = read_json(path / STATE)
     try:
         files: dict[str, Any] = state["files"]
@@ -105,19 +112,32 @@ def load(path: Path) -> Checkpoint:
             raise _damaged(path, f"{name} is missing")
         if _fingerprint(path / name) != expected:
             raise _damaged(path, f"{name} is not as it was written")
-    arrays, _ = load_safetensors(path / ARRAYS)
-    return Checkpoint(path, state, arrays)
+    return state
 
 
 def newest(run: Path) -> Path:
-    """The newest checkpoint of a run, OUT or OUT/checkpoints/step-N itself."""
-    if (run / STATE).is_file():
-        return run
+    """The newest checkpoint of a run."""
     found = steps(run / "checkpoints")
     if not found:
-        what = "holds no checkpoint yet" if run.is_dir() else "does not exist"
+        what = "holds no checkpoint" if run.is_dir() else "does not exist"
         raise CheckpointError(f"{run} {what}; give a folder that `minitorch train` wrote")
     return found[-1]
+
+
+def model_folder(folder: Path, best: bool = False) -> Path:
+    """Where a model lies: the folder itself, or the newest or best checkpoint of the run in it.
+
+    Raises CheckpointError where there is none, or where the checkpoint is damaged.
+    """
+    path = folder
+    if not (folder / "config.json").is_file():
+        path = newest(folder)
+        if best:
+            step = (verify(path).get("best") or {}).get("step", 0)
+            path = path.with_name(f"step-{step:08d}")
+    if (path / STATE).is_file():
+        verify(path)
+    return path
 
 
 @contextlib.contextmanager

@@ -80,9 +80,12 @@ class TrainConfig:
         1, "forward passes to one optimizer step", at_least=1, fixed=True
     )
     optimizer: str = option(
-        "adamw", "update rule", choices=("adamw", "lion", "muon", "sgd"), fixed=True
+        "muon", "update rule", choices=("adamw", "muon", "lion", "adafactor", "sgd"), fixed=True
     )
-    learning_rate: float = option(1e-3, "the highest learning rate", above=0)
+    learning_rate: float = option(4e-3, "the highest learning rate", above=0)
+    muon_learning_rate: float = option(
+        0.02, "with `muon`, that of the matrices inside the blocks", above=0
+    )
     schedule: str = option(
         "cosine", "of the learning rate", choices=("cosine", "linear", "wsd", "constant")
     )
@@ -95,7 +98,8 @@ class TrainConfig:
     final_fraction: float = option(
         0.1, "where it ends, as a share of learning_rate", at_least=0, at_most=1
     )
-    weight_decay: float = option(0.1, "of matrices; vectors are not decayed", at_least=0)
+    weight_decay: float = option(0.1, "of matrices and embeddings, not of vectors", at_least=0)
+    muon_weight_decay: float = option(0.0, "with `muon`, that of the matrices", at_least=0)
     beta1: float = option(0.9, "decay of the first moment", at_least=0, below=1)
     beta2: float = option(0.99, "decay of the second moment", at_least=0, below=1)
     grad_clip: float = option(1.0, "greatest norm of the gradient; 0: no clipping", at_least=0)
@@ -129,13 +133,17 @@ class TrainConfig:
                 f"{self.warmup_fraction} are more than the whole run"
             )
 
+    def toml(self) -> list[str]:
+        """One line of TOML per field, without comments."""
+        return [f"{f.name} = {_toml(getattr(self, f.name))}" for f in dataclasses.fields(self)]
+
     def save(self, path: str | Path) -> None:
         """Write all fields as TOML with their help as comments; `resolve` reads it back."""
         lines = [
             "# A training run of minitorch; use it again with: minitorch train --config FILE",
             *(
-                f"{field.name} = {_toml(getattr(self, field.name))}  # {_describe(field)}"
-                for field in dataclasses.fields(self)
+                f"{line}  # {_describe(field)}"
+                for line, field in zip(self.toml(), dataclasses.fields(self))
             ),
         ]
         with atomic_write(path) as file:
@@ -152,6 +160,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout": 0.2,
         "batch_size": 64,
         "steps": 5000,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "warmup_fraction": 0.02,
         "eval_interval": 250,
         "checkpoint_interval": 250,
     },
@@ -165,10 +176,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 12,
         "gradient_accumulation": 40,
         "steps": 600_000,
+        "optimizer": "adamw",
         "learning_rate": 6e-4,
         "warmup_fraction": 2000 / 600_000,
         "beta2": 0.95,
         "eval_interval": 1000,
+        "eval_tokens": 200_000,
         "checkpoint_interval": 1000,
     },
 }
@@ -212,9 +225,12 @@ def parse_assignment(text: str) -> tuple[str, str]:
     return key.strip().replace("-", "_"), value.strip()
 
 
-def resumed(before: TrainConfig, overrides: Mapping[str, Any]) -> TrainConfig:
-    """The configuration that a run goes on with; ConfigError where a fixed field would change."""
-    after = dataclasses.replace(before, **_with_source("--set", overrides))
+def resumed(before: TrainConfig, now: TrainConfig, overrides: Mapping[str, Any]) -> TrainConfig:
+    """What a run that had `before` goes on with: `now` and overrides.
+
+    Raises ConfigError where a fixed field would change.
+    """
+    after = dataclasses.replace(now, **_with_source("--set", overrides))
     for field in dataclasses.fields(before):
         old, new = getattr(before, field.name), getattr(after, field.name)
         if field.metadata["fixed"] and old != new:

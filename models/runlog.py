@@ -48,6 +48,19 @@ class RunLog:
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         self._tensorboard = _tensorboard(out / "tensorboard", step)
 
+    @property
+    def last_step(self) -> int:
+        """The step of the last row; 0 before the first."""
+        return self.rows[-1]["step"] if self.rows else 0
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """{"step", "val_loss"} of the row of lowest validation loss; None before the first row."""
+        if not self.rows:
+            return None
+        row = min(self.rows, key=lambda row: row["val_loss"])
+        return {"step": row["step"], "val_loss": row["val_loss"]}
+
     def write(self, row: dict[str, Any]) -> None:
         """Add a row; row["step"] is the step that it describes."""
         line = _line(row)

@@ -82,9 +82,10 @@ def test_assignments():
 
 def test_a_run_goes_on_with_other_steps_but_not_with_another_model():
     before = resolve()
-    assert resumed(before, {"steps": "2000"}).steps == 2000
+    assert resumed(before, before, {"steps": "2000"}).steps == 2000
+    assert resumed(before, resolve(overrides={"weight_decay": 0}), {}).weight_decay == 0
     with pytest.raises(ConfigError, match="n_layer: this run has 4 and cannot be resumed with 5"):
-        resumed(before, {"n_layer": "5"})
+        resumed(before, before, {"n_layer": "5"})
 
 
 def test_the_reference_table_names_every_key():

@@ -1,0 +1,130 @@
+"""`minitorch sample`: continue a text with a trained model, token by token."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from minitorch.errors import CheckpointError, ConfigError
+from minitorch.random import Generator
+from minitorch.tokenizers import Tokenizer
+from minitorch.tokenizers import load as load_tokenizer
+from models import checkpoints
+from models.generate import generate, start_of_text, stream_text
+from models.gpt2 import GPT2
+from models.sampling import Sampler
+
+RUNS = Path("runs")
+
+
+@click.command(
+    epilog="Example: minitorch sample --checkpoint runs/nano --prompt 'The ' --temperature 0.7 "
+    "--top-p 0.95 --seed 3"
+)
+@click.option(
+    "--checkpoint",
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="What to load: a folder that `minitorch train` wrote, one of its checkpoints, or a "
+    "Hugging Face GPT-2 with config.json, model.safetensors and tokenizer.json. "
+    "[default: the newest run in runs/]",
+)
+@click.option("--best", is_flag=True, help="The checkpoint of the lowest validation loss.")
+@click.option("--prompt", default="", help="Text to continue.  [default: the start of a text]")
+@click.option("--max-tokens", default=300, show_default=True, type=click.IntRange(min=0))
+@click.option("--num-samples", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--temperature", default=0.8, show_default=True, help="0 is greedy.")
+@click.option("--top-k", default=0, show_default=True, help="Keep the k likeliest; 0 is all.")
+@click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest up to this mass.")
+@click.option(
+    "--min-p", default=0.0, show_default=True, help="Keep those this share of the likeliest."
+)
+@click.option(
+    "--repetition-penalty", default=1.0, show_default=True, help="Of what was seen; 1 is none."
+)
+@click.option("--presence-penalty", default=0.0, show_default=True)
+@click.option("--frequency-penalty", default=0.0, show_default=True)
+@click.option("--stop", multiple=True, help="End before this text. May be given several times.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a sample: text, tokens, log_probs."
+)
+def sample(
+    folder: Path | None,
+    best: bool,
+    prompt: str,
+    max_tokens: int,
+    num_samples: int,
+    stop: tuple[str, ...],
+    seed: int,
+    as_json: bool,
+    **settings: float,
+) -> None:
+    """Continue a text with a trained model, token by token as they are drawn.
+
+    The same seed gives the same text. Penalties, temperature, top-k, top-p and min-p act in this
+    order.
+    """
+    sampler = Sampler(**settings)  # type: ignore[arg-type]
+    if "" in stop:
+        raise ConfigError("--stop: expected a text; got an empty one")
+    path = checkpoints.model_folder(folder or newest_run(RUNS), best)
+    model, tokenizer = load(path)
+    ids = tokenizer.encode(prompt, allowed_special="all") or start_of_text(tokenizer)
+    generator = Generator(seed)
+    for number in range(num_samples):
+        drawn: list[tuple[int, float]] = []
+        stream = generate(
+            model,
+            ids,
+            max_tokens=max_tokens,
+            sampler=sampler,
+            generator=generator,
+            vocab_size=tokenizer.vocab_size,
+            stop_ids=tokenizer.special_tokens.values(),
+        )
+        pieces = stream_text(_recorded(stream, drawn), tokenizer, stop)
+        if as_json:
+            text = "".join(pieces)
+            tokens, log_probs = zip(*drawn) if drawn else ((), ())
+            result = {"checkpoint": str(path), "seed": seed, "sample": number, "prompt": prompt}
+            result |= {"text": text, "tokens": tokens, "log_probs": log_probs}
+            click.echo(json.dumps(result, ensure_ascii=False))
+            continue
+        if num_samples > 1:
+            click.secho(f"--- sample {number + 1} of {num_samples}", dim=True)
+        click.secho(prompt, nl=False, bold=True)
+        for piece in pieces:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+        click.echo()
+
+
+def newest_run(runs: Path) -> Path:
+    """The run in the folder that was trained last."""
+    found = [path for path in runs.glob("*") if checkpoints.steps(path / "checkpoints")]
+    if not found:
+        raise CheckpointError(
+            f"no run in {runs}/ yet; train one with `minitorch train`, or give --checkpoint DIR"
+        )
+    return max(found, key=lambda path: checkpoints.newest(path).stat().st_mtime)
+
+
+def load(path: Path) -> tuple[GPT2, Tokenizer]:
+    """The model and the tokenizer in a folder; CheckpointError where they do not fit together."""
+    model, tokenizer = GPT2.from_pretrained(path), load_tokenizer(path / "tokenizer.json")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
+            f"{model.config.vocab_size}; they do not belong together"
+        )
+    return model, tokenizer
+
+
+def _recorded(stream: Iterator[tuple[int, float]], into: list[tuple[int, float]]) -> Iterator[int]:
+    for token, log_prob in stream:
+        into.append((token, log_prob))
+        yield token

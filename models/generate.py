@@ -1,0 +1,89 @@
+"""Continuing a text, one token at a time: the cache of keys and values, and text as it comes.
+
+Each step runs the model on the newest token alone; the layers' caches hold the keys and values of
+those before. Where the model's context is full, the cache is made anew from its later half: GPT-2's
+positions are absolute, so what is cached cannot be moved. Until then the result is, up to rounding,
+that of running the model on the whole text for every token.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+
+import minitorch as mt
+from minitorch.errors import ConfigError
+from minitorch.random import Generator
+from minitorch.tokenizers import Tokenizer
+from models.gpt2 import GPT2
+from models.sampling import Sampler
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def generate(
+    model: GPT2,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    sampler: Sampler,
+    generator: Generator,
+    vocab_size: int | None = None,
+    stop_ids: Collection[int] = (),
+) -> Iterator[tuple[int, float]]:
+    """The tokens that follow the prompt, each with its log-probability, as they are drawn.
+
+    vocab_size: ids from here on are never drawn; some models have more rows than tokens. Ends after
+    max_tokens, or before a token of stop_ids. The model is put into evaluation mode.
+    """
+    if not prompt:
+        raise ConfigError("generate: expected a prompt of at least one token; got none")
+    model.eval()
+    block = model.config.n_positions
+    tokens, cache, fresh = list(prompt), model.new_cache(), list(prompt)[-block:]
+    for _ in range(max_tokens):
+        if cache[0].length + len(fresh) > block:
+            cache, fresh = model.new_cache(), tokens[-max(block // 2, 1) :]
+        with mt.no_grad():
+            logits, _ = model(mt.from_numpy(np.array([fresh])), cache=cache)
+        last = logits.data[:, -1, :vocab_size]
+        ids, log_probs = sampler(last, [prompt], [tokens[len(prompt) :]], generator=generator)
+        token = int(ids[0])
+        if token in stop_ids:
+            return
+        tokens.append(token)
+        fresh = [token]
+        yield token, float(log_probs[0])
+
+
+def start_of_text(tokenizer: Tokenizer) -> list[int]:
+    """What to continue where there is no prompt: the end of another text, or an empty line."""
+    if END_OF_TEXT in tokenizer.special_tokens:
+        return [tokenizer.special_tokens[END_OF_TEXT]]
+    return tokenizer.encode("\n")
+
+
+def stream_text(
+    tokens: Iterable[int], tokenizer: Tokenizer, stop: Collection[str] = ()
+) -> Iterator[str]:
+    """The text of tokens as it becomes certain, up to the first of the stop texts, without it.
+
+    Held back are bytes that are no whole character yet, and an end that may begin a stop text.
+    """
+    decoder = tokenizer.stream_decoder(skip_special_tokens=True)
+    held = ""
+    for token in tokens:
+        held += decoder.push(token)
+        ends = [at for text in stop if (at := held.find(text)) >= 0]
+        if ends:
+            yield held[: min(ends)]
+            return
+        certain = len(held) - max((_overlap(held, text) for text in stop), default=0)
+        if certain:
+            yield held[:certain]
+            held = held[certain:]
+    yield held + decoder.finish()
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of text that stop begins with."""
+    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
