@@ -209,9 +209,10 @@ def test_dropout_acts_in_training_alone():
     np.testing.assert_array_equal(logits_of(model, ids), logits_of(without, ids))
 
 
-def test_it_learns_a_batch_by_heart():
+@pytest.mark.parametrize("precision", ["float", "bfloat16", "half"])
+def test_it_learns_a_batch_by_heart(precision):
     mt.manual_seed(0)
-    model = GPT2(SMALL)
+    model = getattr(GPT2(SMALL), precision)()
     ids = tokens((2, 9))
     inputs, targets = mt.from_numpy(ids[:, :-1].copy()), mt.from_numpy(ids[:, 1:].copy())
     optimizer = optim.AdamW(model.parameters(), lr=1e-2)
