@@ -49,6 +49,36 @@ def _in_blocks(kernel: Callable[..., Array]) -> Callable[..., Array]:
     return blocked
 
 
+@register("linear", "numpy")
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """x weightᵀ + bias. x: (..., in); weight: (out, in); bias: (out,) or None.
+
+    Returns (..., out).
+    """
+    out = x.reshape(-1, x.shape[-1]) @ weight.T if x.size else np.zeros((0, len(weight)), x.dtype)
+    if bias is not None:
+        out += bias
+    return out.reshape(*x.shape[:-1], len(weight))
+
+
+@register("linear_backward", "numpy")
+def linear_backward(
+    grad: Array, x: Array, weight: Array, *, needs: tuple[bool, ...]
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Gradients for x, weight and bias, None for those that `needs` says are not wanted.
+
+    dx = grad weight,  dweight = gradᵀ x,  dbias = Σ grad. grad: (..., out), the rest as above.
+    """
+    grad_rows = grad.reshape(-1, len(weight))
+    x_rows = x.reshape(-1, weight.shape[1])
+    dx, dweight, dbias = needs
+    return (
+        (grad_rows @ weight).reshape(x.shape) if dx else None,
+        grad_rows.T @ x_rows if dweight else None,
+        np.ones(len(grad_rows), grad.dtype) @ grad_rows if dbias else None,
+    )
+
+
 @register("softmax", "numpy")
 def softmax(x: Array, *, dim: int = -1, scale: float = 1.0) -> Array:
     """exp(scale x) / sum(exp(scale x)) along dim, with the largest exponent shifted to 0.

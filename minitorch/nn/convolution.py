@@ -53,7 +53,7 @@ class Conv1d(Module):
             init.uniform_(param, -bound, bound, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, *kernel = self.weight.shape
@@ -69,4 +69,4 @@ class Conv2d(Conv1d):
     spatial = 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)

@@ -4,16 +4,15 @@ What is an operation of the engine is only named here; the rest are short compos
 In PyTorch: torch.nn.functional.
 """
 
-import math
-from collections.abc import Sequence
-
 from minitorch.errors import ConfigError, ShapeError
+from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
 from minitorch.ops.fused import (
     cross_entropy,
     dropout,
     gelu,
     layer_norm,
+    linear,
     rms_norm,
     scaled_dot_product_attention,
     silu,
@@ -24,6 +23,7 @@ from minitorch.ops.layout import pad, where
 from minitorch.tensor import Tensor
 
 __all__ = [
+    "avg_pool2d",
     "binary_cross_entropy_with_logits",
     "conv1d",
     "conv2d",
@@ -38,6 +38,7 @@ __all__ = [
     "log_softmax",
     "logsigmoid",
     "logsumexp",
+    "max_pool2d",
     "mse_loss",
     "nll_loss",
     "normalize",
@@ -52,17 +53,6 @@ __all__ = [
     "softplus",
     "tanh",
 ]
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b. x: (..., in), weight: (out, in), bias: (out,). Returns (..., out)."""
-    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
-        raise ShapeError(
-            "linear: expected x of shape (..., in) and weight of shape (out, in); got "
-            f"{x.shape} and {weight.shape}"
-        )
-    out = x @ weight.mT
-    return out if bias is None else out + bias
 
 
 def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
@@ -139,80 +129,3 @@ def _reduce(operation: str, loss: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return loss
     raise ConfigError(f'{operation}: expected reduction "mean", "sum" or "none"; got {reduction!r}')
-
-
-def conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    groups: int = 1,
-) -> Tensor:
-    """Correlation along the last dimension.
-
-    x: (batch, in, time), weight: (out, in / groups, kernel), bias: (out,). Returns (batch, out,
-    (time + 2 padding - kernel) // stride + 1).
-    """
-    return _convolution("conv1d", x, weight, bias, 1, stride, padding, groups)
-
-
-def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    groups: int = 1,
-) -> Tensor:
-    """Correlation over the last two dimensions.
-
-    x: (batch, in, height, width), weight: (out, in / groups, kernel_h, kernel_w), bias: (out,).
-    Returns (batch, out, out_h, out_w), each length as in conv1d.
-    """
-    return _convolution("conv2d", x, weight, bias, 2, stride, padding, groups)
-
-
-def _convolution(
-    operation: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    spatial: int,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    groups: int,
-) -> Tensor:
-    """Every window as a row, times the weights: a matrix product for each group.
-
-    The windows are a view of x until the product copies them, kernel times the memory of x.
-    """
-    strides = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
-    paddings = (padding,) * spatial if isinstance(padding, int) else tuple(padding)
-    kernel = weight.shape[2:]
-    if (
-        not x.ndim == weight.ndim == spatial + 2
-        or not len(strides) == len(paddings) == spatial
-        or x.shape[1] != weight.shape[1] * groups
-        or weight.shape[0] % groups
-        or any(k > n + 2 * p for k, n, p in zip(kernel, x.shape[2:], paddings))
-    ):
-        raise ShapeError(
-            f"{operation}: expected x (batch, in, ...) and weight (out, in / groups, ...) with "
-            f"{spatial} further dimensions, no longer in weight than in x padded, and out a "
-            f"multiple of groups; got {x.shape}, {weight.shape}, stride={stride}, "
-            f"padding={padding} and groups={groups}"
-        )
-    if any(paddings):
-        x = pad(x, [p for width in reversed(paddings) for p in (width, width)])
-    for dim, (size, step) in enumerate(zip(kernel, strides), start=2):
-        x = x.unfold(dim, size, step)
-    batch, out_shape = x.shape[0], x.shape[2 : 2 + spatial]
-    rows, width = math.prod(out_shape), weight.shape[1] * math.prod(kernel)
-
-    x = x.reshape(batch, groups, weight.shape[1], *x.shape[2:])
-    windows = x.permute(0, 1, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial))
-    filters = weight.reshape(groups, weight.shape[0] // groups, width)
-    out = windows.reshape(batch, groups, rows, width) @ filters.mT
-    out = out.mT.reshape(batch, weight.shape[0], *out_shape)
-    return out if bias is None else out + bias.reshape(-1, *[1] * spatial)

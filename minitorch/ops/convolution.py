@@ -45,6 +45,7 @@ def _windows(
 
 def _convolve(
     operation: str,
+    dims: int,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -53,9 +54,8 @@ def _convolve(
     dilation: Size,
     groups: int,
 ) -> Tensor:
-    dims = weight.ndim - 2
     if (
-        x.ndim != weight.ndim
+        not x.ndim == weight.ndim == dims + 2
         or x.shape[1] != weight.shape[1] * groups
         or weight.shape[0] % groups
         or (bias is not None and bias.shape != weight.shape[:1])
@@ -104,7 +104,7 @@ def conv1d(
     x: (batch, channels, time); weight: (out_channels, channels / groups, size); bias:
     (out_channels,). Returns (batch, out_channels, positions).
     """
-    return _convolve("conv1d", x, weight, bias, stride, padding, dilation, groups)
+    return _convolve("conv1d", 1, x, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -121,7 +121,7 @@ def conv2d(
     x: (batch, channels, height, width); weight: (out_channels, channels / groups, kernel_height,
     kernel_width); bias: (out_channels,). Returns (batch, out_channels, rows, columns).
     """
-    return _convolve("conv2d", x, weight, bias, stride, padding, dilation, groups)
+    return _convolve("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
 
 
 def max_pool2d(

@@ -13,7 +13,8 @@ from minitorch import backend, random
 from minitorch.autograd import apply
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.ops.general import _kernel, log_softmax
-from minitorch.ops.primitive import fused, linear
+from minitorch.ops.primitive import fused
+from minitorch.ops.primitive import linear as linear_primitive
 from minitorch.ops.samples import mask, positive, real, sample
 from minitorch.tensor import Tensor, method, wrap
 
@@ -64,6 +65,41 @@ silu = fused(
     doc="x * sigmoid(x), also called swish. Source: Elfwing et al. 2017.",
 )
 method(silu)
+
+
+_linear = fused(
+    "linear",
+    _kernel("linear"),
+    reference=lambda x, weight, bias: x @ weight.mT if bias is None else x @ weight.mT + bias,
+    backward=lambda grad, x, weight, needs: _kernel("linear_backward")(
+        grad, x, weight, needs=needs
+    ),
+    inputs=("x", "weight", "bias"),
+    formula=r"x W^\top + b",
+    jacobian=r"\begin{pmatrix} W & I \otimes x^\top & I \end{pmatrix}",
+    samples=lambda: [
+        sample(real(2, 3, 4), real(5, 4), real(5)),
+        sample(real(3, 4), real(2, 4), None),
+        sample(real(4), real(2, 4), real(2)),
+    ],
+)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b. x: (..., in), weight: (out, in), bias: (out,). Returns (..., out)."""
+    if (
+        weight.ndim != 2
+        or x.shape[-1:] != weight.shape[1:]
+        or (bias is not None and bias.shape != weight.shape[:1])
+    ):
+        raise ShapeError(
+            "linear: expected x (..., in), weight (out, in) and bias (out,); got "
+            f"{x.shape}, {weight.shape} and {None if bias is None else bias.shape}"
+        )
+    if x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype):
+        return apply(_linear, [x, weight, bias], {})
+    out = x @ weight.mT
+    return out if bias is None else out + bias
 
 
 def _layer_norm_forward(x: Any, weight: Any, bias: Any, *, eps: float, ndim: int) -> Any:
@@ -400,7 +436,7 @@ def _attention_with_dropout(
     return dropout(probabilities, p, generator=generator) @ spread
 
 
-_dropout = linear(
+_dropout = linear_primitive(
     "dropout",
     lambda x, keep, *, p: _kernel("dropout")(x, keep, p=p),
     lambda grad, keep, p: apply(_dropout, [grad, keep], {"p": p}),
