@@ -1,0 +1,63 @@
+"""What the cells of the chapters share: tables, and pictures of Jacobians."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", [(0.12, 0.42, 0.65, 1), (0.5, 0.6, 0.7, 0), (0.85, 0.35, 0.1, 1)]
+)
+"""Negative blue, positive orange, and zero as nothing, so that it suits a light and a dark page."""
+
+
+class table:
+    """Rows under headings: an HTML table in a notebook and in the book, aligned text elsewhere.
+
+    headings: one string a column. rows: of strings, or of numbers, which are shown to three digits.
+    """
+
+    def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[Any]]):
+        self.headings = list(headings)
+        self.rows = [[_show(value) for value in row] for row in rows]
+
+    def __repr__(self) -> str:
+        columns = zip(self.headings, *self.rows, strict=True)
+        widths = [max(map(len, column)) for column in columns]
+        return "\n".join(
+            "  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip()
+            for row in [self.headings, *self.rows]
+        )
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(heading)}</th>" for heading in self.headings)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>"
+            for row in self.rows
+        )
+        return (
+            '<div class="table-wrapper docutils container"><table class="docutils measured">'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:.3g}"
+    return str(value)
+
+
+def heatmap(matrix: Any, title: str = "", ax: Axes | None = None) -> Axes:
+    """Draw a matrix, (rows, columns), with zero invisible and the same scale for both signs."""
+    matrix = np.asarray(matrix, dtype=float)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(2.6, 2.6))
+    limit = np.abs(matrix[np.isfinite(matrix)]).max(initial=0) or 1
+    ax.imshow(matrix, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="none", aspect="equal")
+    ax.set(title=title, xticks=[], yticks=[])
+    ax.spines[["top", "right"]].set_visible(True)
+    return ax
