@@ -23,16 +23,16 @@ class CharTokenizer(Tokenizer):
         special_tokens: Sequence[str | AddedToken] = (),
         unk_token: str | None = None,
     ):
-        """unk_token: the special token for unknown characters; added at the end if need be."""
+        """unk_token: a special token for unknown characters; its id follows theirs."""
         self._chars = {char: i for i, char in enumerate(chars)}
         for char in chars:
             if not isinstance(char, str) or len(char) != 1 or "\ud800" <= char <= "\udfff":
                 raise DataError(f"CharTokenizer: expected single characters, got {char!r}")
         if not chars or len(self._chars) != len(chars):
             raise DataError("CharTokenizer: expected at least one character, each once")
-        names = [t.content if isinstance(t, AddedToken) else t for t in special_tokens]
-        if unk_token is not None and unk_token not in names:
-            special_tokens = [*special_tokens, unk_token]
+        explicit = {t.content for t in special_tokens if isinstance(t, AddedToken)}
+        if unk_token is not None and unk_token not in explicit:
+            special_tokens = [unk_token, *(t for t in special_tokens if t != unk_token)]
         added = added_tokens(special_tokens, len(chars))
         super().__init__(self._chars, {i: c.encode() for c, i in self._chars.items()}, added)
         self._unk_token = unk_token
