@@ -9,6 +9,7 @@ decode to U+FFFD, the replacement character.
 import codecs
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -43,6 +44,9 @@ class Tokenizer(ABC):
         self._added = tuple(added)
         self._ids = dict(vocab)
         self._bytes = dict(token_bytes)
+        occurrences = Counter(token.content for token in self._added)
+        if doubles := [name for name, count in occurrences.items() if count > 1]:
+            raise DataError(f"tokenizer: added tokens with the same name: {doubles}")
         for token in self._added:
             if not token.content:
                 raise DataError("tokenizer: an added token has an empty name")
@@ -53,8 +57,6 @@ class Tokenizer(ABC):
                 )
             self._bytes[token.id] = _utf8(token.content)
         self._names = _dense(self._ids)
-        if len({token.content for token in self._added}) != len(self._added):
-            raise DataError("tokenizer: two added tokens have the same name")
         self._special = {token.content: token.id for token in self._added if token.special}
         self._special_ids = frozenset(self._special.values())
         self._raw = AddedTokenSplitter({t.content: t for t in self._added if not t.normalized})

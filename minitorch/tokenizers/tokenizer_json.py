@@ -121,11 +121,17 @@ def read_tokenizer_json(path: str | os.PathLike) -> TokenizerSpec:
             ignore_merges=model.get("ignore_merges", bool, False),
             unk_token=unk_token,
         )
+        post_processor = _read_post_processor(root)
     except DataError as error:
         raise CheckpointError(
             f"read {path}: {error}. The file is damaged, or of a kind that minitorch does not read"
         ) from error
-    _warn_of_post_processor(path, root)
+    if post_processor not in (None, "ByteLevel"):
+        warnings.warn(
+            f"{path}: its post_processor ({post_processor}) adds tokens around a text, which "
+            "minitorch's encode never does; add them where the model needs them",
+            stacklevel=3,
+        )
     return spec
 
 
@@ -237,13 +243,5 @@ def _read_split(stage: _Object) -> str:
             _unsupported("pre_tokenizer", kind, "Split, Digits or ByteLevel")
 
 
-def _warn_of_post_processor(path: str | os.PathLike, root: _Object) -> None:
-    if not root.has("post_processor"):
-        return
-    kind = root.object("post_processor").get("type", str)
-    if kind != "ByteLevel":
-        warnings.warn(
-            f"{path}: its post_processor ({kind}) adds tokens around a text, which minitorch's "
-            "encode never does; add them where the model needs them",
-            stacklevel=4,
-        )
+def _read_post_processor(root: _Object) -> str | None:
+    return root.object("post_processor").get("type", str) if root.has("post_processor") else None
