@@ -79,7 +79,7 @@ class Commands(click.Group):
             if error.errno == errno.EPIPE:  # whoever read the output, `head` say, has left
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             else:
-                click.echo(f"error: {error.strerror or error}: {error.filename}", err=True)
+                click.echo(f"error: {error}", err=True)
         sys.exit(1)
 
 

@@ -241,17 +241,24 @@ def resumed(before: TrainConfig, now: TrainConfig, overrides: Mapping[str, Any])
     return after
 
 
-def reference() -> str:
-    """A Markdown table of all keys: type, default, what each preset changes, meaning."""
-    others = [name for name in PRESETS if name != "nano"]
-    rows = [
-        f"| key | type | default | {' | '.join(others)} | meaning |",
-        "|---" * (len(others) + 4) + "|",
+def describe() -> list[tuple[str, str, str]]:
+    """(key, default, meaning) of every field, in order."""
+    return [
+        (field.name, _toml(field.default), _describe(field))
+        for field in dataclasses.fields(TrainConfig)
     ]
-    for field in dataclasses.fields(TrainConfig):
-        presets = [_toml(PRESETS[name].get(field.name, "")).strip('"') for name in others]
-        cells = (f"`{field.name}`", field.type.__name__, _toml(field.default), *presets)  # type: ignore[union-attr]
-        rows.append(f"| {' | '.join(cells)} | {_describe(field)} |")
+
+
+def reference() -> str:
+    """A Markdown table of all keys: default, what each preset changes, meaning."""
+    others = [name for name in PRESETS if name != "nano"]
+    columns = ["key", "default", *others, "meaning"]
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for key, default, meaning in describe():
+        changes = [
+            f"`{_toml(PRESETS[name][key])}`" if key in PRESETS[name] else "" for name in others
+        ]
+        rows.append(f"| {' | '.join((f'`{key}`', f'`{default}`', *changes, meaning))} |")
     return "\n".join(rows)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import numpy as np
 
 import minitorch as mt
-from minitorch.errors import ConfigError
+from minitorch.errors import ConfigError, DataError
 from minitorch.random import Generator
 from minitorch.tokenizers import Tokenizer
 from models.gpt2 import GPT2
@@ -56,10 +56,16 @@ def generate(
 
 
 def start_of_text(tokenizer: Tokenizer) -> list[int]:
-    """What to continue where there is no prompt: the end of another text, or an empty line."""
+    """What to continue where there is no prompt: the end of another text, or of another line.
+
+    The first token of all where the vocabulary has neither.
+    """
     if END_OF_TEXT in tokenizer.special_tokens:
         return [tokenizer.special_tokens[END_OF_TEXT]]
-    return tokenizer.encode("\n")
+    try:
+        return tokenizer.encode("\n")
+    except DataError:
+        return [0]
 
 
 def stream_text(

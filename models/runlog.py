@@ -4,6 +4,7 @@ A row is on the disk before the checkpoint that follows it. Going on from a chec
 rows past it, and half a row that a killed run left, so each step is in the log once.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -80,7 +81,8 @@ class RunLog:
         """Flush and close the files."""
         os.close(self._file)
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with contextlib.suppress(OSError):  # a full disk has been reported for the log itself
+                self._tensorboard.close()
 
     def __enter__(self) -> "RunLog":
         return self

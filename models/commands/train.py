@@ -11,12 +11,13 @@ from typing import Any
 import click
 from rich.columns import Columns
 from rich.console import Console
+from rich.table import Table
 
 from minitorch.errors import CheckpointError, ConfigError
 from minitorch.io import atomic_write
 from minitorch.random import Generator
 from models import checkpoints
-from models.config import PRESETS, TrainConfig, parse_assignment, resolve, resumed
+from models.config import PRESETS, TrainConfig, describe, parse_assignment, resolve, resumed
 from models.corpus import prepare
 from models.display import display
 from models.generate import generate, start_of_text, stream_text
@@ -52,6 +53,14 @@ OWNED = ("config.toml", "log.jsonl", "loss.png", "sample.txt", "checkpoints", "t
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that --out holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option(
+    "--settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, wanted: wanted and _list_settings(ctx),
+    help="List the keys of --set with default and meaning, and exit.",
+)
 def train(
     preset: str | None,
     file: Path | None,
@@ -94,6 +103,14 @@ def train(
         result = _train(console, run, out)
     if as_json:
         click.echo(json.dumps(result))
+
+
+def _list_settings(ctx: click.Context) -> None:
+    table = Table("key", "default", "meaning", box=None, pad_edge=False)
+    for key, default, meaning in describe():
+        table.add_row(key, default, meaning)
+    Console(highlight=False).print(table)
+    ctx.exit()
 
 
 def _train(console: Console, run: Run, out: Path) -> dict[str, Any]:

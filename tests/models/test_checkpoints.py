@@ -113,7 +113,7 @@ def test_damage_is_found(tmp_path, damage):
 def test_no_checkpoint_is_an_error_that_says_what_to_give(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist; give a folder"):
         checkpoints.newest(tmp_path / "absent")
-    with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoints.newest(tmp_path)
 
 
