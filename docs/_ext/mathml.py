@@ -26,6 +26,8 @@ CHARACTERS = [
     *range(0x1D400, 0x1D7FF),  # the alphabets: browsers draw <mi>x</mi> with U+1D465
 ]
 
+_PRIME = re.compile("<msup>((?:(?!<msup>).)*?)<mo>([′″‴])</mo></msup>")
+
 
 @functools.cache
 def _converter() -> Any:
@@ -38,8 +40,8 @@ def to_mathml(latex: str, *, display: bool) -> str:
         math = _converter().convert_with_local_state(latex.strip(), displaystyle=display)
     except math_core.LatexError as error:
         raise ExtensionError(f"mathml: cannot read the formula {latex!r}: {error}") from error
-    # A prime drawn for use as a superscript; browsers do not ask the font for it by themselves.
-    return re.sub("<mo>([′″‴])</mo>", r'<mo class="prime">\1</mo>', math)
+    # A font's prime is raised already: as a superscript it would be raised twice.
+    return _PRIME.sub(r'<mrow>\1<mo lspace="0" rspace="0">\2</mo></mrow>', math)
 
 
 def _inline(translator: Any, node: nodes.math) -> None:

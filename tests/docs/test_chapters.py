@@ -88,6 +88,12 @@ def test_an_exercise_is_a_stub_a_solution_and_a_check(path: Path) -> None:
     assert all("hide-cell" in cell.tags for cell in solutions)
 
 
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
+def test_code_fits_the_column(path: Path) -> None:
+    lines = [line for cell in cells(path) for line in cell.code.splitlines()]
+    assert [line for line in lines if len(line) > 92] == []
+
+
 def test_a_check_without_a_solution_is_noticed(tmp_path: Path) -> None:
     chapter = tmp_path / "chapter.md"
     chapter.write_text("text\n\n```{code-cell}\n:tags: [check]\nassert answer() == 42\n```\n")
