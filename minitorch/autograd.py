@@ -495,7 +495,7 @@ def _sweep(
     Gradients of inner nodes live in `pending` only. Returns the gradients found for inputs, by
     the id of the node or leaf.
     """
-    nodes = _reachable([root._node for root, _ in roots if root._node is not None])
+    nodes = ancestors([root._node for root, _ in roots if root._node is not None])
     targets = None if inputs is None else {id(x._node or x) for x in inputs}
     useful = None if targets is None else _leading_to(nodes, targets)
     pending: dict[int, Tensor] = {}
@@ -527,7 +527,7 @@ def _sweep(
     return found
 
 
-def _reachable(nodes: list[Node]) -> list[Node]:
+def ancestors(nodes: list[Node]) -> list[Node]:
     """All nodes that the given ones were computed from, the latest first."""
     seen = {id(node): node for node in nodes}
     stack = list(seen.values())
@@ -692,7 +692,7 @@ def pushforward(output: Tensor, tangents: Sequence[tuple[Tensor, Tensor]]) -> Te
         moving[key] = tangent if key not in moving else moving[key] + tangent
     if output._node is None:
         return moving.get(id(output))
-    for node in reversed(_reachable([output._node])):
+    for node in reversed(ancestors([output._node])):
         if id(node) in moving:
             continue
         incoming = [None if edge is None else moving.get(id(edge)) for edge in node.edges]
