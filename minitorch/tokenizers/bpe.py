@@ -109,10 +109,11 @@ class BPETokenizer(Tokenizer):
         if not pieces:
             raise DataError("BPETokenizer.train: the text is empty; there is nothing to learn")
         base_ids = {unspell(char)[0]: i for i, char in enumerate(_BASE)}
-        words = [[base_ids[byte] for byte in _piece_bytes(piece)] for piece in pieces]
-        learnt = learn_merges(
-            words, list(pieces.values()), len(_BASE), num_merges, min_frequency, progress
+        words = (
+            ([base_ids[byte] for byte in _piece_bytes(piece)], count)
+            for piece, count in pieces.items()
         )
+        learnt = learn_merges(words, len(_BASE), num_merges, min_frequency, progress)
         names = list(_BASE)
         merges = []
         for left, right in learnt:
