@@ -32,6 +32,16 @@ OWNED = ("config.toml", "log.jsonl", "loss.png", "sample.txt", "checkpoints", "t
 """What a run consists of, all in its folder: --overwrite deletes this and nothing else."""
 
 
+def _list_settings(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    table = Table("key", "default", "meaning", box=None, pad_edge=False)
+    for key, default, meaning in describe():
+        table.add_row(key, default, meaning)
+    Console(highlight=False).print(table)
+    ctx.exit()
+
+
 @click.command(
     epilog="""
     \b
@@ -58,7 +68,7 @@ OWNED = ("config.toml", "log.jsonl", "loss.png", "sample.txt", "checkpoints", "t
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=lambda ctx, _, wanted: wanted and _list_settings(ctx),
+    callback=_list_settings,
     help="List the keys of --set with default and meaning, and exit.",
 )
 def train(
@@ -105,14 +115,6 @@ def train(
         click.echo(json.dumps(result))
 
 
-def _list_settings(ctx: click.Context) -> None:
-    table = Table("key", "default", "meaning", box=None, pad_edge=False)
-    for key, default, meaning in describe():
-        table.add_row(key, default, meaning)
-    Console(highlight=False).print(table)
-    ctx.exit()
-
-
 def _train(console: Console, run: Run, out: Path) -> dict[str, Any]:
     """Train, draw, sample; the result as JSON has it."""
     config = run.config
@@ -152,7 +154,8 @@ def _train(console: Console, run: Run, out: Path) -> dict[str, Any]:
         console.rule("a sample", style="dim")
         console.print(text, markup=False, soft_wrap=True)
         console.rule(style="dim")
-    console.print(f"picture {out / 'loss.png'}, log {out / 'log.jsonl'}, model {path}")
+    files = f"picture {out / 'loss.png'}, log {out / 'log.jsonl'}, model {path}"
+    console.print(files, soft_wrap=True)
     console.print(f"more text: minitorch sample --checkpoint {out}", soft_wrap=True)
     return {"out": str(out), "checkpoint": str(path), **last, "sample": text}
 
