@@ -26,6 +26,10 @@ COMMANDS = {
         "models.commands.tokenize:tokenize",
         "Train a tokenizer, or show how a text is split into tokens.",
     ),
+    "gradcheck": (
+        "models.commands.gradcheck:gradcheck",
+        "Check the derivative of every operation against finite differences.",
+    ),
     "doctor": (
         "models.commands.doctor:doctor",
         "Say what this machine offers: compiler, kernels, GPU, versions, memory.",

@@ -3,9 +3,17 @@
 from minitorch.kernels import reference as reference  # registers the NumPy implementations
 from minitorch.kernels.buffers import buffer_statistics, recycle_buffers, release_buffers
 from minitorch.kernels.cpu import instruction_sets, use_instruction_set  # registers the compiled
-from minitorch.kernels.table import available, implementations, lookup, prefer, register
+from minitorch.kernels.table import (
+    IMPLEMENTATIONS,
+    available,
+    implementations,
+    lookup,
+    prefer,
+    register,
+)
 
 __all__ = [
+    "IMPLEMENTATIONS",
     "available",
     "buffer_statistics",
     "implementations",

@@ -572,7 +572,7 @@ _where = linear(
     samples=lambda: [
         sample(real(3, 4), real(3, 4, seed=1), mask(3, 4)),
         sample(real(4), real(3, 1), mask(3, 4)),
-        sample(real(3, 4), -1.5, mask(4)),
+        sample(real(3, 4), np.array(-1.5), mask(4)),
     ],
     moves_data=True,
 )
