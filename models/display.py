@@ -62,7 +62,7 @@ class Live:
         self.note(_line(row))
 
     def note(self, text: str) -> None:
-        self.progress.console.print(text, highlight=False)
+        self.progress.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         self.progress.stop()
@@ -99,7 +99,7 @@ class Plain:
 
     def note(self, text: str) -> None:
         self.last = time.monotonic()
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         pass

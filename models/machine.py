@@ -19,7 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from minitorch import __version__
+
 DISTRIBUTION = "minitorch-engine"
+REQUIRED = ["numpy", "ml_dtypes", "safetensors", "rich", "click", "matplotlib", "regex"]
+"""What is asked for where minitorch runs from a checkout and was not installed."""
 VECTOR_FLAGS = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
     "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve", "sve2",
@@ -31,7 +35,7 @@ def report() -> dict[str, dict[str, Any]]:
     """All sections: {"section": {"question": answer}}, of types that JSON can hold."""
     return {
         "system": {
-            "minitorch": ask(lambda: importlib.metadata.version(DISTRIBUTION)),
+            "minitorch": __version__,
             "location": ask(lambda: str(Path(__file__).parents[1])),
             "python": platform.python_version(),
             "platform": ask(platform.platform),
@@ -94,7 +98,7 @@ def peak_memory() -> int:
 
 def packages() -> list[str]:
     """The distributions that minitorch requires, or can use."""
-    requirements = ask(lambda: importlib.metadata.requires(DISTRIBUTION)) or ["numpy", "ml_dtypes"]
+    requirements = ask(lambda: importlib.metadata.requires(DISTRIBUTION)) or REQUIRED
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in requirements]
     return list(dict.fromkeys(names))
 

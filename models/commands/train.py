@@ -154,9 +154,9 @@ def _train(console: Console, run: Run, out: Path) -> dict[str, Any]:
         console.rule("a sample", style="dim")
         console.print(text, markup=False, soft_wrap=True)
         console.rule(style="dim")
-    files = f"picture {out / 'loss.png'}, log {out / 'log.jsonl'}, model {path}"
-    console.print(files, soft_wrap=True)
-    console.print(f"more text: minitorch sample --checkpoint {out}", soft_wrap=True)
+    for name, place in (("model", path), ("log", out / "log.jsonl"), ("picture", out / "loss.png")):
+        console.print(f"{name:8}{place}", soft_wrap=True)
+    console.print(f"more of it: minitorch sample --checkpoint {out}", soft_wrap=True)
     return {"out": str(out), "checkpoint": str(path), **last, "sample": text}
 
 
@@ -223,10 +223,13 @@ def _own(out: Path, overwrite: bool) -> Iterator[None]:
 
 def _introduce(console: Console, run: Run, out: Path) -> None:
     corpus, config = run.corpus, run.config
-    console.print(f"[bold]{out}[/]: GPT-2, {run.model.num_parameters():,} parameters")
     console.print(
-        f"{corpus.name}: {len(corpus.train):,} tokens to train on, {len(corpus.validation):,} to "
-        f"validate; {corpus.tokenizer.vocab_size:,} different {corpus.unit}s"
+        f"[bold]{out}[/]: GPT-2 with {run.model.num_parameters():,} parameters and a vocabulary of "
+        f"{corpus.tokenizer.vocab_size:,} {corpus.unit}s"
+    )
+    console.print(
+        f"{corpus.name}: {len(corpus.train):,} {corpus.unit}s to train on, "
+        f"{len(corpus.validation):,} to validate"
     )
     if run.step:
         console.print(f"going on from step {run.step}")

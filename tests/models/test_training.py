@@ -194,12 +194,12 @@ def test_another_text_is_not_gone_on_with(text_file, tmp_path):
 
 
 def test_the_model_learns(text_file):
-    run = make(text_file, steps=150, n_embd=32)
+    run = make(text_file, steps=100, n_embd=32)
     first = run.evaluate()
-    for _ in range(150):
+    for _ in range(100):
         run.train_step()
     assert first == pytest.approx(np.log(run.corpus.tokenizer.vocab_size), abs=0.3)
-    assert run.evaluate() < 1.5
+    assert run.evaluate() < 1.8
 
 
 def test_plain_progress_is_a_line_for_each_evaluation(capsys):
