@@ -5,7 +5,8 @@ would cost time in the length of the text instead of the length of a word.
 
 The patterns speak of Unicode's classes: \\p{L} (letters), \\p{N} (numbers). Python's own `re` has
 neither, which is why the `regex` library is used: it knows them, it searches at the speed of C,
-and its tables follow Unicode more closely than those of the interpreter.
+and its tables are newer than the interpreter's. (Letters newer than the tables of another
+implementation are cut differently there.)
 
 Sources: GPT-2 (Radford et al. 2019), file encoder.py; cl100k_base of tiktoken (GPT-4).
 """
