@@ -1,4 +1,4 @@
-"""Sphinx configuration of the book: `python -m sphinx -W -n docs docs/_build/html` from the checkout."""
+"""The book's configuration; from the checkout `python -m sphinx -W -n docs docs/_build/html`."""
 
 import os
 import sys

@@ -155,6 +155,20 @@ class Node:
         "where",
     )
 
+    primitive: Any
+    meta: dict[str, Any]
+    edges: "list[Node | Tensor | None]"
+    signature: list[tuple[tuple[int, ...], Any]]
+    saved: dict[int, Any]
+    extras: dict[str, Any] | None
+    number: int
+    hooks: list[Callable[[Tensor], Tensor | None]] | None
+    retained: Any
+    freed: bool
+    out_shape: tuple[int, ...]
+    out_dtype: np.dtype
+    where: str | None
+
     @property
     def name(self) -> str:
         """The primitive's name."""
@@ -182,7 +196,7 @@ class Node:
 
     def extra(self, name: str) -> Any:
         """An array that the forward kernel left for the backward kernel."""
-        array = self.extras[name]
+        array = self.extras[name]  # type: ignore[index]
         return array.recompute() if isinstance(array, Recomputed) else array
 
     def _unpack(self, position: int, maker: "Node | None") -> Any:
@@ -217,7 +231,7 @@ class Node:
     def free(self) -> None:
         """Drop the saved arrays and the edges; a second sweep through here is an error."""
         self.freed = True
-        self.saved = self.edges = self.extras = None
+        self.saved, self.edges, self.extras = {}, [], None
 
 
 OUT = -1
@@ -505,9 +519,9 @@ def _sweep(
         for root, cotangent in roots:
             _send(root._node or root, cotangent, pending, leaves)
         for node in nodes:
-            cotangent = pending.pop(id(node), None)
-            if cotangent is None:
+            if id(node) not in pending:
                 continue
+            cotangent = pending.pop(id(node))
             if node.hooks or node.retained is not None:
                 cotangent = _visit_hooks(node, cotangent)
             if targets is not None and id(node) in targets:

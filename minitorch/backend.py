@@ -61,7 +61,7 @@ def as_dtype(dtype: Any) -> np.dtype:
     if isinstance(dtype, np.dtype) and str(dtype) in DTYPES:
         return dtype
     if dtype is float or dtype is int or dtype is _pybool:
-        return {float: DEFAULT_FLOAT, int: int64, _pybool: bool}[dtype]
+        return DEFAULT_FLOAT if dtype is float else int64 if dtype is int else bool
     name = (
         dtype if isinstance(dtype, str) else str(np.dtype(dtype)) if dtype is not None else "None"
     )

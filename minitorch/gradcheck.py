@@ -272,12 +272,12 @@ class _Problem:
             error = np.where((a == e) | (np.isnan(a) & np.isnan(e)), 0.0, np.abs(a - e))
         error = np.where(np.isnan(error), np.inf, error)
         limit = self.tolerance.atol + self.tolerance.rtol * scale
-        k, entry = np.unravel_index(int(np.argmax(error)), error.shape)
+        k, entry = (int(i) for i in np.unravel_index(int(np.argmax(error)), error.shape))
         report.worst = max(report.worst, float(error[k, entry]) / max(scale, 1e-2))
         if error[k, entry] <= limit:
             return
         kink = directions is not None and self._is_kink(
-            directions[k][1], None if rows is None else rows[entry], int(entry)
+            directions[k][1], None if rows is None else rows[entry], entry
         )
         where = f"input {names[k]}, output entry {entry}"
         report.findings.append(

@@ -51,6 +51,15 @@ class Tensor(Methods):
     __array_priority__ = 100  # numpy_array * tensor calls Tensor.__rmul__
     __array_ufunc__ = None
 
+    data: Any
+    grad: "Tensor | None"
+    requires_grad: bool
+    _node: Any
+    _counter: Any
+    _made_at: int
+    _hooks: list[Any] | None
+    _is_view: bool
+
     def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False):
         self.data = _as_array(data, dtype)
         self.grad = None

@@ -11,7 +11,6 @@ first sample on which the tests check it, and its definition with the derivative
 import ast
 import inspect
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -15,7 +15,7 @@ import ast
 import functools
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -93,14 +93,12 @@ class Source(SphinxDirective):
     """The directive; see the head of this file."""
 
     required_arguments = 1
-    option_spec = {"docstring": lambda value: directives.choice(value, ("yes", "no"))}
+    option_spec: ClassVar = {"docstring": lambda value: directives.choice(value, ("yes", "no"))}
 
     def run(self) -> list[nodes.Node]:
         """Look the name up, and make the page depend on the file."""
         try:
-            found = find(
-                self.arguments[0], docstring=self.options.get("docstring", "yes") == "yes"
-            )
+            found = find(self.arguments[0], docstring=self.options.get("docstring", "yes") == "yes")
         except LookupError as error:
             raise self.error(f"source: {error}") from error
         self.env.note_dependency(str(found.path))

@@ -18,7 +18,7 @@ from minitorch.io import atomic_write
 
 _MAGIC = b"MTTOKENS"
 _HEADER = struct.Struct("<8sIIQ")
-_DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_DTYPES: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
 def write_tokens(path: str | os.PathLike, ids: np.ndarray | Iterable[int]) -> None:

@@ -35,7 +35,7 @@ def _unary(
     options.setdefault("floating", True)
     options.setdefault("inputs", ("x",))
     primitive = elementwise(name, forward, derivative, **options)
-    method(primitive)  # type: ignore[type-var]
+    method(primitive)
     return primitive
 
 

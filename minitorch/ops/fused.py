@@ -13,7 +13,7 @@ from minitorch import backend, random
 from minitorch.autograd import apply
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.ops.general import _kernel, log_softmax
-from minitorch.ops.primitive import fused
+from minitorch.ops.primitive import Primitive, fused
 from minitorch.ops.primitive import linear as linear_primitive
 from minitorch.ops.samples import mask, positive, real, sample
 from minitorch.tensor import Tensor, method, wrap
@@ -436,7 +436,7 @@ def _attention_with_dropout(
     return dropout(probabilities, p, generator=generator) @ spread
 
 
-_dropout = linear_primitive(
+_dropout: Primitive = linear_primitive(
     "dropout",
     lambda x, keep, *, p: _kernel("dropout")(x, keep, p=p),
     lambda grad, keep, p: apply(_dropout, [grad, keep], {"p": p}),

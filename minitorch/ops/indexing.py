@@ -13,7 +13,7 @@ from minitorch import autograd, backend, kernels
 from minitorch.autograd import apply
 from minitorch.errors import DtypeError, GraphError, ShapeError
 from minitorch.ops.dims import one_dim
-from minitorch.ops.primitive import linear, nondifferentiable
+from minitorch.ops.primitive import Primitive, linear, nondifferentiable
 from minitorch.ops.reductions import ValuesAndIndices
 from minitorch.ops.samples import distinct, integers, mask, real, sample
 from minitorch.tensor import Tensor, method, method_as, wrap
@@ -106,7 +106,7 @@ _getitem = _Indexing(
     ],
     may_view=True,
 )
-_scatter = _Indexing(
+_scatter: Primitive = _Indexing(
     "scatter_index",
     _add_at,
     1,
@@ -117,7 +117,7 @@ _scatter = _Indexing(
         sample(real(5, 4), integers(3, 5), key=(Slot(0),), to=(3, 4)),
     ],
 )
-_setitem = _Indexing(
+_setitem: Primitive = _Indexing(
     "setitem",
     _write,
     2,
@@ -382,7 +382,7 @@ _embedding = linear(
     ],
     moves_data=True,
 )
-_embedding_transpose = linear(
+_embedding_transpose: Primitive = linear(
     "embedding_transpose",
     lambda x, index, *, rows: kernels.lookup("embedding_backward", backend.device_of(x))(
         x, index, num_embeddings=rows

@@ -14,7 +14,7 @@ from minitorch import backend
 from minitorch.autograd import apply
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.ops.dims import as_shape, many_dims, one_dim
-from minitorch.ops.primitive import linear, promote
+from minitorch.ops.primitive import Primitive, linear, promote
 from minitorch.ops.samples import mask, real, sample, unary
 from minitorch.tensor import Tensor, method, method_as
 
@@ -198,7 +198,7 @@ def view_as(x: Tensor, other: Tensor) -> Tensor:
     return view(x, other.shape)
 
 
-_permute = linear(
+_permute: Primitive = linear(
     "permute",
     lambda x, *, dims: x.transpose(dims),
     lambda grad, dims: _permute(grad, dims=tuple(np.argsort(dims).tolist())),
@@ -304,7 +304,7 @@ def unsqueeze(x: Tensor, dim: int) -> Tensor:
     return _reshape(x, to=(*x.shape[:dim], 1, *x.shape[dim:]))
 
 
-_flip = linear(
+_flip: Primitive = linear(
     "flip",
     lambda x, *, dims: np.flip(x, dims),
     lambda grad, dims: _flip(grad, dims=dims),
@@ -321,7 +321,7 @@ def flip(x: Tensor, *dims: Any) -> Tensor:
     return _flip(x, dims=many_dims("flip", as_shape("flip", dims), x.ndim))
 
 
-_roll = linear(
+_roll: Primitive = linear(
     "roll",
     lambda x, *, shifts, dims: np.roll(x, shifts, dims),
     lambda grad, shifts, dims: _roll(grad, shifts=tuple(-s for s in shifts), dims=dims),
@@ -341,7 +341,7 @@ def roll(x: Tensor, shifts: int | Sequence[int], dims: int | Sequence[int] | Non
 
 
 def _triangle(name: str, function: Any, doc: str) -> Any:
-    primitive = linear(
+    primitive: Primitive = linear(
         name,
         lambda x, *, diagonal: function(x, diagonal),
         lambda grad, diagonal: primitive(grad, diagonal=diagonal),
@@ -392,7 +392,7 @@ def _scatter_diagonal(
     return out
 
 
-_diagonal_scatter = linear(
+_diagonal_scatter: Primitive = linear(
     "diagonal_scatter",
     _scatter_diagonal,
     lambda grad, offset, dim1, dim2: _diagonal(grad, offset=offset, dim1=dim1, dim2=dim2),
@@ -638,7 +638,7 @@ def _overlap_add(
     return out
 
 
-_fold = linear(
+_fold: Primitive = linear(
     "fold",
     _overlap_add,
     lambda grad, dim, size, step: _windows(grad, dim=dim, size=size, step=step),

@@ -437,7 +437,11 @@ class General(Primitive):
         v = wrap(np.zeros(node.out_shape, node.out_dtype)).requires_grad_()
         with autograd.enable_grad():
             rows = self.vjp(node, v)
-            pairs = [(rows[i].sum_to(node.signature[i][0]), tangents[i]) for i in moving]
+            pairs = [
+                (row.sum_to(node.signature[i][0]), tangents[i])
+                for i in moving
+                if (row := rows[i]) is not None
+            ]
         used = [(row, tangent) for row, tangent in pairs if row.requires_grad]
         if not used:
             return None

@@ -42,8 +42,8 @@ def _rmul(a: Tensor, b: Any) -> Tensor:
 _matmul = bilinear(
     "matmul",
     np.matmul,
-    lambda grad, b: matmul(grad, b.mT),
-    lambda grad, a: matmul(a.mT, grad),
+    lambda grad, b: grad @ b.mT,
+    lambda grad, a: a.mT @ grad,
     formula=r"A B",
     jacobian=r"\begin{pmatrix} I \otimes B^\top & A \otimes I \end{pmatrix}",
     samples=lambda: [

@@ -15,7 +15,7 @@ from minitorch import backend
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.ops.dims import many_dims, one_dim
 from minitorch.ops.layout import cat
-from minitorch.ops.primitive import Sample, general, linear, nondifferentiable
+from minitorch.ops.primitive import Primitive, Sample, general, linear, nondifferentiable
 from minitorch.ops.samples import distinct, positive, real, sample
 from minitorch.tensor import Tensor, method
 
@@ -104,7 +104,7 @@ def std(x: Tensor, dim: Dims = None, correction: float = 1, keepdim: bool = Fals
     return var(x, dim, correction, keepdim).sqrt()
 
 
-_cumsum = linear(
+_cumsum: Primitive = linear(
     "cumsum",
     lambda x, *, dim: np.cumsum(x, dim),
     lambda grad, dim: _cumsum(grad.flip(dim), dim=dim).flip(dim),
