@@ -14,12 +14,12 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from chapters import DOCS, Cell, cells, chapters
 
 import minitorch as mt
-from chapters import DOCS, Cell, cells, chapters
 from minitorch.ops import registry
 
-SLOW = {"gpt"}
+SLOW = {"gpt", "training"}
 
 
 def _parameters() -> list[Any]:
