@@ -4,8 +4,8 @@ A value comes from the last of these that names it:
 
     the defaults  <  --preset  <  --config FILE (TOML)  <  --set key=value, --data, --seed
 
-Every field carries its help and its range, from which the messages and the reference table in the
-documentation are made.
+Every field carries its help and its range, from which the messages, `minitorch train --settings`
+and the table in the documentation are made.
 """
 
 import dataclasses
@@ -178,7 +178,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 600_000,
         "optimizer": "adamw",
         "learning_rate": 6e-4,
-        "warmup_fraction": 2000 / 600_000,
+        "warmup_fraction": 0.0033,
         "beta2": 0.95,
         "eval_interval": 1000,
         "eval_tokens": 200_000,
@@ -241,25 +241,18 @@ def resumed(before: TrainConfig, now: TrainConfig, overrides: Mapping[str, Any])
     return after
 
 
-def describe() -> list[tuple[str, str, str]]:
-    """(key, default, meaning) of every field, in order."""
+def describe() -> list[tuple[str, ...]]:
+    """For every field: key, default, what each other preset has instead or "", meaning."""
+    others = [changes for name, changes in PRESETS.items() if name != "nano"]
     return [
-        (field.name, _toml(field.default), _describe(field))
+        (
+            field.name,
+            _toml(field.default),
+            *(_toml(preset[field.name]) if field.name in preset else "" for preset in others),
+            _describe(field),
+        )
         for field in dataclasses.fields(TrainConfig)
     ]
-
-
-def reference() -> str:
-    """A Markdown table of all keys: default, what each preset changes, meaning."""
-    others = [name for name in PRESETS if name != "nano"]
-    columns = ["key", "default", *others, "meaning"]
-    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for key, default, meaning in describe():
-        changes = [
-            f"`{_toml(PRESETS[name][key])}`" if key in PRESETS[name] else "" for name in others
-        ]
-        rows.append(f"| {' | '.join((f'`{key}`', f'`{default}`', *changes, meaning))} |")
-    return "\n".join(rows)
 
 
 def _with_source(source: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,8 +58,8 @@ def draw_loss_curve(
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """The mean of each value's neighbourhood, about 2 % of them all, cut off at the ends."""
-    reach = len(values) // 100
+    """The mean of each value's neighbourhood, 2 % of them all or 20, cut off at the ends."""
+    reach = max(len(values) // 100, 10)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(len(values))
     low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ OWNED = ("config.toml", "log.jsonl", "loss.png", "sample.txt", "checkpoints", "t
 """What a run consists of, all in its folder: --overwrite deletes this and nothing else."""
 
 
-def _list_settings(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+def _list_settings(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
     table = Table("key", "default", "meaning", box=None, pad_edge=False)
-    for key, default, meaning in describe():
+    for key, default, *_, meaning in describe():
         table.add_row(key, default, meaning)
     Console(highlight=False).print(table)
     ctx.exit()
@@ -101,7 +102,11 @@ def train(
         config, saved = resolve(preset or "nano", file, overrides), None
         out = out or _free(RUNS / (preset or "nano"))
         _check_out(out, overwrite)
-    console = Console(stderr=as_json, highlight=False)
+    stream = sys.stderr if as_json else sys.stdout
+    # FORCE_COLOR and notebooks would have rich draw moving lines into what is only a file.
+    console = Console(
+        file=stream, highlight=False, force_terminal=stream.isatty(), force_jupyter=False
+    )
     with console.status(f"reading {config.data}"):
         corpus = prepare(config, None if saved is None else saved.path / "tokenizer.json")
     run = Run(config, corpus)

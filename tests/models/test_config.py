@@ -2,11 +2,12 @@
 
 import dataclasses
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from minitorch.errors import ConfigError
-from models.config import PRESETS, TrainConfig, parse_assignment, reference, resolve, resumed
+from models.config import PRESETS, TrainConfig, describe, parse_assignment, resolve, resumed
 
 
 def test_later_sources_win(tmp_path):
@@ -88,7 +89,18 @@ def test_a_run_goes_on_with_other_steps_but_not_with_another_model():
         resumed(before, before, {"n_layer": "5"})
 
 
-def test_the_reference_table_names_every_key():
-    lines = reference().splitlines()
-    assert len(lines) == 2 + len(dataclasses.fields(TrainConfig))
-    assert len({line.count(" | ") for line in lines if "---" not in line}) == 1
+def test_every_key_is_described_with_what_the_presets_change():
+    rows = {key: rest for key, *rest in describe()}
+    assert list(rows) == [field.name for field in dataclasses.fields(TrainConfig)]
+    assert rows["n_layer"] == ["4", "6", "12", "number of transformer blocks"]
+    assert rows["seed"][1:3] == ["", ""]
+
+
+def test_the_table_in_the_documentation_is_this_one():
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    cells = [
+        (f"`{key}`", *(f"`{value}`" if value else "" for value in values), meaning)
+        for key, *values, meaning in describe()
+    ]
+    expected = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    assert expected in page, f"put this into docs/training.md:\n{expected}"

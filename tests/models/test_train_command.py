@@ -81,6 +81,11 @@ def test_a_run_leaves_model_log_picture_and_sample(cli, tiny, tmp_path, text_fil
     assert "val " in result.stderr  # the progress is not in the way of the JSON
 
 
+def test_a_file_gets_no_moving_lines(cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in cli(*tiny, "--out", tmp_path / "run").output
+
+
 def test_bits_per_byte_do_not_depend_on_the_tokenizer(cli, tiny, tmp_path, text_file):
     text_file.write_text("äö ü" * 300, encoding="utf-8")
     for tokenizer, per_byte in (("char", 4 / 7), ("byte", 1.0)):  # three of four take two bytes
