@@ -5,10 +5,11 @@ system, which must zero its pages again before the next. With recycling on, NumP
 and more come from buffers that earlier arrays left behind.
 
 A training step in NumPy of a GPT of 4 layers, 128 wide, on 12 sequences of 64 tokens, then goes
-from 8,600 page faults to none, and from 79 to 59 ms (2 cores, Xeon at 2.5 GHz); with 6 layers, 384 wide,
-4 by 256 tokens, from 35,500 to none and from 670 to 580 ms. It costs memory that idles: those two
-peaked 10 to 20 % higher, and never does more idle than the limit, a quarter of the machine's memory
-unless told otherwise. `release_buffers` gives it back, after a set-up with large temporaries, say.
+from 8,600 page faults to none, and from 79 to 59 ms (2 cores, Xeon at 2.5 GHz); with 6 layers, 384
+wide, 4 by 256 tokens, from 35,500 to none and from 670 to 580 ms. It costs memory that idles: those
+two peaked 10 to 20 % higher, and never does more idle than the limit, a quarter of the machine's
+memory unless told otherwise. `release_buffers` gives it back, after a set-up with large
+temporaries, say.
 
 Recycling holds for the thread (the context) that switches it on, and is on from the import of
 minitorch where the extension was built; MT_RECYCLE=0 in the environment leaves it off.

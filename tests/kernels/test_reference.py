@@ -1,0 +1,224 @@
+"""The NumPy kernels: values against SciPy and float64 formulas, backward against differences."""
+
+import numpy as np
+import pytest
+from scipy import special
+
+from minitorch.errors import ShapeError
+from minitorch.kernels import lookup, prefer, reference
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _numpy_kernels():
+    with prefer("numpy"):
+        yield
+
+
+def _slope(f, grad, x, h=1e-6):
+    """<grad, f> differentiated with respect to every element of x."""
+    out = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[i] += sign * h
+            out[i] += sign * float(np.sum(grad * f(moved))) / (2 * h)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 30.0])
+def test_error_function_and_gelu(dtype, scale):
+    x = (scale * RANDOM.standard_normal(2000)).astype(dtype)
+    eps = np.finfo(dtype).eps
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(lookup("erf")(x), special.erf(exact), rtol=8 * eps)
+    expected = exact * special.ndtr(exact)
+    np.testing.assert_allclose(lookup("gelu")(x), expected, rtol=16 * eps, atol=4 * eps)
+
+
+def test_erf_keeps_its_limits():
+    x = np.array([-np.inf, -40.0, -0.0, 0.0, 1e-300, 40.0, np.inf, np.nan])
+    np.testing.assert_array_equal(lookup("erf")(x), special.erf(x))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_softmax_family(dim):
+    x = 20 * RANDOM.standard_normal((5, 7))
+    np.testing.assert_allclose(reference.softmax(x, dim=dim), special.softmax(x, dim), rtol=1e-13)
+    np.testing.assert_allclose(
+        reference.log_softmax(x, dim=dim), special.log_softmax(x, dim), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        reference.logsumexp(x, dim=dim), special.logsumexp(x, dim), rtol=1e-14
+    )
+    np.testing.assert_allclose(
+        reference.softmax(x, dim=dim, scale=0.3), special.softmax(0.3 * x, dim), rtol=1e-13
+    )
+    grad = RANDOM.standard_normal(x.shape)
+    small = x / 20
+    np.testing.assert_allclose(
+        reference.softmax_backward(grad, reference.softmax(small, dim=dim), dim=dim),
+        _slope(lambda x: special.softmax(x, dim), grad, small),
+        atol=1e-9,
+    )
+
+
+def test_nothing_overflows():
+    huge = np.array([[1e4, -1e4, 0.0], [-np.inf, 0.0, -np.inf]], np.float32)
+    np.testing.assert_array_equal(reference.softmax(huge), [[1, 0, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(reference.logsumexp(huge), [1e4, 0])
+    assert reference.logsumexp(np.full((1, 3), -np.inf)) == -np.inf
+    x = np.array([-1e4, 1e4], np.float32)
+    np.testing.assert_array_equal(reference.silu(x), [0, 1e4])
+
+
+def _layer_norm(x, weight, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
+
+
+def test_layer_norm():
+    x, weight, bias = (RANDOM.standard_normal(s) for s in [(2, 3, 5), (5,), (5,)])
+    out, mean, rstd = reference.layer_norm(x, weight, bias, eps=1e-5)
+    np.testing.assert_allclose(out, _layer_norm(x, weight, bias), rtol=1e-12)
+    grad = RANDOM.standard_normal(x.shape)
+    dx, dweight, dbias = reference.layer_norm_backward(grad, x, weight, mean, rstd)
+    for found, f, at in [
+        (dx, lambda v: _layer_norm(v, weight, bias), x),
+        (dweight, lambda v: _layer_norm(x, v, bias), weight),
+        (dbias, lambda v: _layer_norm(x, weight, v), bias),
+    ]:
+        np.testing.assert_allclose(found, _slope(f, grad, at), atol=1e-8)
+
+
+def test_rms_norm():
+    x, weight = RANDOM.standard_normal((4, 6)), RANDOM.standard_normal(6)
+
+    def formula(x, weight):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * weight
+
+    out, rstd = reference.rms_norm(x, weight)
+    np.testing.assert_allclose(out, formula(x, weight), rtol=1e-12)
+    grad = RANDOM.standard_normal(x.shape)
+    dx, dweight = reference.rms_norm_backward(grad, x, weight, rstd)
+    np.testing.assert_allclose(dx, _slope(lambda v: formula(v, weight), grad, x), atol=1e-8)
+    np.testing.assert_allclose(dweight, _slope(lambda v: formula(x, v), grad, weight), atol=1e-8)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_backward(approximate):
+    x, grad = 2 * RANDOM.standard_normal(9), RANDOM.standard_normal(9)
+    found = reference.gelu_backward(grad, x, approximate=approximate)
+    expected = _slope(lambda x: reference.gelu(x, approximate=approximate), grad, x)
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
+def test_silu_and_its_backward():
+    x, grad = 2 * RANDOM.standard_normal(9), RANDOM.standard_normal(9)
+    np.testing.assert_allclose(reference.silu(x), x * special.expit(x), rtol=1e-14)
+    np.testing.assert_allclose(
+        reference.silu_backward(grad, x), _slope(lambda x: x * special.expit(x), grad, x), atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_cross_entropy(reduction, label_smoothing):
+    logits, target = RANDOM.standard_normal((4, 5)), np.array([1, -100, 4, 0])
+    kept = target != -100
+
+    def formula(logits):
+        smoothed = np.full((4, 5), label_smoothing / 5)
+        smoothed[kept, target[kept]] += 1 - label_smoothing
+        losses = -(smoothed * special.log_softmax(logits, -1)).sum(-1) * kept
+        return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / 3}[reduction]
+
+    options = {"label_smoothing": label_smoothing, "reduction": reduction}
+    loss, log_normaliser = reference.cross_entropy(logits, target, **options)
+    np.testing.assert_allclose(loss, formula(logits), rtol=1e-13)
+    grad = RANDOM.standard_normal(np.shape(loss))
+    found = reference.cross_entropy_backward(grad, logits, target, log_normaliser, **options)
+    np.testing.assert_allclose(found, _slope(formula, grad, logits), atol=1e-9)
+    assert not found[1].any()
+
+
+def test_embedding_adds_up_repeated_rows():
+    weight, index = RANDOM.standard_normal((5, 3)), np.array([[1, 1], [4, 0]])
+    np.testing.assert_array_equal(reference.embedding(weight, index), weight[index])
+    grad = RANDOM.standard_normal((2, 2, 3))
+    expected = np.zeros((5, 3))
+    for place, row in zip(index.reshape(-1), grad.reshape(-1, 3)):
+        expected[place] += row
+    found = reference.embedding_backward(grad, index, num_embeddings=5)
+    np.testing.assert_allclose(found, expected, rtol=1e-15)
+    with pytest.raises(ShapeError, match=r"indices in \[0, 5\).*from 5 to 5"):
+        reference.embedding(weight, np.array([5]))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention(causal, kv_heads):
+    q = RANDOM.standard_normal((2, 4, 3, 5))
+    k, v = RANDOM.standard_normal((2, 2, kv_heads, 3, 5))
+    mask = np.array([[True, True, False], [True, True, True], [False, False, False]])
+
+    def formula(q, k, v):
+        k, v = (np.repeat(x, 4 // kv_heads, 1) for x in (k, v))
+        scores = q @ k.mT / np.sqrt(5)
+        seen = np.broadcast_to(mask & (np.tril(mask | True) | (not causal)), scores.shape)
+        weights = np.where(seen, np.exp(scores), 0)
+        total = weights.sum(-1, keepdims=True)
+        return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0) @ v
+
+    out, log_normaliser = reference.scaled_dot_product_attention(q, k, v, mask, causal=causal)
+    np.testing.assert_allclose(out, formula(q, k, v), atol=1e-14)
+    grad = RANDOM.standard_normal(out.shape)
+    found = reference.scaled_dot_product_attention_backward(
+        grad, q, k, v, mask, out, log_normaliser, causal=causal
+    )
+    for gradient, f, x in zip(
+        found,
+        [lambda x: formula(x, k, v), lambda x: formula(q, x, v), lambda x: formula(q, k, x)],
+        (q, k, v),
+    ):
+        np.testing.assert_allclose(gradient, _slope(f, grad, x), atol=1e-8)
+
+
+def test_linear():
+    x, weight, bias = (RANDOM.standard_normal(s) for s in [(2, 3, 4), (5, 4), (5,)])
+    np.testing.assert_allclose(
+        reference.linear(x, weight, bias), np.einsum("btc,oc->bto", x, weight) + bias, rtol=1e-13
+    )
+    grad = RANDOM.standard_normal((2, 3, 5))
+    dx, dweight, dbias = reference.linear_backward(grad, x, weight, needs=(True, True, True))
+    np.testing.assert_allclose(dx, grad @ weight, rtol=1e-13)
+    np.testing.assert_allclose(dweight, np.einsum("bto,btc->oc", grad, x), rtol=1e-12)
+    np.testing.assert_allclose(dbias, grad.sum((0, 1)), rtol=1e-12)
+    needs = (False, True, False)
+    assert [g is None for g in reference.linear_backward(grad, x, weight, needs=needs)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_adamw_step():
+    p, g, m, v = RANDOM.standard_normal((4, 6))
+    v = v * v
+    beta1, beta2, lr, eps, decay, step = 0.8, 0.95, 0.01, 1e-6, 0.1, 3
+    m2, v2 = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+    direction = (m2 / (1 - beta1**step)) / (np.sqrt(v2 / (1 - beta2**step)) + eps)
+    expected = p * (1 - lr * decay) - lr * direction
+    reference.adamw_step(
+        p, g, m, v, step=step, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay
+    )
+    np.testing.assert_allclose(p, expected, rtol=1e-12)
+    np.testing.assert_allclose([m, v], [m2, v2], rtol=1e-14)
+
+
+def test_dropout_keeps_the_mean():
+    x = np.ones(6)
+    keep = np.array([1, 0, 1, 1, 0, 1], bool)
+    np.testing.assert_allclose(reference.dropout(x, keep, p=0.25), keep / 0.75)
