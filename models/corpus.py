@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,15 @@ class Corpus:
         kinds = {CharTokenizer: "character", ByteTokenizer: "byte"}
         return kinds.get(type(self.tokenizer), "token")
 
-    @property
+    @cached_property
     def tokens_per_byte(self) -> float:
         """Of the validation text in UTF-8: nats per token times this are nats per byte."""
         return len(self.validation) / len(self.tokenizer.decode(self.validation).encode())
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict[str, int]:
         """Two texts that differ differ in this."""
-        crc = zlib.crc32(self.validation.tobytes(), zlib.crc32(self.train.tobytes()))
+        crc = zlib.crc32(self.validation.data, zlib.crc32(self.train.data))
         return {"tokens": len(self.train) + len(self.validation), "crc32": crc}
 
 

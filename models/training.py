@@ -268,33 +268,22 @@ def fit(run: Run, log: RunLog, folder: Path, display: Display, stop: Callable[[]
     CheckpointError where the disk is full; the checkpoints before stay, whatever happens.
     """
     config = run.config
-    start, seconds, steps = time.monotonic() - run.elapsed, 0.0, 0
+    begun, seconds, steps = time.monotonic() - run.elapsed, 0.0, 0
     while True:
         step, done = run.step, run.step == config.steps
         due = step > 0 and (done or step % config.eval_interval == 0)
         evaluated, improved = not due or log.last_step == step, False
         if not evaluated:
             val_loss = run.evaluate(stop)
+            run.elapsed = time.monotonic() - begun
             if val_loss is not None:
                 improved = log.best is None or val_loss < log.best["val_loss"]
-                log.write(
-                    {
-                        "step": step,
-                        "train_loss": float(np.mean(run.losses[log.last_step :])),
-                        "val_loss": val_loss,
-                        "bits_per_byte": val_loss / math.log(2) * run.corpus.tokens_per_byte,
-                        "learning_rate": run.learning_rate,
-                        "grad_norm": run.grad_norm,
-                        "tokens_per_second": steps * run.tokens_per_step / max(seconds, 1e-9),
-                        "elapsed": time.monotonic() - start,
-                        "peak_memory": ask(peak_memory),
-                    }
-                )
+                speed = steps * run.tokens_per_step / max(seconds, 1e-9)
+                log.write(_row(run, val_loss, since=log.last_step, tokens_per_second=speed))
                 display.evaluated(log.rows[-1])
                 evaluated, seconds, steps = True, 0.0, 0
         stopping = stop() and not (done and evaluated)
-        run.elapsed = time.monotonic() - start
-        if step == 0 and stopping:
+        if stopping and step == 0:
             raise Stopped(None)
         if step > 0 and (stopping or done or improved or step % config.checkpoint_interval == 0):
             path = run.save(folder, log.best)
@@ -305,9 +294,25 @@ def fit(run: Run, log: RunLog, folder: Path, display: Display, stop: Callable[[]
                 return path
         before = time.perf_counter()
         run.train_step()
+        run.elapsed = time.monotonic() - begun
         seconds, steps = seconds + time.perf_counter() - before, steps + 1
         display.step(
             run.step,
             float(np.mean(run.losses[-SMOOTHING:])),
             steps * run.tokens_per_step / seconds,
         )
+
+
+def _row(run: Run, val_loss: float, *, since: int, tokens_per_second: float) -> dict[str, Any]:
+    """What the log says of an evaluation; `since` is the step of the one before."""
+    return {
+        "step": run.step,
+        "train_loss": float(np.mean(run.losses[since:])),
+        "val_loss": val_loss,
+        "bits_per_byte": val_loss / math.log(2) * run.corpus.tokens_per_byte,
+        "learning_rate": run.learning_rate,
+        "grad_norm": run.grad_norm,
+        "tokens_per_second": tokens_per_second,
+        "elapsed": run.elapsed,
+        "peak_memory": ask(peak_memory),
+    }
