@@ -302,7 +302,9 @@ def cross_entropy(
             f"cross_entropy: logits of shape {logits.shape} need a target of shape {expected}; got "
             f"{target.shape}"
         )
-    rows = logits.movedim(class_dim, -1).reshape(-1, logits.shape[class_dim])
+    rows = logits
+    if logits.ndim != 2:
+        rows = logits.movedim(class_dim, -1).reshape(-1, logits.shape[class_dim])
     meta = {
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
