@@ -33,29 +33,56 @@ def _fill(key: tuple[Any, ...], index: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(index[part] if isinstance(part, Slot) else part for part in key)
 
 
+def _select(
+    x: np.ndarray, key: tuple[Any, ...], index: tuple[Any, ...]
+) -> tuple[np.ndarray, tuple[Any, ...]]:
+    """x with the integers of key picked, as a view, and the rest of the key for that view.
+
+    In PyTorch x[0, :, ids] is x[0][:, ids]; NumPy would broadcast the 0 with ids, and move the
+    picked dimension to the front.
+    """
+    if not _has_arrays(key) or all(type(part) is not int for part in key):
+        return x, _fill(key, index)
+    first: list[Any] = []
+    rest: list[Any] = []
+    for part in key:
+        if type(part) is int:
+            first.append(part)
+            continue
+        if isinstance(part, Slot):
+            part = index[part]
+            first += [slice(None)] * (part.ndim if part.dtype == bool else 1)
+        elif part is not None:
+            first.append(Ellipsis if part is Ellipsis else slice(None))
+        rest.append(part)
+    return x[tuple(first)], tuple(rest)
+
+
 def _has_arrays(key: tuple[Any, ...]) -> bool:
     return any(isinstance(part, Slot) for part in key)
 
 
 def _pick(x: np.ndarray, *index: np.ndarray, key: tuple[Any, ...]) -> np.ndarray:
-    return x[_fill(key, index)]
+    x, where = _select(x, key, index)
+    return x[where]
 
 
 def _add_at(
     x: np.ndarray, *index: np.ndarray, key: tuple[Any, ...], to: tuple[int, ...]
 ) -> np.ndarray:
     out = np.zeros(to, x.dtype)
-    where = _fill(key, index)
+    target, where = _select(out, key, index)
     if any(isinstance(part, np.ndarray) and part.dtype != bool for part in where):
-        np.add.at(out, where, x)
+        np.add.at(target, where, x)
     else:
-        out[where] = x
+        target[where] = x
     return out
 
 
 def _write(x: np.ndarray, value: np.ndarray, *index: np.ndarray, key: tuple[Any, ...]) -> Any:
     out = x.copy()
-    out[_fill(key, index)] = value
+    target, where = _select(out, key, index)
+    target[where] = value
     return out
 
 
@@ -200,7 +227,8 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
             )
             rebase(x, new)
         else:
-            x.data[_fill(slots, tuple(t.data for t in tensors))] = value.data
+            target, where = _select(x.data, slots, tuple(t.data for t in tensors))
+            target[where] = value.data
             x.bump_version()
     except (IndexError, ValueError) as error:
         if isinstance(error, ShapeError):

@@ -56,7 +56,7 @@ def to(x: Tensor, *target: Any, dtype: Any = None, device: str | None = None) ->
     """The tensor in another dtype or on another device; itself where nothing changes.
 
     to("cuda"), to(minitorch.float64), to("bfloat16"), to(dtype=..., device=...), to(other). The
-    gradient is cast back.
+    gradient is cast back; integers and bool have none.
     """
     for item in target:
         if isinstance(item, Tensor):
@@ -69,6 +69,8 @@ def to(x: Tensor, *target: Any, dtype: Any = None, device: str | None = None) ->
         x = _move(x, device=device)
     if dtype is None or x.data.dtype == (wanted := backend.as_dtype(dtype)):
         return x
+    if x.requires_grad and not backend.is_float(wanted):
+        x = x.detach()
     return _cast(x, dtype=wanted)
 
 
