@@ -27,6 +27,7 @@ from minitorch.backend import (
     result_type,
     uint8,
 )
+from minitorch.explain import Explanation, explain
 from minitorch.gradcheck import gradcheck
 from minitorch.ops.creation import (
     arange,

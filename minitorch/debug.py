@@ -121,7 +121,7 @@ def _draw(
 ) -> str:
     first = min(layer for _, layer in places.values())
     left = min(x for x, _ in places.values()) - _BOX / 2 - _GAP
-    right = max(x for x, _ in places.values()) + _BOX / 2 + _GAP
+    right = max(x for x, _ in places.values()) + _BOX + _GAP
     height = (max(layer for _, layer in places.values()) - first + 1) * _LAYER
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{right - left:.0f}" height="{height}" '
@@ -133,9 +133,12 @@ def _draw(
     for start, end in edges:
         (x1, layer1), (x2, layer2) = places[start], places[end]
         y1, y2 = (layer1 - first) * _LAYER + 52, (layer2 - first) * _LAYER + 9
-        middle = (y1 + y2) / 2
+        # An edge that passes other layers swings out, so that it does not run behind their boxes.
+        swing = _BOX if layer2 - layer1 > 1 else 0
+        bend = min((y2 - y1) / 2, _LAYER)
         parts.append(
-            f'<path d="M{x1:.0f},{y1} C{x1:.0f},{middle:.0f} {x2:.0f},{middle:.0f} {x2:.0f},{y2}" '
+            f'<path d="M{x1:.0f},{y1} C{x1 + swing:.0f},{y1 + bend:.0f} '
+            f'{x2 + swing:.0f},{y2 - bend:.0f} {x2:.0f},{y2}" '
             'fill="none" stroke="#888" marker-end="url(#tip)"/>'
         )
     for item in items:
