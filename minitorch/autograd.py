@@ -25,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from minitorch import backend
-from minitorch.errors import GraphError, ShapeError
+from minitorch.errors import GraphError, MinitorchError, ShapeError
 from minitorch.tensor import Tensor, method, wrap
 
 
@@ -283,7 +283,10 @@ def _apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tenso
             arrays.append(x.data)
         else:
             arrays.append(x)
-    array = primitive.compute(arrays, meta)
+    try:
+        array = primitive.compute(arrays, meta)
+    except ValueError as error:
+        raise _misfit(primitive, arrays, error) from error
     if primitive.saves_extras:
         array, extras = array
     else:
@@ -308,6 +311,14 @@ def _apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tenso
     if mode.anomaly:
         _check_nan(primitive, arrays, out)
     return out
+
+
+def _misfit(primitive: Any, arrays: Sequence[Any], error: ValueError) -> ValueError:
+    """NumPy's complaint about shapes as an error that names the operation."""
+    if isinstance(error, MinitorchError):
+        return error
+    shapes = ", ".join(str(getattr(array, "shape", ())) for array in arrays)
+    return ShapeError(f"{primitive.name}: inputs of shapes {shapes} do not fit ({error})")
 
 
 def _share_version(out: Tensor, inputs: Sequence[Any]) -> None:
@@ -575,10 +586,15 @@ def _leading_to(nodes: list[Node], targets: set[int]) -> set[int]:
 def _step(
     node: Node, cotangent: Tensor, pending: dict[int, Tensor], leaves: dict[int, Tensor]
 ) -> None:
-    if mode.observers:
-        gradients = _observed_step(node, cotangent)
-    else:
-        gradients = node.primitive.vjp(node, cotangent)
+    anomaly = mode.anomaly
+    mode.anomaly = False  # a NaN made inside of a rule is reported below, by the forward line
+    try:
+        if mode.observers:
+            gradients = _observed_step(node, cotangent)
+        else:
+            gradients = node.primitive.vjp(node, cotangent)
+    finally:
+        mode.anomaly = anomaly
     for position, edge in enumerate(node.edges):
         if edge is None:
             continue
@@ -590,7 +606,7 @@ def _step(
             gradient = gradient.sum_to(shape)
         if gradient.data.dtype != dtype:
             gradient = gradient.to(dtype)
-        if mode.anomaly and _has_nan(gradient.data) and not _has_nan(cotangent.data):
+        if anomaly and _has_nan(gradient.data) and not _has_nan(cotangent.data):
             raise GraphError(
                 f"anomaly: the derivative of {node.name} with respect to input {position} is NaN"
                 f"{node.line()}"

@@ -1,0 +1,227 @@
+"""The tape: order, memory, safety, modes, hooks, and primitives made by users."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+import minitorch as mt
+from minitorch import autograd
+from minitorch.errors import GraphError, ShapeError
+from minitorch.ops.primitive import elementwise, registry
+
+
+def leaf(*values):
+    return mt.tensor(list(values), dtype=mt.float64, requires_grad=True)
+
+
+def test_a_chain_of_300_000_operations_works_and_is_freed():
+    x = leaf(1.0)
+    y = x
+    for _ in range(300_000):
+        y = y + 1.0
+    last = weakref.ref(y._node)
+    y.backward(mt.ones(1, dtype=mt.float64), retain_graph=True)
+    assert x.grad.tolist() == [1.0]
+    del y
+    assert last() is None
+
+
+def test_memory_goes_with_the_last_name():
+    gc.collect()
+    gc.disable()
+    try:
+        x = leaf(1.0, 2.0)
+        y = (x * x).exp().softmax(0)
+        node = weakref.ref(y._node)
+        tensor = weakref.ref(y)
+        y.sum().backward()
+        del y
+        assert tensor() is None
+        assert node() is None
+    finally:
+        gc.enable()
+
+
+def test_gradients_add_up():
+    x = leaf(3.0)
+    (x * x + x).sum().backward()
+    assert x.grad.tolist() == [7.0]
+    x.grad = None
+    left, right = x * 2, x * 5
+    (left * right).sum().backward()  # a diamond
+    assert x.grad.tolist() == [60.0]
+    (x * 1).sum().backward()  # and into what is there
+    assert x.grad.tolist() == [61.0]
+
+
+def test_leaves_do_not_share_gradients():
+    a, b = leaf(1.0), leaf(2.0)
+    (a + b).sum().backward()
+    a.grad.data[...] = 7
+    assert b.grad.tolist() == [1.0]
+    v = mt.ones(1, dtype=mt.float64)
+    a.grad = None
+    (a + 0).backward(v)
+    a.grad.data[...] = 7
+    assert v.tolist() == [1.0]
+
+
+def test_change_after_saving_is_an_error_that_names_the_operation():
+    x = leaf(1.0, 2.0)
+    y = x * 2
+    z = y.exp()
+    with mt.no_grad():
+        z.mul_(2)
+    with pytest.raises(GraphError, match="exp needs its result"):
+        z.sum().backward()
+
+
+def test_a_change_through_a_view_is_seen():
+    x, a = leaf(1.0, 2.0), mt.ones(2, dtype=mt.float64)
+    y = x * a
+    a.view(2, 1).fill_(3.0)
+    with pytest.raises(GraphError, match="mul needs input 1"):
+        y.sum().backward()
+
+
+def test_a_stale_view_cannot_be_used():
+    x = leaf(1.0, 2.0)
+    y = x * 2
+    view = y[:1]
+    y.mul_(3)
+    with pytest.raises(GraphError):
+        view.exp()
+
+
+def test_in_place_gradients():
+    x = leaf(1.0, 2.0)
+    with pytest.raises(GraphError):
+        x.add_(1)
+    y = x * 2
+    y.mul_(x)
+    y[0] = 5.0
+    y.sum().backward()
+    assert x.grad.tolist() == [0.0, 8.0]
+
+
+def test_second_backward_and_retain_graph():
+    x = leaf(2.0)
+    y = (x * x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert x.grad.tolist() == [8.0]
+    with pytest.raises(GraphError, match="retain_graph=True"):
+        y.backward()
+
+
+def test_create_graph():
+    x = leaf(2.0)
+    (first,) = autograd.grad((x**3).sum(), x, create_graph=True)
+    (second,) = autograd.grad(first.sum(), x, create_graph=True)
+    (third,) = autograd.grad(second.sum(), x)
+    assert (first.item(), second.item(), third.item()) == pytest.approx((12, 12, 6))
+    assert x.grad is None
+
+
+def test_grad_of_what_is_unused():
+    x, y = leaf(1.0), leaf(1.0)
+    with pytest.raises(GraphError, match="allow_unused"):
+        autograd.grad((x * 2).sum(), y)
+    assert autograd.grad((x * 2).sum(), (x, y), allow_unused=True)[1] is None
+
+
+def test_cotangents():
+    x = leaf(1.0, 2.0)
+    with pytest.raises(ShapeError, match="cotangent"):
+        (x * 2).backward()
+    with pytest.raises(ShapeError, match="cotangent"):
+        (x * 2).backward(mt.ones(3))
+    with pytest.raises(GraphError):
+        mt.ones(1).backward()
+
+
+def test_hooks():
+    x = leaf(1.0)
+    y = x * 3
+    seen = []
+    handle = y.register_hook(lambda g: seen.append(g.item()))
+    x.register_hook(lambda g: g * 10)
+    (y + y).sum().backward(retain_graph=True)
+    assert seen == [2.0]  # once, when it is complete
+    assert x.grad.tolist() == [60.0]
+    handle.remove()
+    y.sum().backward()
+    assert len(seen) == 1
+    z = x * 1
+    z.register_hook(lambda g: mt.ones(3))
+    with pytest.raises(ShapeError, match="hook"):
+        z.sum().backward()
+
+
+def test_retain_grad():
+    x = leaf(2.0)
+    y = x * x
+    y.retain_grad()
+    (y * 5).sum().backward()
+    assert y.grad.tolist() == [5.0]
+
+
+def test_modes():
+    x = leaf(1.0)
+    with mt.no_grad():
+        assert not (x * 2).requires_grad
+        with mt.enable_grad():
+            assert (x * 2).requires_grad
+    assert mt.is_grad_enabled()
+    with mt.inference_mode():
+        y = x * 2
+    with pytest.raises(GraphError, match="inference_mode"):
+        y.requires_grad_()
+    assert not mt.no_grad()(lambda: x * 2)().requires_grad
+    with pytest.raises(ZeroDivisionError), mt.no_grad():
+        raise ZeroDivisionError
+    assert mt.is_grad_enabled()
+
+
+def test_anomaly_mode_names_the_line_forward():
+    with mt.detect_anomaly(), pytest.raises(GraphError, match="log made a NaN") as error:
+        leaf(-1.0).log()
+    assert "test_autograd.py" in str(error.value)
+    assert "leaf(-1.0).log()" in str(error.value)
+
+
+def test_anomaly_mode_names_the_line_backward():
+    x = leaf(0.0)
+    with mt.detect_anomaly():
+        y = (x.sqrt() * 0.0).sum()
+        with pytest.raises(GraphError, match="derivative of sqrt") as error:
+            y.backward()
+    assert "x.sqrt() * 0.0" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_gradients_have_the_dtype_of_their_leaf(dtype):
+    x = mt.ones(3, dtype=dtype).requires_grad_()
+    ((x * 2.5 + 1).softmax(0).mean() ** 2).backward()
+    assert x.grad.dtype == x.dtype
+    x.grad = None
+    (x * mt.ones(3, dtype=mt.float64)).sum().backward()
+    assert x.grad.dtype == x.dtype
+
+
+def test_a_primitive_of_ones_own():
+    try:
+        swish = elementwise(
+            "test_swish",
+            lambda x: x / (1 + np.exp(-x)),
+            lambda x: x.sigmoid() * (1 + x * (1 - x.sigmoid())),
+            formula=r"x \sigma(x)",
+            samples=list,
+        )
+        x = leaf(0.3, -2.0)
+        assert mt.gradcheck(swish, x)
+        np.testing.assert_allclose(swish(x).tolist(), x.silu().tolist(), rtol=1e-12)
+    finally:
+        registry.pop("test_swish", None)
