@@ -25,6 +25,7 @@ extensions = [
     "catalogue",
     "inline_svg",
     "notebooks",
+    "offline",
 ]
 exclude_patterns = ["_build", "README.md"]
 nitpicky = True
