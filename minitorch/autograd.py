@@ -635,7 +635,12 @@ def _send(
 ) -> None:
     key = id(edge)
     before = pending.get(key)
-    pending[key] = gradient if before is None else before + gradient
+    if before is None:
+        pending[key] = gradient
+    elif mode.record:
+        pending[key] = before + gradient
+    else:
+        pending[key] = wrap(np.asarray(before.data + gradient.data))
     if isinstance(edge, Tensor):
         leaves[key] = edge
 

@@ -27,6 +27,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,7 @@ class Primitive:
         """Bind as a method, so that a primitive can be an attribute of Tensor."""
         if instance is None:
             return self
-        return lambda *inputs, **meta: self(instance, *inputs, **meta)
+        return MethodType(self, instance)
 
     def __repr__(self) -> str:
         return f"<{self.structure} primitive {self.name}>"
@@ -177,7 +178,11 @@ class Primitive:
         if self.moves_data:
             return self.forward(*arrays, **meta)
         for array in arrays:
-            if isinstance(array, np.ndarray) and backend.half_precision(array.dtype):
+            if (
+                isinstance(array, np.ndarray)
+                and array.dtype.itemsize == 2
+                and backend.half_precision(array.dtype)
+            ):
                 return in_float32(self.forward, arrays, meta, array.dtype)
         return self.forward(*arrays, **meta)
 
