@@ -120,7 +120,7 @@ def _draw(
     places: dict[int, tuple[float, int]],
 ) -> str:
     first = min(layer for _, layer in places.values())
-    left = min(x for x, _ in places.values()) - _BOX / 2 - _GAP
+    left = min(x for x, _ in places.values()) - _BOX - _GAP
     right = max(x for x, _ in places.values()) + _BOX + _GAP
     height = (max(layer for _, layer in places.values()) - first + 1) * _LAYER
     parts = [
@@ -134,7 +134,7 @@ def _draw(
         (x1, layer1), (x2, layer2) = places[start], places[end]
         y1, y2 = (layer1 - first) * _LAYER + 52, (layer2 - first) * _LAYER + 9
         # An edge that passes other layers swings out, so that it does not run behind their boxes.
-        swing = _BOX if layer2 - layer1 > 1 else 0
+        swing = 0 if layer2 - layer1 == 1 else -_BOX if x1 < x2 else _BOX
         bend = min((y2 - y1) / 2, _LAYER)
         parts.append(
             f'<path d="M{x1:.0f},{y1} C{x1 + swing:.0f},{y1 + bend:.0f} '

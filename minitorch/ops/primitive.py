@@ -114,7 +114,7 @@ class Primitive:
     inputs: names of the positional inputs, read from forward's signature if left out; a single
         name with a star, "*xs", for any number.
     formula, jacobian: LaTeX, for people.
-    samples(): a list of Sample.
+    samples(): a list of Sample, on which `minitorch gradcheck` checks it.
     floating: integer inputs are converted to the default float dtype first.
     may_view: the result may share memory with the first input.
     moves_data: no arithmetic happens, so half precision is passed as it is.
@@ -128,8 +128,8 @@ class Primitive:
         name: str,
         forward: Callable[..., Any],
         *,
-        formula: str,
-        samples: Callable[[], list[Sample]],
+        formula: str = "",
+        samples: Callable[[], list[Sample]] = list,
         jacobian: str = "",
         inputs: Sequence[str] | None = None,
         floating: bool = False,
