@@ -54,7 +54,7 @@ def draw_loss_curve(
     axes.legend(frameon=False)
     FigureCanvasAgg(figure)
     with atomic_write(path) as file:
-        figure.savefig(file, format="png")
+        figure.savefig(file, format="png", facecolor="white")
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
