@@ -1,5 +1,6 @@
 """What the cells of the chapters share: tables, and pictures of Jacobians."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -34,15 +35,23 @@ class table:
         )
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(heading)}</th>" for heading in self.headings)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>"
-            for row in self.rows
-        )
+        numeric = [all(map(_NUMBER.fullmatch, column)) for column in zip(*self.rows, strict=True)]
+        kinds = [' class="number"' if kind else "" for kind in numeric]
+        head = _cells("th", self.headings, kinds)
+        body = "".join(f"<tr>{_cells('td', row, kinds)}</tr>" for row in self.rows)
         return (
             '<div class="table-wrapper docutils container"><table class="docutils measured">'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
+
+
+_NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( ?\D{0,3})|inf|nan")
+
+
+def _cells(tag: str, values: list[str], kinds: list[str]) -> str:
+    return "".join(
+        f"<{tag}{kind}>{escape(value)}</{tag}>" for value, kind in zip(values, kinds, strict=True)
+    )
 
 
 def _show(value: Any) -> str:

@@ -52,7 +52,7 @@ def _code(cell: Cell) -> nbformat.NotebookNode:
 
 def _name_solutions(app: Sphinx, document: nodes.document) -> None:
     for box in document.findall(nodes.container):
-        if "prompt_show" in box and "tag_solution" in box.parent.get("classes", ()):
+        if "prompt_show" in box and "tag_solution" in box["classes"]:
             box["prompt_show"], box["prompt_hide"] = "Solution", "Solution"
 
 
@@ -61,7 +61,7 @@ def _link(app: Sphinx, page: str, template: str, context: dict[str, Any], doctre
         up = "../" * page.count("/")
         link = (
             f'<p class="notebook-link"><a href="{up}_downloads/{page}.ipynb" download>'
-            "This chapter as a notebook</a></p>"
+            "This page as a notebook</a></p>"
         )
         context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
 
