@@ -258,8 +258,7 @@ class Tensor(Methods):
         return f"tensor({', '.join(notes)})"
 
     def __copy__(self) -> "Tensor":
-        out = type(self).__new__(type(self))
-        _init(out, self.data)
+        out = wrap(self.data, type(self))
         out._counter = self._counter
         out.requires_grad = self.requires_grad
         out._node, out._made_at = self._node, self._made_at
@@ -271,9 +270,8 @@ class Tensor(Methods):
                 f"deepcopy: only leaves can be copied whole; this tensor was computed by "
                 f"{self._node.name}. Use detach().clone()"
             )
-        out = type(self).__new__(type(self))
+        out = wrap(self.data.copy(), type(self))
         memo[id(self)] = out
-        _init(out, self.data.copy())
         out.requires_grad = self.requires_grad
         if self.grad is not None:
             out.grad = self.grad.__deepcopy__(memo)
@@ -286,23 +284,12 @@ class Tensor(Methods):
         )
 
 
-def _init(out: Tensor, array: Any) -> None:
-    out.data = array
-    out.grad = None
-    out.requires_grad = False
-    out._node = None
-    out._counter = [0]
-    out._made_at = 0
-    out._hooks = None
-    out._is_view = False
-
-
 _new = object.__new__
 
 
-def wrap(array: Any) -> Tensor:
-    """A Tensor around an array that is known to be one: the fast constructor."""
-    out = _new(Tensor)
+def wrap(array: Any, kind: type[Tensor] = Tensor) -> Tensor:
+    """A Tensor (or a subclass) around what is known to be an array: the fast constructor."""
+    out = _new(kind)
     out.data = array
     out.grad = None
     out.requires_grad = False
