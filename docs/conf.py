@@ -96,4 +96,4 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(DOCS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
