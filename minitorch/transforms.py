@@ -8,7 +8,9 @@ Arguments and results may be tensors, or lists, tuples and dicts of tensors to a
 transform gives its function fresh stand-ins for the tensors it differentiates, so that derivatives
 nest: an inner one never confuses its variable with an outer one's. The results stay on the tape if
 the function's value depends on anything recorded outside of the transform, such as the variable of
-an outer one or a parameter that the function closes over; else they are plain tensors.
+an outer one or a parameter that the function closes over, or if a cotangent or tangent does, in
+which v J and J u are linear (their tape then holds the stand-ins too: detach what is kept); else
+they are plain tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,10 +77,16 @@ def _continues(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
     if not autograd.is_grad_enabled():
         return False
     own = {id(x) for x in inputs if x.is_leaf}
+    if any(y.requires_grad and y.is_leaf and id(y) not in own for y in outputs):
+        return True
     nodes = autograd.ancestors([y.grad_fn for y in outputs if y.grad_fn is not None])
     return any(
         isinstance(edge, Tensor) and id(edge) not in own for node in nodes for edge in node.edges
     )
+
+
+def _on_tape(tensors: Sequence[Tensor]) -> bool:
+    return autograd.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _pull(
@@ -128,7 +136,8 @@ def vjp(f: Callable[..., Any], *args: Tree) -> tuple[Tree, Callable[[Tree], tupl
 
     def pullback(v: Tree) -> tuple[Tree, ...]:
         cotangents = _like("vjp", "cotangents", v, outputs)
-        return rebuild(_pull(outputs, inputs, cotangents, continues))
+        recorded = continues or _on_tape(cotangents)
+        return rebuild(_pull(outputs, inputs, cotangents, recorded))
 
     return rebuild_value([_result(y, continues) for y in outputs]), pullback
 
@@ -149,7 +158,8 @@ def jvp(f: Callable[..., Any], args: Sequence[Tree], tangents: Sequence[Tree]) -
     value = _run(f, rebuild(inputs))
     outputs, rebuild_value = _outputs(value, "jvp")
     continues = _continues(outputs, inputs)
-    pushed = [_push(y, inputs, directions, continues) for y in outputs]
+    recorded = continues or _on_tape(directions)
+    pushed = [_push(y, inputs, directions, recorded) for y in outputs]
     return rebuild_value([_result(y, continues) for y in outputs]), rebuild_value(pushed)
 
 

@@ -120,6 +120,37 @@ def test_results_are_plain_unless_an_outer_tape_goes_on():
         assert mt.grad(lambda x: (x * x).sum())(x).tolist() == [2, 4]
 
 
+def test_products_are_differentiable_in_their_vectors():
+    """v J and J u are linear in v and u: their derivatives are J, and never silently zero."""
+    x, v = _random(3), _random(2)
+    expected = mt.jacobian(network, x).numpy()
+
+    def pulled(v):
+        return mt.vjp(network, x)[1](v)[0]
+
+    def pushed(u):
+        return mt.jvp(network, (x,), (u,))[1]
+
+    for mode in ("forward", "reverse"):
+        rows = mt.jacobian(pulled, v, mode=mode)
+        np.testing.assert_allclose(rows.detach().numpy(), expected.T, atol=1e-14)
+        columns = mt.jacobian(pushed, _random(3, seed=1), mode=mode)
+        np.testing.assert_allclose(columns.detach().numpy(), expected, atol=1e-14)
+        hessian = mt.jacobian(lambda u, mode=mode: mt.hvp(scalar, x, u, mode=mode), _random(3))
+        full = mt.hessian(scalar, x).numpy()
+        np.testing.assert_allclose(hessian.detach().numpy(), full, atol=1e-13)
+    with mt.no_grad():
+        assert not pulled(_random(2).requires_grad_()).requires_grad
+
+
+def test_a_closed_over_leaf_that_is_the_value_stays_on_its_tape():
+    weight = mt.tensor(2.0, requires_grad=True)
+    value, gradient = mt.value_and_grad(lambda x: weight)(mt.tensor(1.0))
+    assert value is weight
+    assert gradient.item() == 0.0
+    assert mt.grad(lambda w: mt.vjp(lambda x: w, mt.tensor(1.0))[0] * w)(weight).item() == 4.0
+
+
 def test_misuse_is_named():
     x = mt.ones(2)
     with pytest.raises(ShapeError, match="tensor of one element"):
