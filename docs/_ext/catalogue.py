@@ -65,10 +65,11 @@ def _kept(primitive: Any) -> str:
         return "The tape keeps its inputs" + (
             f", and {', '.join(primitive.extras)} from the kernel." if primitive.extras else "."
         )
-    names = [*primitive.inputs]
-    needs = (True,) * len(names) if not primitive.variadic else None
-    if needs is None:
-        return "The tape keeps the inputs whose neighbours need a gradient."
+    names = primitive.inputs
+    if primitive.variadic:
+        if not primitive.saves((True, True)):
+            return "The tape keeps nothing."
+        return "The tape keeps each input where another one needs a gradient."
     rules = getattr(primitive, "rules", [])
     needs = tuple(i < len(rules) and rules[i] is not None for i in range(len(names)))
     saved = ["the result" if i < 0 else names[i] for i in primitive.saves(needs)]
@@ -133,10 +134,13 @@ def _picture(primitive: Any) -> str:
 
 
 def definitions(primitive: Any) -> list[Definition]:
-    """The statement that defines a primitive, and the named functions that its rules are."""
+    """The statement that defines a primitive, and the named functions that its rules are.
+
+    Where these show no rule, the function that the statement calls, which writes it.
+    """
     path = ROOT.joinpath(*primitive.module.split(".")).with_suffix(".py")
     source = path.read_text(encoding="utf-8")
-    found = []
+    found, maker = [], None
     for statement in ast.parse(source).body:
         call = getattr(statement, "value", None)
         if not isinstance(call, ast.Call) or not call.args:
@@ -145,6 +149,8 @@ def definitions(primitive: Any) -> list[Definition]:
         if isinstance(first, ast.Constant) and first.value == primitive.name:
             lines = source.splitlines()[statement.lineno - 1 : statement.end_lineno]
             found.append(Definition("\n".join(lines), path, statement.lineno))
+            if "lambda" not in found[0].text and isinstance(call.func, ast.Name):
+                maker = f"{primitive.module}.{call.func.id}"
             break
     else:
         raise LookupError(f"catalogue: no statement of {path} defines {primitive.name}")
@@ -154,6 +160,8 @@ def definitions(primitive: Any) -> list[Definition]:
             named = find(f"{function.__module__}.{function.__name__}")
             if named not in found:
                 found.append(named)
+    if maker is not None and len(found) == 1:
+        found.append(find(maker))
     return found
 
 
