@@ -54,10 +54,18 @@ def test_smaller_dtypes_keep_their_dtype(primitive, sample, dtype):
         return
     out = autograd.apply(primitive, inputs, sample.meta)
     assert out.dtype == dtype
-    out.backward(Tensor(np.ones(out.shape, dtype)))
+    cotangent = np.random.default_rng(0).standard_normal(out.shape)
+    out.backward(Tensor(cotangent.astype(dtype)))
     for x in inputs:
         if isinstance(x, Tensor) and x.requires_grad:
             assert x.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [backend.float32, backend.float16, backend.bfloat16], ids=str)
+@pytest.mark.parametrize(("primitive", "sample"), SMOOTH)
+def test_gradients_in_smaller_dtypes(primitive, sample, dtype):
+    report = check_primitive(primitive, sample, order=1, dtype=dtype)
+    assert report.ok, str(report)
 
 
 @pytest.mark.parametrize(
