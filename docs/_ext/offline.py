@@ -9,8 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sphinx.util import logging
-
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
@@ -54,6 +52,8 @@ def remote_resources(text: str, suffix: str) -> list[str]:
 
 
 def _examine(app: "Sphinx", error: Exception | None) -> None:
+    from sphinx.util import logging  # the tests use this file where Sphinx is not installed
+
     if error is not None or app.builder.format != "html":
         return
     log = logging.getLogger(__name__)
