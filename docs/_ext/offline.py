@@ -7,10 +7,10 @@ error. Links to follow are not: nothing happens until they are clicked.
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sphinx.application import Sphinx
+from sphinx.application import Sphinx
+from sphinx.util import logging
 
 _REMOTE = re.compile(r"\s*(?:[a-z]+:)?//", re.IGNORECASE)
 _IN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
@@ -51,9 +51,7 @@ def remote_resources(text: str, suffix: str) -> list[str]:
     return (_IN_STYLE if suffix == ".css" else _IN_SCRIPT).findall(text)
 
 
-def _examine(app: "Sphinx", error: Exception | None) -> None:
-    from sphinx.util import logging  # the tests use this file where Sphinx is not installed
-
+def _examine(app: Sphinx, error: Exception | None) -> None:
     if error is not None or app.builder.format != "html":
         return
     log = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ def _examine(app: "Sphinx", error: Exception | None) -> None:
                 log.warning("%s would load from the network: %s", path.name, found)
 
 
-def setup(app: "Sphinx") -> dict[str, Any]:
+def setup(app: Sphinx) -> dict[str, Any]:
     """Register the examination."""
     app.connect("build-finished", _examine, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 from chapters import DOCS, chapters
+
+pytest.importorskip("myst_nb", reason='not installed: pip install -e ".[docs]"')
+
 from offline import remote_resources
 from project_source import find
 
