@@ -5,14 +5,6 @@ of Tensor and functions here, `minitorch.nn` and `minitorch.optim` build and tra
 """
 
 from minitorch import autograd, debug, nn, ops, optim, random
-from minitorch.autograd import (
-    detect_anomaly,
-    enable_grad,
-    inference_mode,
-    is_grad_enabled,
-    no_grad,
-    set_grad_enabled,
-)
 from minitorch.backend import (
     bfloat16,
     bool,
@@ -29,6 +21,14 @@ from minitorch.backend import (
 )
 from minitorch.explain import Explanation, explain
 from minitorch.gradcheck import gradcheck
+from minitorch.modes import (
+    detect_anomaly,
+    enable_grad,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+)
 from minitorch.ops.creation import (
     arange,
     bernoulli,

@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from minitorch import autograd
+from minitorch import autograd, modes
 from minitorch.autograd import OUT, Node, Recomputed, Saved
 from minitorch.errors import GraphError, ShapeError
 from minitorch.io import atomic_write
@@ -245,14 +245,14 @@ class Profile:
     events: list[Event] = field(default_factory=list)
 
     def call(self, primitive: Any, inputs: Any, meta: Any, run: Callable[[], Tensor]) -> Tensor:
-        """One operation; see minitorch.autograd.observe."""
+        """One operation; see minitorch.modes.observe."""
         start = time.perf_counter()
         out = run()
         self._note(primitive.name, "forward", start, 0 if out._is_view else out.data.nbytes)
         return out
 
     def sweep(self, node: Node, run: Callable[[], Any]) -> Any:
-        """One derivative; see minitorch.autograd.observe."""
+        """One derivative; see minitorch.modes.observe."""
         start = time.perf_counter()
         gradients = run()
         size = sum(g.data.nbytes for g in gradients if g is not None)
@@ -312,5 +312,5 @@ class Profile:
 @contextmanager
 def profile() -> Iterator[Profile]:
     """Record time and bytes of every operation in the block, and of every derivative."""
-    with autograd.observe(Profile()) as result:
+    with modes.observe(Profile()) as result:
         yield result

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import autograd
+from minitorch import autograd, modes
 from minitorch.autograd import Node
 from minitorch.errors import GraphError, ShapeError
 from minitorch.io import atomic_write
@@ -124,7 +124,7 @@ def explain(f: Callable[[Tensor], Tensor], x: Tensor) -> Explanation:
     f: from one tensor to one tensor, by recorded operations. Raises GraphError where f's value does
     not depend on x, and ShapeError where a Jacobian would be too large to look at.
     """
-    with autograd.enable_grad():
+    with modes.enable_grad():
         start = x.detach().requires_grad_()
         out = f(start)
     if not isinstance(out, Tensor) or out.grad_fn is None:
@@ -183,7 +183,7 @@ def _local(node: Node, position: int) -> np.ndarray:
             f"(at most {_LARGEST} a side); explain a smaller input"
         )
     rows = []
-    with autograd.no_grad():
+    with modes.no_grad():
         for unit in np.eye(outputs, dtype=node.out_dtype):
             cotangent = wrap(unit.reshape(node.out_shape))
             row = node.primitive.vjp(node, cotangent)[position]

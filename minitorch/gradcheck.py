@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import autograd, backend, kernels
+from minitorch import autograd, backend, kernels, modes
 from minitorch.errors import GradcheckError, GraphError
 from minitorch.ops.primitive import Fused, Primitive, Sample
 from minitorch.tensor import Tensor, wrap
@@ -181,7 +181,7 @@ class _Problem:
     def record(self, arrays: Sequence[np.ndarray]) -> tuple[list[Tensor], list[Tensor]]:
         """(variables, outputs) on a fresh tape. The variables are nodes, so that f may write."""
         variables = [wrap(a).requires_grad_() for a in arrays]
-        with autograd.enable_grad():
+        with modes.enable_grad():
             outputs, _ = self._call([x.alias() for x in variables])
         return variables, outputs
 
@@ -325,7 +325,7 @@ class _Problem:
         count = len(self.moving)
 
         def pulled(*tensors: Tensor) -> list[Tensor]:
-            with autograd.enable_grad():
+            with modes.enable_grad():
                 variables = [
                     x.alias() if x.requires_grad else x.detach().requires_grad_()
                     for x in tensors[:count]
@@ -383,7 +383,7 @@ def _forward(
     variables: Sequence[Tensor], outputs: Sequence[Tensor], tangents: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     pairs = [(x, wrap(u)) for x, u in zip(variables, tangents, strict=True)]
-    with autograd.no_grad():
+    with modes.no_grad():
         pushed = [autograd.pushforward(y, pairs) if y.requires_grad else None for y in outputs]
     return [
         np.zeros_like(y.data) if t is None else t.data for y, t in zip(outputs, pushed, strict=True)

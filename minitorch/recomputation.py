@@ -10,9 +10,10 @@ differentiated again. Source: Chen et al. 2016, "Training deep nets with subline
 from collections.abc import Callable
 from typing import Any
 
-from minitorch import autograd, random
-from minitorch.autograd import Recomputed, mode
+from minitorch import modes, random
+from minitorch.autograd import Recomputed
 from minitorch.errors import GraphError
+from minitorch.modes import mode
 from minitorch.tensor import Tensor
 
 
@@ -23,7 +24,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     draws from the global generator are replayed. A checkpoint inside of another is part of it.
     In PyTorch: torch.utils.checkpoint.checkpoint(..., use_reentrant=False).
     """
-    if mode.keep is not None or not autograd.is_grad_enabled():
+    if mode.keep is not None or not modes.is_grad_enabled():
         return function(*args, **kwargs)
     segment = _Segment(function, args, kwargs)
     mode.keep = segment.ticket
@@ -72,7 +73,7 @@ class _Segment:
         random.set_rng_state(self.random_state)
         mode.keep = keep
         try:
-            with autograd.enable_grad():
+            with modes.enable_grad():
                 self.function(*self.args, **self.kwargs)
         finally:
             mode.keep = keep_before

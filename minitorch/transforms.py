@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import autograd
+from minitorch import autograd, modes
 from minitorch.errors import ConfigError, DtypeError, GraphError, ShapeError
 from minitorch.ops.layout import stack
 from minitorch.tensor import Tensor, wrap
@@ -55,7 +55,7 @@ def _stand_ins(tensors: Sequence[Tensor], operation: str) -> list[Tensor]:
     for x in tensors:
         if not x.is_floating_point():
             raise DtypeError(f"{operation}: expected floating tensors; got one of {x.dtype}")
-        outer = x.requires_grad and autograd.is_grad_enabled()
+        outer = x.requires_grad and modes.is_grad_enabled()
         fresh.append(x.alias() if outer else x.detach().requires_grad_())
     return fresh
 
@@ -68,13 +68,13 @@ def _outputs(value: Tree, operation: str) -> tuple[list[Tensor], Rebuild]:
 
 
 def _run(f: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    with autograd.enable_grad():
+    with modes.enable_grad():
         return f(*arguments)
 
 
 def _continues(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
     """Whether the outputs depend on anything that was recorded outside of this transform."""
-    if not autograd.is_grad_enabled():
+    if not modes.is_grad_enabled():
         return False
     own = {id(x) for x in inputs if x.is_leaf}
     if any(y.requires_grad and y.is_leaf and id(y) not in own for y in outputs):
@@ -86,7 +86,7 @@ def _continues(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
 
 
 def _on_tape(tensors: Sequence[Tensor]) -> bool:
-    return autograd.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return modes.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _pull(
@@ -166,7 +166,7 @@ def jvp(f: Callable[..., Any], args: Sequence[Tree], tangents: Sequence[Tree]) -
 def _push(
     y: Tensor, inputs: Sequence[Tensor], directions: Sequence[Tensor], continues: bool
 ) -> Tensor:
-    with autograd.set_grad_enabled(continues):
+    with modes.set_grad_enabled(continues):
         tangent = autograd.pushforward(y, list(zip(inputs, directions, strict=True)))
     return wrap(np.zeros_like(y.data)) if tangent is None else tangent
 
@@ -285,7 +285,7 @@ def _recorded_grad(f: Callable[..., Any]) -> Callable[..., Tree]:
     gradient = grad(f)
 
     def recorded(*args: Tree) -> Tree:
-        with autograd.enable_grad():
+        with modes.enable_grad():
             return gradient(*args)
 
     return recorded

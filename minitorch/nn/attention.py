@@ -10,7 +10,7 @@ of GPT-2.
 
 import numpy as np
 
-from minitorch import autograd
+from minitorch import modes
 from minitorch.backend import DEFAULT_FLOAT
 from minitorch.errors import ConfigError, GraphError, ShapeError
 from minitorch.nn import functional as F
@@ -38,7 +38,7 @@ class KVCache:
         Raises ShapeError past the capacity and for another batch, GraphError where gradients are
         recorded: they would not reach the positions stored before.
         """
-        if autograd.is_grad_enabled() and (key.requires_grad or value.requires_grad):
+        if modes.is_grad_enabled() and (key.requires_grad or value.requires_grad):
             raise GraphError("KVCache: expected no_grad(); the cache keeps no tape")
         if self.length == 0:
             shape = (*key.shape[:2], self.capacity, key.shape[3])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import autograd, backend, kernels
+from minitorch import backend, kernels, modes
 from minitorch.autograd import apply
 from minitorch.errors import DtypeError, GraphError, ShapeError
 from minitorch.ops.dims import one_dim
@@ -240,7 +240,7 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
 
 def recording(x: Tensor, *values: Any) -> bool:
     """Whether a write of values into x belongs on the tape."""
-    return autograd.is_grad_enabled() and any(
+    return modes.is_grad_enabled() and any(
         isinstance(v, Tensor) and v.requires_grad for v in (x, *values)
     )
 
@@ -506,7 +506,7 @@ def _in_place(name: str, operation: Any) -> None:
         if recording(x, *arguments):
             rebase(x, _fitting(name, x, operation(writable(name, x), *arguments)))
         else:
-            with autograd.no_grad():
+            with modes.no_grad():
                 x.data[...] = _fitting(name, x, operation(x, *arguments)).data
             x.bump_version()
         return x

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import autograd, backend
+from minitorch import autograd, backend, modes
 from minitorch.autograd import OUT, Node, apply
 from minitorch.errors import DtypeError, GraphError
 from minitorch.tensor import Tensor, wrap
@@ -429,7 +429,7 @@ class General(Primitive):
         )
 
     def vjp(self, node: Node, cotangent: Tensor) -> Sequence[Tensor | None]:
-        if self.backward is not None and not autograd.is_grad_enabled():
+        if self.backward is not None and not modes.is_grad_enabled():
             return _run_backward(self.backward, node, cotangent)
         return [
             None if edge is None else rule(node, cotangent)
@@ -440,7 +440,7 @@ class General(Primitive):
         """J u = d/dv <v J, u>: the reverse rule is linear in v, so its transpose is J."""
         moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
         v = wrap(np.zeros(node.out_shape, node.out_dtype)).requires_grad_()
-        with autograd.enable_grad():
+        with modes.enable_grad():
             rows = self.vjp(node, v)
             pairs = [
                 (row.sum_to(node.signature[i][0]), tangents[i])
@@ -452,7 +452,7 @@ class General(Primitive):
             return None
         rows, cotangents = zip(*used, strict=True)
         (out,) = autograd.grad(
-            rows, v, cotangents, create_graph=autograd.is_grad_enabled(), allow_unused=True
+            rows, v, cotangents, create_graph=modes.is_grad_enabled(), allow_unused=True
         )
         return out
 
@@ -484,7 +484,7 @@ class Fused(Primitive):
         return (*range(len(needs)), *(p for p in self.backward.saves if p == OUT))
 
     def vjp(self, node: Node, cotangent: Tensor) -> Sequence[Tensor | None]:
-        if not autograd.is_grad_enabled():
+        if not modes.is_grad_enabled():
             return _run_backward(self.backward, node, cotangent)
         out, inputs = self._replay(node)
         wanted = [x for x, edge in zip(inputs, node.edges, strict=True) if edge is not None]
@@ -500,7 +500,7 @@ class Fused(Primitive):
 
     def _replay(self, node: Node) -> tuple[Tensor, list[Any]]:
         """The reference computed again on stand-ins for the inputs, where the sweep may stop."""
-        with autograd.enable_grad():
+        with modes.enable_grad():
             inputs = [
                 node.input(i) if edge is None else node.input(i).alias()
                 for i, edge in enumerate(node.edges)

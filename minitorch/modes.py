@@ -1,0 +1,97 @@
+"""What this thread records at the moment, and the switches that change it.
+
+Each switch is a context manager and a decorator, and restores what it found. Operations look at
+`mode` once, in `autograd.apply`.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ContextDecorator, contextmanager
+from typing import Any, ClassVar
+
+
+class _Mode(threading.local):
+    """What the tape of this thread does at the moment."""
+
+    record = True
+    inference = False
+    anomaly = False
+    keep: Callable[[Any], Any] | None = None  # checkpointing: what stands in for a saved array
+    observers: tuple[Any, ...] = ()  # profilers and tracers, see `observe`
+
+
+mode = _Mode()
+
+
+class _Switch(ContextDecorator):
+    """A context manager, and decorator, that sets fields of `mode` and restores them."""
+
+    fields: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        self._before: list[dict[str, Any]] = []
+
+    def __enter__(self) -> None:
+        self._before.append({name: getattr(mode, name) for name in self.fields})
+        for name, value in self.fields.items():
+            setattr(mode, name, value)
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.pop().items():
+            setattr(mode, name, value)
+
+
+class no_grad(_Switch):
+    """Record nothing: results have requires_grad=False. Also a decorator."""
+
+    fields: ClassVar[dict[str, Any]] = {"record": False}
+
+
+class enable_grad(_Switch):
+    """Record again inside a `no_grad`."""
+
+    fields: ClassVar[dict[str, Any]] = {"record": True, "inference": False}
+
+
+class inference_mode(_Switch):
+    """`no_grad` for good: the results carry no version counter and may never join a tape."""
+
+    fields: ClassVar[dict[str, Any]] = {"record": False, "inference": True}
+
+
+class set_grad_enabled(_Switch):
+    """`enable_grad` or `no_grad`, by a flag."""
+
+    def __init__(self, enabled: bool):
+        super().__init__()
+        self.fields = {"record": enabled}  # type: ignore[misc]
+
+
+class detect_anomaly(_Switch):
+    """Stop at the first NaN, forward or backward, and name the line that computed it.
+
+    Slow: checks every result, and keeps the stack of every recorded operation.
+    """
+
+    fields: ClassVar[dict[str, Any]] = {"anomaly": True}
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations are being recorded."""
+    return mode.record
+
+
+@contextmanager
+def observe(observer: Any) -> Iterator[Any]:
+    """Let observer see what is computed in the block.
+
+    observer.call(primitive, inputs, meta, run) is called in place of run() for every operation and
+    returns its result. observer.sweep(node, run), if there is one, likewise for every step of a
+    reverse sweep; the operations inside of the step are then not reported one by one.
+    """
+    before = mode.observers
+    mode.observers = (*before, observer)
+    try:
+        yield observer
+    finally:
+        mode.observers = before
