@@ -18,25 +18,23 @@ import itertools
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from minitorch import backend
+from minitorch.backend import arithmetic
 from minitorch.errors import GraphError, MinitorchError, ShapeError
 from minitorch.modes import (
-    mode,
+    Mode,
     set_grad_enabled,
+    thread,
 )
 from minitorch.tensor import Tensor, method, wrap
 
-
-class Saved(NamedTuple):
-    """An array kept for the derivative, with the version it had."""
-
-    array: Any
-    counter: list[int]
-    version: int
+Saved = tuple[Any, list[int], int]
+"""What the tape keeps of a tensor: its array, its version counter, and the version it had. (A plain
+tuple: a class of its own would cost a tenth of an operation's overhead.)"""
 
 
 _numbers = itertools.count()
@@ -116,27 +114,30 @@ class Node:
 
     def _unpack(self, position: int, maker: "Node | None") -> Any:
         saved = self.saved[position]
-        if not isinstance(saved, Saved):
+        if not isinstance(saved, tuple):
             return saved
         self._check(saved, position)
-        array = saved.array.recompute() if isinstance(saved.array, Recomputed) else saved.array
-        out = wrap(array)
-        out._counter = saved.counter
-        out._made_at = saved.version
+        array, counter, version = saved
+        out = wrap(array.recompute() if isinstance(array, Recomputed) else array)
+        out._counter = counter
+        out._made_at = version
         if maker is not None:
             out._node = maker
             out.requires_grad = True
         return out
 
     def _check(self, saved: Any, position: int) -> None:
-        if isinstance(saved, Saved) and saved.counter[0] != saved.version:
+        if not isinstance(saved, tuple):
+            return
+        _, counter, version = saved
+        if counter[0] != version:
             what = "its result" if position == OUT else f"input {position}"
             raise GraphError(
                 f"backward: {self.name} needs {what}, of shape "
                 f"{self.out_shape if position == OUT else self.shapes[position]}, as it was at "
-                f"version {saved.version}, but it has since been changed in place (version "
-                f"{saved.counter[0]}){self.line()}. Write into a clone(), or use the "
-                "out-of-place operation"
+                f"version {version}, but it has since been changed in place (version "
+                f"{counter[0]}){self.line()}. Write into a clone(), or use the out-of-place "
+                "operation"
             )
 
     def line(self) -> str:
@@ -170,23 +171,11 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
     """Compute primitive(*inputs, **meta) and record it if a gradient may be wanted.
 
     inputs: Tensors, or Python scalars where the primitive takes them. This is the one place
-    through which every operation goes.
+    through which every operation goes, and its cost is each operation's overhead.
     """
+    mode = thread.mode
     if mode.observers:
         return _observed(primitive, inputs, meta)
-    return _apply(primitive, inputs, meta)
-
-
-def _observed(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
-    observers = mode.observers
-    mode.observers = observers[:-1]
-    try:
-        return observers[-1].call(primitive, inputs, meta, lambda: apply(primitive, inputs, meta))
-    finally:
-        mode.observers = observers
-
-
-def _apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
     arrays = []
     wanted = False
     for x in inputs:
@@ -199,33 +188,34 @@ def _apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tenso
         else:
             arrays.append(x)
     try:
-        array = primitive.compute(arrays, meta)
+        array = arithmetic.copy().run(primitive.compute, arrays, meta)
     except ValueError as error:
         raise _misfit(primitive, arrays, error) from error
     if primitive.saves_extras:
         array, extras = array
     else:
         extras = None
-    out = Tensor.__new__(Tensor)
-    out.data = (
-        array if isinstance(array, np.ndarray) or hasattr(array, "get") else np.asarray(array)
-    )
-    out.grad = None
-    out.requires_grad = False
-    out._node = None
-    out._made_at = 0
-    out._hooks = None
-    out._is_view = False
-    out._counter = [0]
+    if not isinstance(array, np.ndarray) and not hasattr(array, "get"):
+        array = np.asarray(array)
+    out = wrap(array)
     if primitive.may_view:
         _share_version(out, inputs)
     if mode.inference:
         out._counter = None
     elif wanted and mode.record and primitive.differentiable:
-        _record(primitive, inputs, meta, out, extras)
+        _record(primitive, inputs, meta, out, extras, mode)
     if mode.anomaly:
         _check_nan(primitive, arrays, out)
     return out
+
+
+def _observed(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
+    observers = thread.mode.observers
+    thread.mode.observers = observers[:-1]
+    try:
+        return observers[-1].call(primitive, inputs, meta, lambda: apply(primitive, inputs, meta))
+    finally:
+        thread.mode.observers = observers
 
 
 def _misfit(primitive: Any, arrays: Sequence[Any], error: ValueError) -> ValueError:
@@ -246,17 +236,25 @@ def _share_version(out: Tensor, inputs: Sequence[Any]) -> None:
 
 
 def _record(
-    primitive: Any, inputs: Sequence[Any], meta: dict[str, Any], out: Tensor, extras: Any
+    primitive: Any,
+    inputs: Sequence[Any],
+    meta: dict[str, Any],
+    out: Tensor,
+    extras: Any,
+    mode: Mode,
 ) -> None:
-    edges = []
-    signature = []
+    edges: list[Any] = []
+    needs = []
+    signature: list[Any] = []
     for x in inputs:
         if isinstance(x, Tensor):
-            edges.append((x._node or x) if x.requires_grad else None)
+            need = x.requires_grad
             signature.append((x.data.shape, x.data.dtype))
         else:
-            edges.append(None)
+            need = False
             signature.append(_SCALAR)
+        needs.append(need)
+        edges.append((x._node or x) if need else None)
     node = Node.__new__(Node)
     node.primitive = primitive
     node.meta = meta
@@ -266,16 +264,18 @@ def _record(
     node.hooks = None
     node.retained = None
     node.freed = False
-    node.extras = (
-        extras
-        if mode.keep is None or extras is None
-        else {name: mode.keep(array) for name, array in extras.items()}
-    )
+    node.extras = extras
     node.out_shape = out.data.shape
     node.out_dtype = out.data.dtype
-    node.where = _user_line() if mode.anomaly else None
-    positions = primitive.saves(tuple([edge is not None for edge in edges]))
-    node.saved = {p: _save(out if p == OUT else inputs[p]) for p in positions} if positions else {}
+    node.where = None
+    node.saved = {}
+    for position in primitive.saves(tuple(needs)):
+        x = out if position == OUT else inputs[position]
+        node.saved[position] = _save(x, mode.keep) if isinstance(x, Tensor) else x
+    if extras is not None and mode.keep is not None:
+        node.extras = {name: mode.keep(array) for name, array in extras.items()}
+    if mode.anomaly:
+        node.where = _user_line()
     out.requires_grad = True
     out._node = node
 
@@ -283,17 +283,14 @@ def _record(
 _SCALAR = ((), None)
 
 
-def _save(x: Any) -> Any:
-    if not isinstance(x, Tensor):
-        return x
+def _save(x: Tensor, keep: Callable[[Any], Any] | None) -> Saved:
     counter = x._counter
     if counter is None:
         raise GraphError(
             "backward: a tensor made under inference_mode cannot be saved for a derivative; "
             "clone() it outside of inference_mode"
         )
-    array = x.data if mode.keep is None else mode.keep(x.data)
-    return Saved(array, counter, counter[0])
+    return (x.data if keep is None else keep(x.data), counter, counter[0])
 
 
 def _stale(primitive: Any, x: Tensor) -> GraphError:
@@ -501,15 +498,17 @@ def _leading_to(nodes: list[Node], targets: set[int]) -> set[int]:
 def _step(
     node: Node, cotangent: Tensor, pending: dict[int, Tensor], leaves: dict[int, Tensor]
 ) -> None:
-    anomaly = mode.anomaly
-    mode.anomaly = False  # a NaN made inside of a rule is reported below, by the forward line
+    anomaly = thread.mode.anomaly
+    thread.mode.anomaly = (
+        False  # a NaN made inside of a rule is reported below, by the forward line
+    )
     try:
-        if mode.observers:
+        if thread.mode.observers:
             gradients = _observed_step(node, cotangent)
         else:
             gradients = node.primitive.vjp(node, cotangent)
     finally:
-        mode.anomaly = anomaly
+        thread.mode.anomaly = anomaly
     for position, edge in enumerate(node.edges):
         if edge is None:
             continue
@@ -530,16 +529,16 @@ def _step(
 
 
 def _observed_step(node: Node, cotangent: Tensor) -> Any:
-    observers = mode.observers
+    observers = thread.mode.observers
     watching = [observer for observer in observers if hasattr(observer, "sweep")]
-    mode.observers = tuple(observer for observer in observers if observer not in watching)
+    thread.mode.observers = tuple(observer for observer in observers if observer not in watching)
     try:
         run = lambda: node.primitive.vjp(node, cotangent)  # noqa: E731
         for observer in watching:
             run = functools.partial(observer.sweep, node, run)
         return run()
     finally:
-        mode.observers = observers
+        thread.mode.observers = observers
 
 
 def _send(
@@ -552,10 +551,11 @@ def _send(
     before = pending.get(key)
     if before is None:
         pending[key] = gradient
-    elif mode.record:
+    elif thread.mode.record:
         pending[key] = before + gradient
     else:
-        pending[key] = wrap(np.asarray(before.data + gradient.data))
+        total = arithmetic.copy().run(np.add, before.data, gradient.data)
+        pending[key] = wrap(np.asarray(total))
     if isinstance(edge, Tensor):
         leaves[key] = edge
 

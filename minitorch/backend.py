@@ -15,6 +15,7 @@ Promotion is PyTorch's, not NumPy's (c10/core/ScalarType.h and TensorIterator's 
 """
 
 from collections.abc import Iterable
+from contextvars import copy_context
 from functools import cache
 from typing import Any
 
@@ -54,6 +55,13 @@ DTYPES = {
 FLOATS = frozenset({float16, bfloat16, float32, float64})
 DEFAULT_FLOAT = float32
 """What Python floats, and integers divided by integers, become."""
+
+arithmetic = copy_context()
+"""In copies of this context all operations compute: NumPy keeps in it what to do about overflow and
+1 / 0 (nothing, as in PyTorch: the result says it with inf and NaN) and which allocator arrays come
+from. The calling program's own settings are neither used nor changed."""
+
+arithmetic.run(np.seterr, all="ignore")
 
 
 def as_dtype(dtype: Any) -> np.dtype:

@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from minitorch import autograd, modes
-from minitorch.autograd import OUT, Node, Recomputed, Saved
+from minitorch.autograd import OUT, Node, Recomputed
 from minitorch.errors import GraphError, ShapeError
 from minitorch.io import atomic_write
 from minitorch.tensor import Tensor
@@ -209,7 +209,7 @@ def saved(t: Tensor) -> SavedReport:
             for position, entry in node.saved.items()
         ]
         for name, entry in [*entries, *(node.extras or {}).items()]:
-            array = entry.array if isinstance(entry, Saved) else entry
+            array = entry[0] if isinstance(entry, tuple) else entry
             if isinstance(array, Recomputed):
                 kept.append(f"{name} (recomputed)")
             elif isinstance(array, np.ndarray):

@@ -1,7 +1,7 @@
 """What this thread records at the moment, and the switches that change it.
 
 Each switch is a context manager and a decorator, and restores what it found. Operations look at
-`mode` once, in `autograd.apply`.
+`thread.mode` once, in `autograd.apply`.
 """
 
 import threading
@@ -10,21 +10,30 @@ from contextlib import ContextDecorator, contextmanager
 from typing import Any, ClassVar
 
 
-class _Mode(threading.local):
-    """What the tape of this thread does at the moment."""
+class Mode:
+    """What the tape of a thread does at the moment."""
 
-    record = True
-    inference = False
-    anomaly = False
-    keep: Callable[[Any], Any] | None = None  # checkpointing: what stands in for a saved array
-    observers: tuple[Any, ...] = ()  # profilers and tracers, see `observe`
+    __slots__ = ("anomaly", "inference", "keep", "observers", "record")
+
+    def __init__(self) -> None:
+        self.record = True
+        self.inference = False
+        self.anomaly = False
+        self.keep: Callable[[Any], Any] | None = None  # checkpointing: what to save in its place
+        self.observers: tuple[Any, ...] = ()  # profilers and tracers, see `observe`
 
 
-mode = _Mode()
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.mode = Mode()
+
+
+thread = _Thread()
+"""thread.mode is this thread's."""
 
 
 class _Switch(ContextDecorator):
-    """A context manager, and decorator, that sets fields of `mode` and restores them."""
+    """A context manager, and decorator, that sets fields of `thread.mode` and restores them."""
 
     fields: ClassVar[dict[str, Any]] = {}
 
@@ -32,13 +41,13 @@ class _Switch(ContextDecorator):
         self._before: list[dict[str, Any]] = []
 
     def __enter__(self) -> None:
-        self._before.append({name: getattr(mode, name) for name in self.fields})
+        self._before.append({name: getattr(thread.mode, name) for name in self.fields})
         for name, value in self.fields.items():
-            setattr(mode, name, value)
+            setattr(thread.mode, name, value)
 
     def __exit__(self, *_: object) -> None:
         for name, value in self._before.pop().items():
-            setattr(mode, name, value)
+            setattr(thread.mode, name, value)
 
 
 class no_grad(_Switch):
@@ -78,7 +87,7 @@ class detect_anomaly(_Switch):
 
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded."""
-    return mode.record
+    return thread.mode.record
 
 
 @contextmanager
@@ -89,9 +98,9 @@ def observe(observer: Any) -> Iterator[Any]:
     returns its result. observer.sweep(node, run), if there is one, likewise for every step of a
     reverse sweep; the operations inside of the step are then not reported one by one.
     """
-    before = mode.observers
-    mode.observers = (*before, observer)
+    before = thread.mode.observers
+    thread.mode.observers = (*before, observer)
     try:
         yield observer
     finally:
-        mode.observers = before
+        thread.mode.observers = before

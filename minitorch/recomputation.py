@@ -13,7 +13,7 @@ from typing import Any
 from minitorch import modes, random
 from minitorch.autograd import Recomputed
 from minitorch.errors import GraphError
-from minitorch.modes import mode
+from minitorch.modes import thread
 from minitorch.tensor import Tensor
 
 
@@ -24,14 +24,14 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     draws from the global generator are replayed. A checkpoint inside of another is part of it.
     In PyTorch: torch.utils.checkpoint.checkpoint(..., use_reentrant=False).
     """
-    if mode.keep is not None or not modes.is_grad_enabled():
+    if thread.mode.keep is not None or not modes.is_grad_enabled():
         return function(*args, **kwargs)
     segment = _Segment(function, args, kwargs)
-    mode.keep = segment.ticket
+    thread.mode.keep = segment.ticket
     try:
         return function(*args, **kwargs)
     finally:
-        mode.keep = None
+        thread.mode.keep = None
 
 
 class _Segment:
@@ -69,14 +69,14 @@ class _Segment:
             arrays.append(array)
             return array
 
-        before, keep_before = random.get_rng_state(), mode.keep
+        before, keep_before = random.get_rng_state(), thread.mode.keep
         random.set_rng_state(self.random_state)
-        mode.keep = keep
+        thread.mode.keep = keep
         try:
             with modes.enable_grad():
                 self.function(*self.args, **self.kwargs)
         finally:
-            mode.keep = keep_before
+            thread.mode.keep = keep_before
             random.set_rng_state(before)
         if [array.shape for array in arrays] != self.shapes:
             raise GraphError(

@@ -11,12 +11,14 @@ two peaked 10 to 20 % higher, and never does more idle than the limit, a quarter
 memory unless told otherwise. `release_buffers` gives it back, after a set-up with large
 temporaries, say.
 
-Recycling holds for the thread (the context) that switches it on, and is on from the import of
-minitorch where the extension was built; MT_RECYCLE=0 in the environment leaves it off.
+Recycling holds for every operation, and for arrays that the context (the thread) which switches it
+on makes with NumPy itself. It is on from the import of minitorch where the extension was built;
+MT_RECYCLE=0 in the environment leaves it off.
 """
 
 import os
 
+from minitorch.backend import arithmetic
 from minitorch.errors import KernelError
 from minitorch.kernels.cpu import extension
 
@@ -33,7 +35,9 @@ def recycle_buffers(on: bool, *, limit: int | None = None) -> None:
             "recycle_buffers: the compiled kernels were not built; "
             "install again with a C++20 compiler"
         )
-    extension.recycle_buffers(on, _quarter_of_memory() if limit is None else limit)
+    limit = _quarter_of_memory() if limit is None else limit
+    extension.recycle_buffers(on, limit)
+    arithmetic.run(extension.recycle_buffers, on, limit)
 
 
 def buffer_statistics() -> dict[str, int]:

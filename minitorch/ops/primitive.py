@@ -180,7 +180,7 @@ class Primitive:
         for array in arrays:
             if (
                 isinstance(array, np.ndarray)
-                and array.dtype.itemsize == 2
+                and array.itemsize == 2
                 and backend.half_precision(array.dtype)
             ):
                 return in_float32(self.forward, arrays, meta, array.dtype)
@@ -520,18 +520,20 @@ class Nondifferentiable(Primitive):
 
 
 def _run_backward(rule: Rule, node: Node, cotangent: Tensor) -> list[Tensor | None]:
-    dtype = cotangent.data.dtype
-    if backend.half_precision(dtype):
-        widened = [fetch(node, _widen(cotangent.data)) for fetch in rule._fetch]
-        arrays = rule.function(*[_widen(x) for x in widened])
-        arrays = [None if a is None else a.astype(dtype) for a in arrays]
-    else:
-        arrays = rule(node, cotangent.data)
+    arrays = backend.arithmetic.copy().run(_backward_arrays, rule, node, cotangent.data)
     results = [
         None if edge is None or array is None else wrap(array)
         for edge, array in zip(node.edges, arrays, strict=False)
     ]
     return results + [None] * (len(node.edges) - len(results))
+
+
+def _backward_arrays(rule: Rule, node: Node, cotangent: Any) -> Sequence[Any]:
+    if not backend.half_precision(cotangent.dtype):
+        return rule(node, cotangent)
+    kept = [fetch(node, _widen(cotangent)) for fetch in rule._fetch]
+    arrays = rule.function(*[_widen(x) for x in kept])
+    return [None if array is None else array.astype(cotangent.dtype) for array in arrays]
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
