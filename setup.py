@@ -24,15 +24,16 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 SOURCES = ROOT / "csrc" / "cpu"
+KERNELS = SOURCES / "kernels"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 INSTRUCTION_SETS = {"portable": ["-DMT_VECTOR_BYTES=16"]}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {
-        "avx2": ["-DMT_VECTOR_BYTES=32", "-mavx2", "-mfma"],
-        "avx512": [
-            "-DMT_VECTOR_BYTES=64",
-            *("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"),
-        ],
+        "avx2": ["-DMT_VECTOR_BYTES=32", *AVX2],
+        "avx512": ["-DMT_VECTOR_BYTES=64", *AVX512],
+        "avx512_bf16": ["-DMT_VECTOR_BYTES=64", *AVX512, "-mavx512bf16"],
     }
 
 
@@ -82,14 +83,14 @@ def find_compiler():
 
 
 def write_ninja_file(path, compiler):
-    """One rule to compile and one to link; kernels.cpp once for every instruction set."""
+    """One rule to compile and one to link; what is in kernels/ once for every instruction set."""
     from ninja.ninja_syntax import Writer
 
     includes = [f"-isystem{copy}" for copy in copy_headers(path.parent / "include")]
     link = ["-undefined", "dynamic_lookup", "-bundle"] if sys.platform == "darwin" else ["-shared"]
     with path.open("w") as file:
         ninja = Writer(file)
-        ninja.variable("flags", shlex.join([*FLAGS, *includes]))
+        ninja.variable("flags", shlex.join(FLAGS))
         ninja.rule(
             "compile",
             f"{shlex.join(compiler)} $flags $extra -MD -MF $out.d -c $in -o $out",
@@ -97,15 +98,20 @@ def write_ninja_file(path, compiler):
             deps="gcc",
             description="compile $out",
         )
-        ninja.rule("link", f"{shlex.join([*compiler, *link])} $in -o $out", description="link $out")
+        ninja.rule(
+            "link",
+            f"{shlex.join([*compiler, *link])} $in -o $out -pthread",
+            description="link $out",
+        )
+        units = [(source, "", includes) for source in sorted(SOURCES.glob("*.cpp"))]
+        for name, extra in INSTRUCTION_SETS.items():
+            selected = [f"-DMT_INSTRUCTION_SET={name}", *extra]
+            units += [(source, name, selected) for source in sorted(KERNELS.glob("*.cpp"))]
         objects = []
-        for source in sorted(SOURCES.glob("*.cpp")):
-            variants = INSTRUCTION_SETS if source.name == "kernels.cpp" else {"": []}
-            for name, extra in variants.items():
-                selected = [f"-DMT_INSTRUCTION_SET={name}", *extra] if name else []
-                out = "_".join(filter(None, [source.stem, name])) + ".o"
-                ninja.build(out, "compile", str(source), variables={"extra": shlex.join(selected)})
-                objects.append(out)
+        for source, name, extra in units:
+            out = f"{name}/{source.stem}.o" if name else f"{source.stem}.o"
+            ninja.build(out, "compile", str(source), variables={"extra": shlex.join(extra)})
+            objects.append(out)
         ninja.build("_cpu.so", "link", objects)
 
 

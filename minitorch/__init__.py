@@ -21,6 +21,7 @@ from minitorch.backend import (
 )
 from minitorch.explain import Explanation, explain
 from minitorch.gradcheck import gradcheck
+from minitorch.kernels import get_num_threads, set_num_threads
 from minitorch.modes import (
     detect_anomaly,
     enable_grad,

@@ -1,8 +1,14 @@
-// The Python module minitorch._cpu: its kernels take NumPy arrays, C-contiguous and of exactly
-// their dtype, and write into arrays that Python allocated. Anything else is a TypeError. Shapes
-// are the business of minitorch/kernels/cpu.py.
+// The Python module minitorch._cpu: each kernel is a function of arrays and numbers by position.
+//
+//     softmax(x, out, 1.0)
+//
+// An argument may be an array, a number, None (no array), or a list of arrays, which counts as so
+// many. Arrays are taken as they are, with their strides, nothing is copied or converted; a kernel
+// writes into arrays that Python allocated. Calls release the interpreter lock.
+//
+// For every kernel the table holds one function per instruction set. All are compiled, and one set
+// is in use at a time.
 
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,43 +17,76 @@
 #include <string>
 #include <vector>
 
+#include "array.h"
 #include "buffers.h"
-#include "kernels.h"
+#include "threads.h"
+
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define NPY_TARGET_VERSION NPY_2_0_API_VERSION
+#include <numpy/arrayobject.h>
 
 namespace py = pybind11;
 
 namespace minitorch {
 namespace {
 
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
+// Best first. A set serves if the processor has it and kernels were compiled for it.
+struct InstructionSet {
+    const char* name;
+    bool (*supported)();
+};
 
-// What was compiled and what this processor supports, best first.
-std::vector<std::pair<std::string, const Kernels*>> supported() {
-    std::vector<std::pair<std::string, const Kernels*>> found;
+const InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        found.emplace_back("avx512", &avx512::kernels);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        found.emplace_back("avx2", &avx2::kernels);
+    {"avx512_bf16",
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512bf16");
+     }},
+    {"avx512",
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+     }},
+    {"avx2",
+     [] {
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("f16c");
+     }},
 #endif
-    found.emplace_back("portable", &portable::kernels);
-    return found;
+    {"portable", [] { return true; }},
+};
+constexpr int kCount = std::size(kInstructionSets);
+
+struct Implementations {
+    Kernel by_set[kCount] = {};
+};
+
+std::map<std::string, Implementations>& table() {
+    static std::map<std::string, Implementations> kernels;
+    return kernels;
 }
 
-const Kernels* chosen = supported().front().second;
+int best() {
+    int i = 0;
+    while (!kInstructionSets[i].supported()) ++i;
+    return i;
+}
+
+int in_use = best();
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
-    for (const auto& [name, kernels] : supported()) names.push_back(name);
+    for (const InstructionSet& set : kInstructionSets)
+        if (set.supported()) names.push_back(set.name);
     return names;
 }
 
 void use_instruction_set(const std::string& wanted) {
-    for (const auto& [name, kernels] : supported()) {
-        if (name == wanted) {
-            chosen = kernels;
+    for (int i = 0; i < kCount; ++i) {
+        if (kInstructionSets[i].name == wanted && kInstructionSets[i].supported()) {
+            in_use = i;
             return;
         }
     }
@@ -55,34 +94,123 @@ void use_instruction_set(const std::string& wanted) {
                                 "'; see instruction_sets()");
 }
 
-template <typename T>
-void softmax(const Array<T>& x, Array<T>& out, T scale) {
-    if (x.ndim() == 0 || out.size() != x.size())
-        throw std::invalid_argument("softmax: x needs a dimension, and out the size of x");
-    const long columns = x.shape(x.ndim() - 1);
-    const long rows = columns ? x.size() / columns : 0;
-    const T* from = x.data();
-    T* to = out.mutable_data();
-    py::gil_scoped_release unlocked;
-    if constexpr (sizeof(T) == 4)
-        chosen->softmax_float(from, to, rows, columns, scale);
-    else
-        chosen->softmax_double(from, to, rows, columns, scale);
+int bfloat16_type = -1;
+
+Dtype dtype_of(PyArrayObject* array) {
+    const int type = PyArray_TYPE(array);
+    if (type == NPY_FLOAT) return Dtype::float32;
+    if (type == NPY_DOUBLE) return Dtype::float64;
+    if (type == bfloat16_type) return Dtype::bfloat16;
+    if (type == NPY_HALF) return Dtype::float16;
+    if (PyTypeNum_ISSIGNED(type) && PyArray_ITEMSIZE(array) == 8) return Dtype::int64;
+    if (PyTypeNum_ISSIGNED(type) && PyArray_ITEMSIZE(array) == 4) return Dtype::int32;
+    if (type == NPY_UBYTE) return Dtype::uint8;
+    if (type == NPY_BOOL) return Dtype::boolean;
+    throw py::type_error("a kernel was given an array of a dtype that kernels do not take");
+}
+
+Array view(PyObject* object) {
+    auto* array = reinterpret_cast<PyArrayObject*>(object);
+    const int ndim = PyArray_NDIM(array);
+    const long itemsize = PyArray_ITEMSIZE(array);
+    if (ndim > kMaxDims) throw py::type_error("a kernel takes arrays of at most 8 dimensions");
+    if (!PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array))
+        throw py::type_error("a kernel takes aligned arrays in the machine's byte order");
+    Array out{PyArray_DATA(array), dtype_of(array), ndim, PyArray_SIZE(array), {}, {}};
+    for (int i = 0; i < ndim; ++i) {
+        out.shape[i] = PyArray_DIM(array, i);
+        const long stride = PyArray_STRIDE(array, i);
+        if (stride % itemsize) throw py::type_error("a kernel takes strides of whole elements");
+        out.strides[i] = stride / itemsize;
+    }
+    return out;
+}
+
+struct Call {
+    std::vector<Array> arrays;
+    std::vector<double> numbers;
+
+    void take(PyObject* argument) {
+        if (PyArray_Check(argument)) {
+            arrays.push_back(view(argument));
+        } else if (PyFloat_CheckExact(argument)) {
+            numbers.push_back(PyFloat_AS_DOUBLE(argument));
+        } else if (argument == Py_None) {
+            arrays.push_back({nullptr, Dtype::none, 0, 0, {}, {}});
+        } else if (PyList_CheckExact(argument)) {
+            for (Py_ssize_t i = 0; i < PyList_GET_SIZE(argument); ++i)
+                take(PyList_GET_ITEM(argument, i));
+        } else {
+            numbers.push_back(PyFloat_AsDouble(argument));
+            if (PyErr_Occurred()) throw py::error_already_set();
+        }
+    }
+};
+
+PyObject* call_kernel(PyObject* capsule, PyObject* const* arguments, Py_ssize_t count) {
+    try {
+        const auto* kernel =
+            static_cast<const Implementations*>(PyCapsule_GetPointer(capsule, nullptr));
+        Call call;
+        call.arrays.reserve(count);
+        call.numbers.reserve(count);
+        for (Py_ssize_t i = 0; i < count; ++i) call.take(arguments[i]);
+        {
+            py::gil_scoped_release unlocked;
+            kernel->by_set[in_use](call.arrays.data(), static_cast<int>(call.arrays.size()),
+                                   call.numbers.data());
+        }
+        Py_RETURN_NONE;
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const py::builtin_exception& error) {
+        error.set_error();
+    } catch (const std::bad_alloc&) {
+        PyErr_NoMemory();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_ValueError, error.what());
+    }
+    return nullptr;
+}
+
+void bind_kernels(py::module_& module) {
+    for (auto& [name, kernel] : table()) {
+        auto* method = new PyMethodDef{  // lives as long as the module, that is, the process
+            name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_kernel)),
+            METH_FASTCALL, nullptr};
+        const py::capsule self(&kernel, static_cast<const char*>(nullptr));
+        module.attr(name.c_str()) =
+            py::reinterpret_steal<py::object>(PyCFunction_New(method, self.ptr()));
+    }
 }
 
 }  // namespace
+
+Entry::Entry(const char* instruction_set, const char* name, Kernel kernel) {
+    for (int i = 0; i < kCount; ++i)
+        if (std::string(kInstructionSets[i].name) == instruction_set)
+            table()[name].by_set[i] = kernel;
+}
+
+void fail(const char* message) {
+    throw std::invalid_argument(message);
+}
+
 }  // namespace minitorch
 
 PYBIND11_MODULE(_cpu, module) {
     using namespace minitorch;
-    const auto x = py::arg("x").noconvert();
-    const auto out = py::arg("out").noconvert();
+    if (_import_array() < 0) throw py::error_already_set();
     module.doc() = "minitorch's kernels in C++ (csrc/cpu), and its recycling of buffers";
+    const py::object bfloat16 = py::module_::import("ml_dtypes").attr("bfloat16");
+    bfloat16_type = py::module_::import("numpy").attr("dtype")(bfloat16).attr("num").cast<int>();
     module.def("instruction_sets", &instruction_sets,
                "The instruction sets that this processor supports, best first.");
     module.def("use_instruction_set", &use_instruction_set, py::arg("name"),
                "Run the kernels of this instruction set from now on; the best is the default.");
-    module.def("softmax", &softmax<float>, x, out, py::arg("scale"));
-    module.def("softmax", &softmax<double>, x, out, py::arg("scale"));
+    module.def("num_threads", &num_threads, "How many threads a kernel may use.");
+    module.def("set_num_threads", &set_num_threads, py::arg("count"),
+               "Let kernels use so many threads.");
+    bind_kernels(module);
     bind_buffers(module);
 }

@@ -1,8 +1,14 @@
 """Kernels: the inner loops of the engine, one signature each, looked up by name and device."""
 
+from minitorch.kernels import cpu as cpu  # registers the compiled ones
 from minitorch.kernels import reference as reference  # registers the NumPy implementations
 from minitorch.kernels.buffers import buffer_statistics, recycle_buffers, release_buffers
-from minitorch.kernels.cpu import instruction_sets, use_instruction_set  # registers the compiled
+from minitorch.kernels.cpu.extension import (
+    get_num_threads,
+    instruction_sets,
+    set_num_threads,
+    use_instruction_set,
+)
 from minitorch.kernels.table import (
     IMPLEMENTATIONS,
     available,
@@ -16,6 +22,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "available",
     "buffer_statistics",
+    "get_num_threads",
     "implementations",
     "instruction_sets",
     "lookup",
@@ -23,5 +30,6 @@ __all__ = [
     "recycle_buffers",
     "register",
     "release_buffers",
+    "set_num_threads",
     "use_instruction_set",
 ]

@@ -20,7 +20,7 @@ import os
 
 from minitorch.backend import arithmetic
 from minitorch.errors import KernelError
-from minitorch.kernels.cpu import extension
+from minitorch.kernels.cpu.extension import extension
 
 
 def recycle_buffers(on: bool, *, limit: int | None = None) -> None:

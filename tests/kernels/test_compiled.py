@@ -10,7 +10,7 @@ import pytest
 from minitorch import kernels
 from minitorch.errors import ConfigError, KernelError
 from minitorch.kernels import reference
-from minitorch.kernels.cpu import extension
+from minitorch.kernels.cpu.extension import extension
 
 compiled = pytest.mark.skipif(
     extension is None, reason="minitorch._cpu was not built: no C++20 compiler at installation"

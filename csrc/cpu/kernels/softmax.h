@@ -8,6 +8,8 @@
 
 #pragma once
 
+#include "../array.h"
+#include "../threads.h"
 #include "vector.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {

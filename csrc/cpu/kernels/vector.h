@@ -2,8 +2,8 @@
 // share. They are GCC's and Clang's vector extensions: a `Vector<float>` takes part in + - * / and
 // comparisons like a float, lane by lane.
 //
-// A kernel header is compiled once per instruction set (see kernels.cpp), each time in a namespace
-// of its own, MT_INSTRUCTION_SET. Nothing here may call an inline function of the standard library:
+// Kernels are compiled once per instruction set (setup.py), each time in a namespace of its own,
+// MT_INSTRUCTION_SET. Nothing in this folder may call an inline function of the standard library:
 // the linker keeps one copy of those, and it could be the one that needs AVX-512.
 
 #pragma once
@@ -12,10 +12,44 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
+// The dtypes that are stored as 16 bits and computed in float.
+struct bfloat16 {
+    uint16_t bits;
+};
+using float16 = _Float16;
+
+template <typename T>
+struct ComputeOf {
+    using type = T;
+};
+template <>
+struct ComputeOf<bfloat16> {
+    using type = float;
+};
+template <>
+struct ComputeOf<float16> {
+    using type = float;
+};
+
+// What arithmetic on T is done in.
+template <typename T>
+using Compute = typename ComputeOf<T>::type;
+
 template <typename T>
 struct Lanes {
     typedef T type __attribute__((vector_size(MT_VECTOR_BYTES)));
     static constexpr long count = MT_VECTOR_BYTES / sizeof(T);
+};
+// As many as there are lanes of float.
+template <>
+struct Lanes<bfloat16> {
+    typedef uint16_t type __attribute__((vector_size(MT_VECTOR_BYTES / 2)));
+    static constexpr long count = MT_VECTOR_BYTES / 4;
+};
+template <>
+struct Lanes<float16> {
+    typedef float16 type __attribute__((vector_size(MT_VECTOR_BYTES / 2)));
+    static constexpr long count = MT_VECTOR_BYTES / 4;
 };
 
 template <typename T>
@@ -29,29 +63,78 @@ Vector<T> broadcast(T value) {
     return Vector<T>{} + value;
 }
 
+inline Vector<float> widen(Vector<bfloat16> stored) {
+    return (Vector<float>)(__builtin_convertvector(stored, Vector<uint32_t>) << 16);
+}
+inline float widen(bfloat16 stored) {
+    return __builtin_bit_cast(float, static_cast<uint32_t>(stored.bits) << 16);
+}
+
+// To nearest, ties to even; NaN stays NaN.
+inline Vector<bfloat16> narrow(Vector<float> value) {
+    const auto bits = (Vector<uint32_t>)value;
+    const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const auto quiet = (bits >> 16) | 0x40;
+    return __builtin_convertvector(value == value ? rounded : quiet, Vector<bfloat16>);
+}
+inline bfloat16 narrow(float value) {
+    const auto bits = __builtin_bit_cast(uint32_t, value);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return {static_cast<uint16_t>(value == value ? rounded : (bits >> 16) | 0x40)};
+}
+
+// A vector of Lanes<T>::count elements, widened to Compute<T>.
 template <typename T>
-Vector<T> load(const T* from) {
-    Vector<T> out;
-    __builtin_memcpy(&out, from, sizeof out);
-    return out;
+Vector<Compute<T>> load(const T* from) {
+    Vector<T> stored;
+    __builtin_memcpy(&stored, from, sizeof stored);
+    if constexpr (__is_same(T, bfloat16))
+        return widen(stored);
+    else if constexpr (__is_same(T, float16))
+        return __builtin_convertvector(stored, Vector<float>);
+    else
+        return stored;
+}
+
+template <typename T>
+Compute<T> load_one(const T* from) {
+    if constexpr (__is_same(T, bfloat16))
+        return widen(*from);
+    else
+        return *from;
+}
+
+template <typename T>
+void store(T* to, Vector<Compute<T>> value) {
+    Vector<T> stored;
+    if constexpr (__is_same(T, bfloat16))
+        stored = narrow(value);
+    else if constexpr (__is_same(T, float16))
+        stored = __builtin_convertvector(value, Vector<float16>);
+    else
+        stored = value;
+    __builtin_memcpy(to, &stored, sizeof stored);
+}
+
+template <typename T>
+void store_one(T* to, Compute<T> value) {
+    if constexpr (__is_same(T, bfloat16))
+        *to = narrow(value);
+    else
+        *to = static_cast<T>(value);
 }
 
 // The first `count` elements, and `fill` in the other lanes.
 template <typename T>
-Vector<T> load_part(const T* from, long count, T fill) {
-    Vector<T> out = broadcast(fill);
-    for (long lane = 0; lane < count; ++lane) out[lane] = from[lane];
+Vector<Compute<T>> load_part(const T* from, long count, Compute<T> fill) {
+    Vector<Compute<T>> out = broadcast(fill);
+    for (long lane = 0; lane < count; ++lane) out[lane] = load_one(from + lane);
     return out;
 }
 
 template <typename T>
-void store(T* to, Vector<T> value) {
-    __builtin_memcpy(to, &value, sizeof value);
-}
-
-template <typename T>
-void store_part(T* to, Vector<T> value, long count) {
-    for (long lane = 0; lane < count; ++lane) to[lane] = value[lane];
+void store_part(T* to, Vector<Compute<T>> value, long count) {
+    for (long lane = 0; lane < count; ++lane) store_one(to + lane, Compute<T>(value[lane]));
 }
 
 // Lane by lane; b where either is NaN.

@@ -1,0 +1,198 @@
+// A pool of threads that wait for loops.
+//
+// `state_` holds the number of the loop, whether it is open, and how many workers are in it. A
+// worker that sees an open loop of a new number enters, takes pieces from `next_` until there are
+// none, and leaves. The caller works on the loop too, closes it, and waits only for workers that
+// are in it: one that is still asleep costs nothing. Between loops a worker spins for some
+// microseconds, since the next loop of a training step is near, and then sleeps.
+//
+// A child process after fork() has no workers; it gets a pool of its own, which starts them at its
+// first loop. The pool is never destroyed: at exit its threads sleep, and end with the process.
+
+#include "threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "array.h"
+
+namespace minitorch {
+namespace {
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+constexpr int kSpins = 2000;
+constexpr uint64_t kOpen = uint64_t{1} << 15;
+constexpr uint64_t kWorkers = kOpen - 1;
+constexpr uint64_t kLoop = ~(kOpen | kWorkers);
+constexpr uint64_t kNextLoop = kOpen << 1;
+
+thread_local bool in_loop = false;
+
+class Pool {
+public:
+    explicit Pool(int threads) : wanted_(threads) {}
+
+    void run(long count, void (*body)(void*, long), void* context) {
+        if (in_loop || wanted_ == 1 || !busy_.try_lock()) return alone(count, body, context);
+        const std::lock_guard lock(busy_, std::adopt_lock);
+        start();
+        body_ = body;
+        context_ = context;
+        count_ = count;
+        next_.store(0, std::memory_order_relaxed);
+        state_.store(((state_.load(std::memory_order_relaxed) & kLoop) + kNextLoop) | kOpen);
+        if (sleepers_.load() > 0) {
+            wakes_.fetch_add(1);
+            wakes_.notify_all();
+        }
+        take_pieces();
+        state_.fetch_and(~kOpen);
+        for (int spins = 0; state_.load(std::memory_order_acquire) & kWorkers; ++spins)
+            spins < kSpins ? relax() : static_cast<void>(sched_yield());
+    }
+
+    void resize(int threads) {
+        const std::lock_guard lock(busy_);
+        stop();
+        wanted_ = threads;
+    }
+
+    int size() const { return wanted_; }
+
+    void before_fork() { busy_.lock(); }
+    void after_fork() { busy_.unlock(); }
+
+private:
+    static void alone(long count, void (*body)(void*, long), void* context) {
+        for (long i = 0; i < count; ++i) body(context, i);
+    }
+
+    void start() {
+        if (static_cast<int>(workers_.size()) == wanted_ - 1) return;
+        stopping_ = false;
+        while (static_cast<int>(workers_.size()) < wanted_ - 1)
+            workers_.emplace_back([this, seen = state_.load() & kLoop] { work(seen); });
+    }
+
+    void stop() {
+        stopping_ = true;
+        wakes_.fetch_add(1);
+        wakes_.notify_all();
+        for (std::thread& worker : workers_) worker.join();
+        workers_.clear();
+    }
+
+    void work(uint64_t seen) {
+        in_loop = true;
+        for (;;) {
+            const uint64_t loop = wait_for_loop(seen);
+            if (stopping_) return;
+            seen = loop & kLoop;
+            uint64_t now = loop;
+            while ((now & kLoop) == seen && (now & kOpen)) {
+                if (state_.compare_exchange_weak(now, now + 1)) {
+                    take_pieces();
+                    state_.fetch_sub(1, std::memory_order_release);
+                    break;
+                }
+            }
+        }
+    }
+
+    // Returns the state with a loop of another number than `seen`, or any when stopping.
+    uint64_t wait_for_loop(uint64_t seen) {
+        for (int spins = 0;; ++spins) {
+            uint64_t now = state_.load(std::memory_order_acquire);
+            if (stopping_ || (now & kLoop) != seen) return now;
+            if (spins < kSpins) {
+                relax();
+                continue;
+            }
+            // Announce the sleep, then look once more: the caller opens the loop before it looks
+            // for sleepers, so one of the two sees the other.
+            const uint32_t ticket = wakes_.load();
+            sleepers_.fetch_add(1);
+            now = state_.load();
+            if (!stopping_ && (now & kLoop) == seen) wakes_.wait(ticket);
+            sleepers_.fetch_sub(1);
+            spins = 0;
+        }
+    }
+
+    void take_pieces() {
+        const bool before = in_loop;
+        in_loop = true;
+        for (long i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;)
+            body_(context_, i);
+        in_loop = before;
+    }
+
+    std::mutex busy_;
+    std::vector<std::thread> workers_;
+    std::atomic<int> wanted_;
+    std::atomic<bool> stopping_ = false;
+    std::atomic<int> sleepers_ = 0;
+    std::atomic<uint32_t> wakes_ = 0;
+    alignas(64) std::atomic<uint64_t> state_ = 0;
+    alignas(64) std::atomic<long> next_ = 0;
+    void (*body_)(void*, long) = nullptr;
+    void* context_ = nullptr;
+    long count_ = 0;
+};
+
+Pool* pool = [] {
+    pthread_atfork([] { pool->before_fork(); }, [] { pool->after_fork(); },
+                   [] { pool = new Pool(pool->size()); });
+    return new Pool(1);
+}();
+
+// One block of memory per slot and thread.
+struct Blocks {
+    struct Free {
+        void operator()(void* block) const { operator delete(block, std::align_val_t{64}); }
+    };
+    std::unique_ptr<void, Free> block[8];
+    size_t bytes[8] = {};
+};
+
+}  // namespace
+
+int num_threads() {
+    return pool->size();
+}
+
+void set_num_threads(int count) {
+    if (count < 1 || count > static_cast<int>(kWorkers)) fail("set_num_threads: expected 1 or more");
+    if (count != pool->size()) pool->resize(count);
+}
+
+void parallel_for(long count, void (*body)(void*, long), void* context) {
+    if (count > 0) pool->run(count, body, context);
+}
+
+void* scratch(int slot, size_t bytes) {
+    thread_local Blocks blocks;
+    if (bytes > blocks.bytes[slot]) {
+        blocks.block[slot].reset();
+        blocks.bytes[slot] = 0;
+        blocks.block[slot].reset(operator new(bytes, std::align_val_t{64}));
+        blocks.bytes[slot] = bytes;
+    }
+    return blocks.block[slot].get();
+}
+
+}  // namespace minitorch

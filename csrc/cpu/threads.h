@@ -1,0 +1,46 @@
+// Loops over the processor's cores.
+//
+// What a loop computes may not depend on how many threads run it: the pieces into which it is cut
+// are given by the caller, and threads only take one after the other. A kernel that adds up across
+// pieces keeps one partial result for each and adds those in order. So the same input gives the
+// same bits with any number of threads.
+
+#pragma once
+
+namespace minitorch {
+
+// How many threads a loop may use, the caller's among them.
+int num_threads();
+void set_num_threads(int count);
+
+// body(context, i) for every i in [0, count), each once, on any thread, in any order. Returns when
+// all are done. A loop inside of a loop, or while another Python thread runs one, runs on its
+// caller alone.
+void parallel_for(long count, void (*body)(void* context, long i), void* context);
+
+template <typename Body>
+void parallel_for(long count, Body&& body) {
+    if (count == 1) return body(0L);
+    parallel_for(
+        count, [](void* context, long i) { (*static_cast<Body*>(context))(i); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// body(begin, end) over [0, count) in pieces of `grain` (the last one may be shorter).
+template <typename Body>
+void parallel_ranges(long count, long grain, Body&& body) {
+    if (grain < 1) grain = 1;
+    parallel_for((count + grain - 1) / grain, [&](long piece) {
+        const long begin = piece * grain;
+        body(begin, begin + grain < count ? begin + grain : count);
+    });
+}
+
+// The number of rows that make a piece worth a thread's while, for rows of so much work (elements
+// read or written, say).
+inline long rows_per_piece(long work_per_row) {
+    constexpr long kWorth = 1 << 14;
+    return work_per_row >= kWorth ? 1 : kWorth / (work_per_row > 0 ? work_per_row : 1);
+}
+
+}  // namespace minitorch
