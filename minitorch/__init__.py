@@ -23,6 +23,7 @@ from minitorch.explain import Explanation, explain
 from minitorch.gradcheck import gradcheck
 from minitorch.kernels import get_num_threads, set_num_threads
 from minitorch.modes import (
+    autocast,
     detect_anomaly,
     enable_grad,
     inference_mode,

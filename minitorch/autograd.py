@@ -176,6 +176,8 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
     mode = thread.mode
     if mode.observers:
         return _observed(primitive, inputs, meta)
+    if mode.lower is not None and primitive.autocast:
+        inputs = _cast(primitive, inputs, mode)
     arrays = []
     wanted = False
     for x in inputs:
@@ -216,6 +218,14 @@ def _observed(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Te
         return observers[-1].call(primitive, inputs, meta, lambda: apply(primitive, inputs, meta))
     finally:
         thread.mode.observers = observers
+
+
+def _cast(primitive: Any, inputs: Sequence[Any], mode: Mode) -> list[Any]:
+    """The inputs as autocast wants them: lowered for products, raised again for losses."""
+    before, after = backend.float32, mode.lower
+    if primitive.autocast == "raise":
+        before, after = after, before
+    return [x.to(after) if isinstance(x, Tensor) and x.data.dtype == before else x for x in inputs]
 
 
 def _misfit(primitive: Any, arrays: Sequence[Any], error: ValueError) -> ValueError:

@@ -9,17 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator, contextmanager
 from typing import Any, ClassVar
 
+from minitorch import backend
+from minitorch.errors import DtypeError
+
 
 class Mode:
     """What the tape of a thread does at the moment."""
 
-    __slots__ = ("anomaly", "inference", "keep", "observers", "record")
+    __slots__ = ("anomaly", "inference", "keep", "lower", "observers", "record")
 
     def __init__(self) -> None:
         self.record = True
         self.inference = False
         self.anomaly = False
         self.keep: Callable[[Any], Any] | None = None  # checkpointing: what to save in its place
+        self.lower: Any = None  # autocast: the dtype that float32 is lowered to
         self.observers: tuple[Any, ...] = ()  # profilers and tracers, see `observe`
 
 
@@ -83,6 +87,23 @@ class detect_anomaly(_Switch):
     """
 
     fields: ClassVar[dict[str, Any]] = {"anomaly": True}
+
+
+class autocast(_Switch):
+    """Mixed precision: matrix products and attention take and give `dtype` instead of float32.
+
+    dtype: "bfloat16" (the default) or "float16", or the dtype itself. Parameters stay float32, and
+    so do their gradients: what is lowered is a copy, made where it is used. Losses raise what they
+    are given back to float32; everything else follows its inputs, computes in float32 and rounds
+    once. float64 is left alone. Also a decorator. In PyTorch: torch.autocast.
+    """
+
+    def __init__(self, dtype: Any = "bfloat16"):
+        super().__init__()
+        lower = backend.as_dtype(dtype)
+        if not backend.half_precision(lower):
+            raise DtypeError(f"autocast: expected bfloat16 or float16; got {lower}")
+        self.fields = {"lower": lower}  # type: ignore[misc]
 
 
 def is_grad_enabled() -> bool:

@@ -30,6 +30,10 @@ COMMANDS = {
         "models.commands.gradcheck:gradcheck",
         "Check the derivative of every operation against finite differences.",
     ),
+    "bench": (
+        "models.commands.bench:bench",
+        "Time kernels and training steps beside other libraries and the machine's limits.",
+    ),
     "doctor": (
         "models.commands.doctor:doctor",
         "Say what this machine offers: compiler, kernels, GPU, versions, memory.",

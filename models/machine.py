@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import __version__
+from minitorch import __version__, kernels
 
 DISTRIBUTION = "minitorch-engine"
 REQUIRED = ["numpy", "ml_dtypes", "safetensors", "rich", "click", "matplotlib", "regex"]
@@ -41,13 +41,15 @@ def report() -> dict[str, dict[str, Any]]:
             "platform": ask(platform.platform),
         },
         "processor": {
-            "model": ask(lambda: _cpuinfo("model name") or platform.processor() or None),
+            "model": ask(processor),
             "architecture": platform.machine(),
             "cores": os.cpu_count(),
             "usable cores": ask(lambda: len(os.sched_getaffinity(0))),
             "instruction sets": ask(instruction_sets),
         },
         "threads": {
+            "of kernels": ask(kernels.get_num_threads),
+            "MT_NUM_THREADS": os.environ.get("MT_NUM_THREADS"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
             "NumPy's BLAS": ask(_blas),
         },
@@ -61,7 +63,9 @@ def report() -> dict[str, dict[str, Any]]:
         "compiler": {"C++": ask(_compiler), "C++20": ask(_compiles_cpp20), "ninja": ask(_ninja)},
         "kernels": {
             "compiled extensions": ask(_extensions),
+            "compiled for, best first": ask(lambda: list(kernels.instruction_sets())),
             "MT_KERNELS": os.environ.get("MT_KERNELS"),
+            "MT_ISA": os.environ.get("MT_ISA"),
             **{f"on {name}": count for name, count in (ask(_kernels) or {}).items()},
         },
         "cuda": {
@@ -80,6 +84,11 @@ def ask(question: Callable[[], Any]) -> Any:
         return question()
     except Exception:
         return None
+
+
+def processor() -> str | None:
+    """The name of the processor's model."""
+    return _cpuinfo("model name") or platform.processor() or None
 
 
 def instruction_sets() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import backend, random
+from minitorch import backend, modes, random
 from minitorch.autograd import apply
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.ops.general import _kernel, log_softmax
@@ -70,6 +70,7 @@ method(silu)
 _linear = fused(
     "linear",
     _kernel("linear"),
+    autocast="lower",
     reference=lambda x, weight, bias: x @ weight.mT if bias is None else x @ weight.mT + bias,
     backward=lambda grad, x, weight, needs: _kernel("linear_backward")(
         grad, x, weight, needs=needs
@@ -96,7 +97,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             "linear: expected x (..., in), weight (out, in) and bias (out,); got "
             f"{x.shape}, {weight.shape} and {None if bias is None else bias.shape}"
         )
-    if x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype):
+    same = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
+    if same or modes.thread.mode.lower is not None:
         return apply(_linear, [x, weight, bias], {})
     out = x @ weight.mT
     return out if bias is None else out + bias
@@ -253,6 +255,7 @@ _cross_entropy = fused(
     _cross_entropy_forward,
     reference=_cross_entropy_reference,
     backward=_cross_entropy_backward,
+    autocast="raise",
     inputs=("logits", "target"),
     extras=("log_normaliser",),
     formula=r"-\ln \operatorname{softmax}(x)_t",
@@ -362,6 +365,7 @@ _attention = fused(
     _attention_forward,
     reference=_attention_reference,
     backward=_attention_backward,
+    autocast="lower",
     inputs=("query", "key", "value", "mask"),
     extras=("log_normaliser",),
     formula=r"\operatorname{softmax}(Q K^\top / \sqrt{d}) V",

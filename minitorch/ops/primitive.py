@@ -118,6 +118,8 @@ class Primitive:
     floating: integer inputs are converted to the default float dtype first.
     may_view: the result may share memory with the first input.
     moves_data: no arithmetic happens, so half precision is passed as it is.
+    autocast: "lower" where mixed precision takes and gives half precision, "raise" where it must
+        not, see `modes.autocast`; "" where the inputs decide.
     """
 
     structure = "general"
@@ -135,6 +137,7 @@ class Primitive:
         floating: bool = False,
         may_view: bool = False,
         moves_data: bool = False,
+        autocast: str = "",
         extras: Sequence[str] = (),
         doc: str = "",
     ):
@@ -150,6 +153,7 @@ class Primitive:
         self.floating = floating
         self.may_view = may_view
         self.moves_data = moves_data
+        self.autocast = autocast
         self.extras = tuple(extras)
         self.saves_extras = bool(extras)
         self.saves = lru_cache(maxsize=None)(self._positions)

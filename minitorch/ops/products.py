@@ -44,6 +44,7 @@ _matmul = bilinear(
     np.matmul,
     lambda grad, b: grad @ b.mT,
     lambda grad, a: a.mT @ grad,
+    autocast="lower",
     formula=r"A B",
     jacobian=r"\begin{pmatrix} I \otimes B^\top & A \otimes I \end{pmatrix}",
     samples=lambda: [
@@ -126,6 +127,7 @@ _einsum = bilinear(
     "einsum",
     lambda *xs, terms, out: np.einsum(f"{','.join(terms)}->{out}", *xs, optimize=len(xs) > 2),
     _einsum_transpose,
+    autocast="lower",
     formula=r"\sum \prod_i x_i",
     samples=lambda: [
         sample(real(2, 3), real(3, 4), terms=("ij", "jk"), out="ik"),

@@ -11,6 +11,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from minitorch.errors import ConfigError
 
 extension: Any = None
@@ -36,14 +38,15 @@ def use_instruction_set(name: str) -> None:
 
 
 def set_num_threads(count: int) -> None:
-    """Let the compiled kernels use `count` threads, the calling one among them.
+    """Let the kernels use `count` threads, the calling one among them, and NumPy's BLAS as many.
 
-    Without compiled kernels this changes nothing: NumPy's matrix products choose for themselves.
+    In PyTorch: torch.set_num_threads.
     """
     if not isinstance(count, int) or not 1 <= count <= 1024:
         raise ConfigError(f"set_num_threads: expected an integer from 1 to 1024; got {count!r}")
     if extension:
         extension.set_num_threads(count)
+    threadpool_limits(count, user_api="blas")
 
 
 def get_num_threads() -> int:
@@ -62,7 +65,7 @@ def _configure() -> None:
     asked = os.environ.get("MT_NUM_THREADS", "")
     if asked and not (asked.isdigit() and int(asked) > 0):
         raise ConfigError(f"MT_NUM_THREADS: expected a number of threads; got {asked!r}")
-    set_num_threads(int(asked) if asked else _processors())
+    extension.set_num_threads(int(asked) if asked else _processors())
     if os.environ.get("MT_ISA"):
         use_instruction_set(os.environ["MT_ISA"])
 

@@ -1,0 +1,62 @@
+// What the processor can do at most: loops that do nothing but multiply and add in registers, or
+// nothing but read, or copy, memory. Every benchmark is held against them.
+
+#include "../array.h"
+#include "../threads.h"
+#include "vector.h"
+
+namespace minitorch::MT_INSTRUCTION_SET {
+
+// `rounds` times 16 independent chains of acc = acc * x + y: enough to hide the latency of an FMA.
+template <typename T>
+static T multiply_add(long rounds, T x, T y) {
+    constexpr int kChains = 16;
+    Vector<T> acc[kChains];
+    for (int i = 0; i < kChains; ++i) acc[i] = broadcast<T>(T(i));
+    const Vector<T> factor = broadcast<T>(x), term = broadcast<T>(y);
+    for (long round = 0; round < rounds; ++round) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kChains; ++i) acc[i] = acc[i] * factor + term;
+    }
+    Vector<T> sum{};
+    for (int i = 0; i < kChains; ++i) sum += acc[i];
+    return sum_of_lanes<T>(sum);
+}
+
+// Every thread does 2 * 16 * lanes * rounds operations, with half as many lanes for float64. out
+// receives the sums, so that no compiler leaves them out.
+KERNEL(peak_arithmetic) {  // out: (threads,) float32 or float64; rounds
+    const auto& out = arrays[0];
+    const long rounds = static_cast<long>(numbers[0]);
+    parallel_for(out.size, [&](long i) {
+        if (out.dtype == Dtype::float64)
+            out.as<double>()[i] = multiply_add<double>(rounds, 0.999, 0.001);
+        else
+            out.as<float>()[i] = multiply_add<float>(rounds, 0.999f, 0.001f);
+    });
+}
+
+// Each thread sums a part of x of its own.
+KERNEL(peak_read) {  // x: (n,) float32, n a multiple of 4096; out: (threads,) float32
+    const auto& x = arrays[0];
+    const auto& out = arrays[1];
+    const long part = x.size / out.size;
+    parallel_for(out.size, [&](long piece) {
+        constexpr long lanes = Lanes<float>::count;
+        const float* from = x.as<float>() + piece * part;
+        Vector<float> sums[8] = {};
+        for (long i = 0; i + 8 * lanes <= part; i += 8 * lanes)
+#pragma GCC unroll 8
+            for (int j = 0; j < 8; ++j) sums[j] += load(from + i + j * lanes);
+        Vector<float> sum{};
+        for (int j = 0; j < 8; ++j) sum += sums[j];
+        out.as<float>()[piece] = sum_of_lanes<float>(sum);
+    });
+}
+
+// How many floats an operation of this instruction set takes at once.
+KERNEL(lanes) {  // out: (1,) float64
+    arrays[0].as<double>()[0] = Lanes<float>::count;
+}
+
+}  // namespace minitorch::MT_INSTRUCTION_SET

@@ -1,0 +1,62 @@
+"""What this machine can do at most, measured: the limits that stand beside every figure.
+
+Arithmetic: multiply-adds in registers, nothing else, on all threads (csrc/cpu/kernels/peaks.cpp).
+Bandwidth: every thread sums its part of an array many times larger than the caches. The best of
+several tries, since a limit is what cannot be exceeded.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+
+from minitorch.kernels import get_num_threads
+from minitorch.kernels.cpu.extension import extension
+
+ROUNDS = 200_000
+CHAINS = 16
+ARRAY_BYTES = 1 << 28
+TRIES = 8
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Multiply-adds (two operations each) and bytes read, per second, on `threads` threads."""
+
+    threads: int
+    float32_flops: float
+    float64_flops: float
+    read_bytes: float
+
+    def to_json(self) -> dict[str, float]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def measure_peaks() -> Peaks | None:
+    """The machine's limits with the current number of threads; None without compiled kernels."""
+    if extension is None:
+        return None
+    threads = get_num_threads()
+    lanes = np.zeros(1)
+    extension.lanes(lanes)
+    flops = {}
+    for dtype, count in ((np.float32, lanes.item()), (np.float64, lanes.item() / 2)):
+        out = np.zeros(threads, dtype)
+        seconds = _best(partial(extension.peak_arithmetic, out, ROUNDS))
+        flops[dtype] = 2 * CHAINS * count * ROUNDS * threads / seconds
+    x = np.ones(ARRAY_BYTES // 4, np.float32)
+    out = np.zeros(threads, np.float32)
+    seconds = _best(partial(extension.peak_read, x, out))
+    return Peaks(threads, flops[np.float32], flops[np.float64], x.nbytes / seconds)
+
+
+def _best(run: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(TRIES):
+        begun = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)

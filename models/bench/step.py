@@ -1,0 +1,79 @@
+"""One step of training: forward, loss, backward, gradients clipped by norm, AdamW.
+
+The three sizes of models/gpt2.py that people train on a CPU, in float32 and in mixed precision. A
+step computes 6 operations for each parameter of a matrix and token (2 forward, 4 backward), and
+12 * layers * width * time for each token in attention (Kaplan et al. 2020, table 1, doubled where
+both factors need a gradient).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import minitorch as mt
+from minitorch import optim
+from models.bench.timing import OURS, Case
+from models.gpt2 import GPT2, GPT2Config
+
+SIZES = {
+    "nano": (GPT2Config.preset("nano", vocab_size=65), 12, 64),
+    "baby": (GPT2Config.preset("baby", vocab_size=65), 16, 256),
+    "gpt2": (GPT2Config.preset("gpt2"), 4, 64),
+}
+"""Name -> configuration, batch, time."""
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def flops(config: GPT2Config, batch: int, time: int) -> float:
+    """Operations of a step, the head's product included and the embeddings' look-up not."""
+    matrices = 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd
+    return batch * time * (6 * matrices + 12 * config.n_layer * config.n_embd * time)
+
+
+class Step:
+    """One training step at a call."""
+
+    def __init__(self, config: GPT2Config, ids: np.ndarray, targets: np.ndarray, precision: str):
+        mt.manual_seed(0)
+        self.model = GPT2(config)
+        self.ids, self.targets = mt.from_numpy(ids), mt.from_numpy(targets)
+        self.optimizer = optim.AdamW(self.model.parameters(), 1e-4, weight_decay=0.1)
+        self.precision = precision
+
+    def __call__(self) -> float:
+        self.optimizer.zero_grad()
+        with mt.autocast("bfloat16") if self.precision == "bfloat16" else nullcontext():
+            _, loss = self.model(self.ids, self.targets)
+        loss.backward()
+        optim.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+
+def cases(peers: Sequence[str], seed: int) -> Iterator[Case]:
+    """One case for each size and precision. peers: those of torch (also compiled) and jax."""
+    for size, (config, batch, time) in SIZES.items():
+        ids, targets = np.random.default_rng(seed).integers(0, config.vocab_size, (2, batch, time))
+        for precision in PRECISIONS:
+            build = partial(_build, peers, config, ids, targets, precision)
+            yield Case(f"{size} {precision}", build, flops(config, batch, time))
+
+
+def _build(
+    peers: Sequence[str], config: GPT2Config, ids: np.ndarray, targets: np.ndarray, precision: str
+) -> dict[str, Callable[[], Any]]:
+    runs: dict[str, Callable[[], Any]] = {OURS: Step(config, ids, targets, precision)}
+    if "torch" in peers:
+        from models.bench import torch_gpt
+
+        runs["torch"] = torch_gpt.Step(config, ids, targets, precision, compiled=False)
+        runs["torch.compile"] = torch_gpt.Step(config, ids, targets, precision, compiled=True)
+    if "jax" in peers and precision == "float32":
+        from models.bench import jax_gpt
+
+        runs["jax"] = jax_gpt.Step(config, ids, targets)
+    return runs

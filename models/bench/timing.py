@@ -1,0 +1,110 @@
+"""Timing several implementations of the same work in turns.
+
+The libraries take turns, round after round, so that a change of the machine's speed meets all of
+them. What a library takes in a round is the mean over enough calls to fill `SLICE` seconds; the
+figure is the median over the rounds, and the spread the distance of the quartiles over the median.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SLICE = 0.02
+"""Seconds that a library is timed for in one round, at least; a longer call is timed once."""
+
+OURS = "minitorch"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One piece of work and who can do it.
+
+    build: gives library -> a call that does the work once; called when the case's turn comes.
+    flops, bytes: what one call computes, and must move between memory and processor at least; 0 if
+    that is not what limits it.
+    """
+
+    name: str
+    build: Callable[[], Mapping[str, Callable[[], Any]]]
+    flops: float = 0.0
+    bytes: float = 0.0
+
+
+@dataclass
+class Result:
+    """What was measured of a case: library -> seconds of a call, one for each round."""
+
+    case: Case
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def median(self, library: str) -> float:
+        """Seconds of a call."""
+        return statistics.median(self.seconds[library])
+
+    def spread(self, library: str) -> float:
+        """The distance of the quartiles, over the median."""
+        values = self.seconds[library]
+        if len(values) < 4:
+            return (max(values) - min(values)) / self.median(library)
+        low, _, high = statistics.quantiles(values, n=4)
+        return (high - low) / self.median(library)
+
+    @property
+    def peers(self) -> list[str]:
+        """The libraries that were measured beside this one."""
+        return [library for library in self.seconds if library != OURS]
+
+    def ratio(self, peer: str) -> float:
+        """How many times as fast as the peer this engine is: above 1 it is the faster."""
+        return self.median(peer) / self.median(OURS)
+
+    @property
+    def worst_ratio(self) -> float | None:
+        """The ratio to the fastest peer; None where there is none."""
+        return min((self.ratio(peer) for peer in self.peers), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Medians in seconds, spreads, ratios and rates."""
+        rates = {}
+        if self.case.flops:
+            rates["gflops_per_second"] = self.case.flops / self.median(OURS) / 1e9
+        if self.case.bytes:
+            rates["gigabytes_per_second"] = self.case.bytes / self.median(OURS) / 1e9
+        return {
+            "case": self.case.name,
+            "seconds": {library: self.median(library) for library in self.seconds},
+            "spread": {library: self.spread(library) for library in self.seconds},
+            "ratio": {peer: self.ratio(peer) for peer in self.peers},
+            **rates,
+        }
+
+
+def measure(case: Case, rounds: int) -> Result:
+    """Run all libraries of a case in turns."""
+    runs = case.build()
+    repeats = {library: _warm_up(run) for library, run in runs.items()}
+    result = Result(case, {library: [] for library in runs})
+    for _ in range(rounds):
+        for library, run in runs.items():
+            count = repeats[library]
+            begun = time.perf_counter()
+            for _ in range(count):
+                run()
+            result.seconds[library].append((time.perf_counter() - begun) / count)
+    return result
+
+
+def _warm_up(run: Callable[[], Any]) -> int:
+    """How many calls fill a slice, found by running some."""
+    run()
+    count = 1
+    while True:
+        begun = time.perf_counter()
+        for _ in range(count):
+            run()
+        seconds = time.perf_counter() - begun
+        if seconds >= SLICE:
+            return max(1, round(count * SLICE / seconds))
+        count = max(count + 1, min(10 * count, round(1.2 * count * SLICE / max(seconds, 1e-9))))

@@ -1,0 +1,117 @@
+"""`minitorch bench`: this engine beside its peers, and beside what the machine can do."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+import minitorch as mt
+from minitorch.errors import ConfigError
+from minitorch.io import write_json
+from models.bench.peaks import Peaks, measure_peaks
+from models.bench.report import draw, show, to_json
+from models.bench.timing import Case, measure
+
+SUITES = ("matmul", "attention", "rows", "ops", "step", "decode")
+PEERS = ("numpy", "torch", "jax")
+
+
+@click.command(epilog="Example: minitorch bench step --peers torch --only nano --json step.json")
+@click.argument("suites", nargs=-1, type=click.Choice(SUITES))
+@click.option("--peers", default=None, help=f"Which of {','.join(PEERS)}; all that are installed.")
+@click.option("--only", default="", help="Only cases whose name contains this.")
+@click.option("--rounds", default=11, show_default=True, type=click.IntRange(1))
+@click.option("--threads", type=click.IntRange(1), help="For every library; all cores otherwise.")
+@click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write figures there.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the ratios, as PNG.")
+def bench(
+    suites: tuple[str, ...],
+    peers: str | None,
+    only: str,
+    rounds: int,
+    threads: int | None,
+    seed: int,
+    json_path: Path | None,
+    picture: Path | None,
+) -> None:
+    """Time kernels and whole training steps, in turns with other libraries.
+
+    \b
+    matmul     matrix products of a transformer's training and decoding, and squares
+    attention  fused attention, forward and backward
+    rows       softmax, norms, activations, cross-entropy
+    ops        elementwise arithmetic, reductions, optimizers
+    step       one step of training a GPT
+    decode     one token of a GPT at a time
+
+    Without SUITES all of them. Figures are medians; a ratio above 1 means that minitorch is the
+    faster. The machine's own limits are measured first.
+    """
+    console = Console(stderr=json_path is not None and str(json_path) == "-")
+    names = _peers(peers)
+    if threads:
+        _use_threads(threads, names)
+    mt.manual_seed(seed)
+    peaks = measure_peaks()
+    _print_peaks(console, peaks)
+    reports = []
+    for suite in suites or SUITES:
+        cases: Callable[..., Iterator[Case]] = import_module(f"models.bench.{suite}").cases
+        chosen = [case for case in cases(names, seed) if only in case.name]
+        measured = (measure(case, rounds) for case in chosen)
+        results = show(console, f"\n{suite}", measured, peaks)
+        if not results:
+            raise ConfigError(f"bench {suite}: no case has {only!r} in its name")
+        command = " ".join(["minitorch", *sys.argv[1:]])
+        reports.append(to_json(suite, results, peaks, command))
+        if picture is not None:
+            path = picture if len(suites) == 1 else picture.with_stem(f"{picture.stem}-{suite}")
+            draw(path, suite, results)
+            console.print(f"picture: {path}")
+    content = reports[0] if len(reports) == 1 else reports
+    if json_path is not None and str(json_path) == "-":
+        click.echo(json.dumps(content, indent=2))
+    elif json_path is not None:
+        write_json(json_path, content)
+        console.print(f"figures: {json_path}")
+
+
+def _peers(asked: str | None) -> tuple[str, ...]:
+    if asked is None:
+        return tuple(name for name in PEERS if find_spec(name))
+    names = tuple(name.strip() for name in asked.split(",") if name.strip())
+    for name in names:
+        if name not in PEERS:
+            raise ConfigError(f"--peers: expected some of {', '.join(PEERS)}; got {name!r}")
+        if not find_spec(name):
+            raise ConfigError(
+                f'--peers: {name} is not installed; pip install "minitorch-engine[peers]", or '
+                "leave it out"
+            )
+    return names
+
+
+def _use_threads(count: int, peers: tuple[str, ...]) -> None:
+    mt.set_num_threads(count)
+    if "torch" in peers:
+        import_module("torch").set_num_threads(count)
+    if "jax" in peers:
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:count]))
+
+
+def _print_peaks(console: Console, peaks: Peaks | None) -> None:
+    if peaks is None:
+        console.print("no compiled kernels: the machine's limits are not measured")
+        return
+    console.print(
+        f"this machine, {peaks.threads} threads: {peaks.float32_flops / 1e9:,.0f} GFLOP/s in "
+        f"float32, {peaks.float64_flops / 1e9:,.0f} in float64, reads "
+        f"{peaks.read_bytes / 1e9:.1f} GB/s"
+    )
