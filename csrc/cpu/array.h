@@ -57,8 +57,8 @@ inline void require(bool condition, const char* message) {
         fail(message);
 }
 
-// Memory of this thread, aligned to 64 bytes and kept between calls; `slot` tells apart what is in
-// use at the same time.
+// Memory of this thread, aligned to 64 bytes and kept between calls; `slot` (0 to 7) tells apart what
+// is in use at the same time.
 void* scratch(int slot, size_t bytes);
 
 template <typename T>

@@ -13,6 +13,9 @@
 
 #include <pthread.h>
 #include <sched.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <atomic>
 #include <cstdint>
@@ -160,10 +163,14 @@ Pool* pool = [] {
     return new Pool(1);
 }();
 
+// Blocks are whole huge pages, so that walking through one takes few entries of the processor's
+// table of pages. What is not touched takes no memory.
+constexpr size_t kPage = size_t{1} << 21;
+
 // One block of memory per slot and thread.
 struct Blocks {
     struct Free {
-        void operator()(void* block) const { operator delete(block, std::align_val_t{64}); }
+        void operator()(void* block) const { operator delete(block, std::align_val_t{kPage}); }
     };
     std::unique_ptr<void, Free> block[8];
     size_t bytes[8] = {};
@@ -189,8 +196,12 @@ void* scratch(int slot, size_t bytes) {
     if (bytes > blocks.bytes[slot]) {
         blocks.block[slot].reset();
         blocks.bytes[slot] = 0;
-        blocks.block[slot].reset(operator new(bytes, std::align_val_t{64}));
+        bytes = (bytes + kPage - 1) / kPage * kPage;
+        blocks.block[slot].reset(operator new(bytes, std::align_val_t{kPage}));
         blocks.bytes[slot] = bytes;
+#if defined(__linux__)
+        madvise(blocks.block[slot].get(), bytes, MADV_HUGEPAGE);
+#endif
     }
     return blocks.block[slot].get();
 }

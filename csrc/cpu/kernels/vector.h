@@ -60,7 +60,7 @@ constexpr T kInfinity = __builtin_huge_val();
 
 template <typename T>
 Vector<T> broadcast(T value) {
-    return Vector<T>{} + value;
+    return value - Vector<T>{};  // adding 0 would change -0, so compilers do add it
 }
 
 inline Vector<float> widen(Vector<bfloat16> stored) {
@@ -135,6 +135,20 @@ Vector<Compute<T>> load_part(const T* from, long count, Compute<T> fill) {
 template <typename T>
 void store_part(T* to, Vector<Compute<T>> value, long count) {
     for (long lane = 0; lane < count; ++lane) store_one(to + lane, Compute<T>(value[lane]));
+}
+
+// Makes the compiler have the value in a register here.
+template <typename T>
+inline void in_register(Vector<T>& value) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(value));
+#elif defined(__x86_64__)
+    asm("" : "+x"(value));
+#elif defined(__aarch64__)
+    asm("" : "+w"(value));
+#else
+    (void)value;
+#endif
 }
 
 // Lane by lane; b where either is NaN.
