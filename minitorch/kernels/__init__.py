@@ -16,6 +16,7 @@ from minitorch.kernels.table import (
     lookup,
     prefer,
     register,
+    takes_half,
 )
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "register",
     "release_buffers",
     "set_num_threads",
+    "takes_half",
     "use_instruction_set",
 ]

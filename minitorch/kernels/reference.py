@@ -49,6 +49,33 @@ def _in_blocks(kernel: Callable[..., Array]) -> Callable[..., Array]:
     return blocked
 
 
+@register("matmul", "numpy")
+def matmul(
+    a: Array,
+    b: Array,
+    *,
+    out: Array | None = None,
+    alpha: float = 1.0,
+    accumulate: bool = False,
+    bias: Array | None = None,
+    residual: Array | None = None,
+) -> Array:
+    """alpha a b + bias + residual, and + out with accumulate; written into out if it is given.
+
+    a: (..., m, k); b: (..., k, n); out, residual: (..., m, n); bias: (n,).
+    """
+    result = np.matmul(a, b)
+    if alpha != 1:
+        result *= alpha
+    for term in (bias, residual, out if accumulate else None):
+        if term is not None:
+            result += term
+    if out is None:
+        return result
+    out[...] = result
+    return out
+
+
 @register("linear", "numpy")
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """x weightᵀ + bias. x: (..., in); weight: (out, in); bias: (out,) or None.

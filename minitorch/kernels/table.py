@@ -13,10 +13,12 @@ variable MT_KERNELS puts another one first: MT_KERNELS=numpy runs the reference 
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
+
+import numpy as np
 
 from minitorch.errors import ConfigError, DeviceError, KernelError
 
@@ -27,11 +29,17 @@ IMPLEMENTATIONS = ("numpy", "cpu", "cuda", "simt")
 PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda",)}
 
 _table: dict[str, dict[str, Kernel]] = {}
+_half: dict[Kernel, frozenset[np.dtype]] = {}
 _first_choice: str | None = None
 
 
-def register(name: str, implementation: str) -> Callable[[_KernelT], _KernelT]:
-    """Decorator: enter a function into the table as this implementation of the kernel `name`."""
+def register(
+    name: str, implementation: str, *, half: Sequence[np.dtype] = ()
+) -> Callable[[_KernelT], _KernelT]:
+    """Decorator: enter a function into the table as this implementation of the kernel `name`.
+
+    half: the 16-bit dtypes that it takes as they are; others are widened to float32 before.
+    """
     if implementation not in IMPLEMENTATIONS:
         raise KernelError(
             f"register({name!r}): expected an implementation among {', '.join(IMPLEMENTATIONS)}; "
@@ -40,6 +48,7 @@ def register(name: str, implementation: str) -> Callable[[_KernelT], _KernelT]:
 
     def enter(function: _KernelT) -> _KernelT:
         _table.setdefault(name, {})[implementation] = function
+        _half[function] = frozenset(half)
         lookup.cache_clear()
         return function
 
@@ -62,6 +71,11 @@ def lookup(name: str, device: str = "cpu") -> Kernel:
         f"lookup({name!r}): no implementation for {device!r}; "
         f"registered are: {', '.join(candidates)}"
     )
+
+
+def takes_half(name: str, dtype: np.dtype, device: str = "cpu") -> bool:
+    """Whether the kernel `name` of this device takes arrays of this 16-bit dtype as they are."""
+    return dtype in _half[lookup(name, device)]
 
 
 def implementations(name: str) -> dict[str, Kernel]:

@@ -70,6 +70,7 @@ method(silu)
 _linear = fused(
     "linear",
     _kernel("linear"),
+    kernel="linear",
     autocast="lower",
     reference=lambda x, weight, bias: x @ weight.mT if bias is None else x @ weight.mT + bias,
     backward=lambda grad, x, weight, needs: _kernel("linear_backward")(

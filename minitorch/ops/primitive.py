@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import autograd, backend, modes
+from minitorch import autograd, backend, kernels, modes
 from minitorch.autograd import OUT, Node, apply
 from minitorch.errors import DtypeError, GraphError
 from minitorch.tensor import Tensor, wrap
@@ -118,6 +118,8 @@ class Primitive:
     floating: integer inputs are converted to the default float dtype first.
     may_view: the result may share memory with the first input.
     moves_data: no arithmetic happens, so half precision is passed as it is.
+    kernel: the name of the kernel behind forward, and with "_backward" behind backward, which are
+        given half precision as it is if they take it.
     autocast: "lower" where mixed precision takes and gives half precision, "raise" where it must
         not, see `modes.autocast`; "" where the inputs decide.
     """
@@ -137,6 +139,7 @@ class Primitive:
         floating: bool = False,
         may_view: bool = False,
         moves_data: bool = False,
+        kernel: str = "",
         autocast: str = "",
         extras: Sequence[str] = (),
         doc: str = "",
@@ -153,6 +156,7 @@ class Primitive:
         self.floating = floating
         self.may_view = may_view
         self.moves_data = moves_data
+        self.kernel = kernel
         self.autocast = autocast
         self.extras = tuple(extras)
         self.saves_extras = bool(extras)
@@ -187,6 +191,8 @@ class Primitive:
                 and array.itemsize == 2
                 and backend.half_precision(array.dtype)
             ):
+                if self.kernel and kernels.takes_half(self.kernel, array.dtype):
+                    break
                 return in_float32(self.forward, arrays, meta, array.dtype)
         return self.forward(*arrays, **meta)
 
@@ -524,7 +530,8 @@ class Nondifferentiable(Primitive):
 
 
 def _run_backward(rule: Rule, node: Node, cotangent: Tensor) -> list[Tensor | None]:
-    arrays = backend.arithmetic.copy().run(_backward_arrays, rule, node, cotangent.data)
+    run = backend.arithmetic.copy().run
+    arrays = run(_backward_arrays, rule, node, cotangent.data)
     results = [
         None if edge is None or array is None else wrap(array)
         for edge, array in zip(node.edges, arrays, strict=False)
@@ -533,11 +540,14 @@ def _run_backward(rule: Rule, node: Node, cotangent: Tensor) -> list[Tensor | No
 
 
 def _backward_arrays(rule: Rule, node: Node, cotangent: Any) -> Sequence[Any]:
-    if not backend.half_precision(cotangent.dtype):
+    dtype, name = cotangent.dtype, node.primitive.kernel
+    if not backend.half_precision(dtype) or (
+        name and kernels.takes_half(f"{name}_backward", dtype)
+    ):
         return rule(node, cotangent)
     kept = [fetch(node, _widen(cotangent)) for fetch in rule._fetch]
     arrays = rule.function(*[_widen(x) for x in kept])
-    return [None if array is None else array.astype(cotangent.dtype) for array in arrays]
+    return [None if array is None else array.astype(dtype) for array in arrays]
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import backend
+from minitorch import backend, kernels
 from minitorch.autograd import apply
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.ops.elementwise import _operator
@@ -41,9 +41,10 @@ def _rmul(a: Tensor, b: Any) -> Tensor:
 
 _matmul = bilinear(
     "matmul",
-    np.matmul,
+    lambda a, b: kernels.lookup("matmul", backend.device_of(a))(a, b),
     lambda grad, b: grad @ b.mT,
     lambda grad, a: a.mT @ grad,
+    kernel="matmul",
     autocast="lower",
     formula=r"A B",
     jacobian=r"\begin{pmatrix} I \otimes B^\top & A \otimes I \end{pmatrix}",

@@ -425,7 +425,7 @@ void few_rows(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matr
               const Epilogue<O, Compute<T>>& epilogue) {
     if constexpr (rows > 1)
         if (m <= rows / 2) return few_rows<T, O, rows / 2>(m, n, k, a, b, out, epilogue);
-    if (b.row == 1)
+    if (b.row == 1 && a.column == 1)
         few_rows_by_dots<T, O, rows>(m, n, k, a, b, out, epilogue);
     else
         few_rows_by_tiles<T, O, rows>(m, n, k, a, b, out, epilogue);
