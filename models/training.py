@@ -91,13 +91,13 @@ class Run:
             part.backward()
             loss += part.item()
         max_norm = config.grad_clip or math.inf
-        self.grad_norm = optim.clip_grad_norm_(self.model.parameters(), max_norm).item()
+        self.grad_norm, scale = optim.clip_grad_scale(self.model.parameters(), max_norm)
         if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
             raise DivergenceError(
                 f"step {self.step + 1}: the loss is {loss:g} and the gradient's norm "
                 f"{self.grad_norm:g}, at a learning rate of {self.learning_rate:.3g}"
             )
-        self.optimizer.step()
+        self.optimizer.step(scale)
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update()

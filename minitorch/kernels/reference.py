@@ -6,7 +6,8 @@ and works in it. float32 and float64; the engine converts half precision before 
 that has a backward returns what that needs after its result, and never the input itself.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, wraps
 from typing import Any
 
@@ -366,7 +367,7 @@ def cross_entropy(
     rows that are not ignored (NaN if all are). Returns the loss and logsumexp(logits): (rows,),
     from which the backward recomputes the probabilities, rather than keep (rows, classes) of them.
     """
-    kept, classes = _kept_classes(logits, target, ignore_index)
+    kept, classes = kept_classes(logits, target, ignore_index)
     log_normaliser = logsumexp(logits)
     picked = logits[np.arange(len(logits)), classes]
     loss = log_normaliser - (1 - label_smoothing) * picked
@@ -398,7 +399,7 @@ def cross_entropy_backward(
     grad: the shape of the loss; log_normaliser: (rows,), as the forward returned it.
     Returns (rows, classes).
     """
-    kept, classes = _kept_classes(logits, target, ignore_index)
+    kept, classes = kept_classes(logits, target, ignore_index)
     out = logits - log_normaliser[:, None]
     np.exp(out, out=out)
     out[np.arange(len(out)), classes] -= 1 - label_smoothing
@@ -411,7 +412,7 @@ def cross_entropy_backward(
     return out
 
 
-def _kept_classes(logits: Array, target: Array, ignore_index: int) -> tuple[Array, Array]:
+def kept_classes(logits: Array, target: Array, ignore_index: int) -> tuple[Array, Array]:
     """Which rows count, and each row's class, 0 where it does not count."""
     kept = target != ignore_index
     classes = np.where(kept, target, 0)
@@ -618,3 +619,32 @@ def adamw_step(
         np.divide(m, scratch, out=scratch)
         scratch *= rate
         p -= scratch
+
+
+@register("adamw_steps", "numpy")
+def adamw_steps(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avgs: Sequence[Array],
+    exp_avg_sqs: Sequence[Array],
+    numbers: Sequence[dict[str, Any]],
+    *,
+    grad_scale: float = 1.0,
+) -> None:
+    """adamw_step for every parameter, with its numbers; gradients count grad_scale times."""
+    for param, grad, exp_avg, exp_avg_sq, options in zip(
+        params, grads, exp_avgs, exp_avg_sqs, numbers, strict=True
+    ):
+        scaled = grad if grad_scale == 1 else grad * grad.dtype.type(grad_scale)
+        adamw_step(param, scaled, exp_avg, exp_avg_sq, **options)
+
+
+@register("l2_norm", "numpy")
+def l2_norm(arrays: Sequence[Array]) -> float:
+    """The root of the sum of the squares of all elements of all arrays."""
+    total = 0.0
+    for array in arrays:
+        flat = array.ravel()
+        flat = flat.astype(np.float32) if flat.dtype.itemsize == 2 else flat
+        total += float(np.dot(flat, flat))
+    return math.sqrt(total)

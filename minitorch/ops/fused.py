@@ -28,6 +28,7 @@ def _gelu_reference(x: Tensor, *, approximate: str) -> Tensor:
 _gelu = fused(
     "gelu",
     _kernel("gelu"),
+    kernel="gelu",
     reference=_gelu_reference,
     backward=lambda grad, x, approximate: [
         _kernel("gelu_backward")(grad, x, approximate=approximate)
@@ -56,6 +57,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
 silu = fused(
     "silu",
     _kernel("silu"),
+    kernel="silu",
     reference=lambda x: x * x.sigmoid(),
     backward=lambda grad, x: [_kernel("silu_backward")(grad, x)],
     inputs=("x",),

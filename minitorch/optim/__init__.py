@@ -3,7 +3,7 @@
 from minitorch.optim import schedules
 from minitorch.optim.adafactor import Adafactor
 from minitorch.optim.adam import Adam, AdamW
-from minitorch.optim.clip import clip_grad_norm_, clip_grad_value_
+from minitorch.optim.clip import clip_grad_norm_, clip_grad_scale, clip_grad_value_
 from minitorch.optim.ema import EMA
 from minitorch.optim.lion import Lion
 from minitorch.optim.muon import Muon, muon_groups, orthogonalize
@@ -22,6 +22,7 @@ __all__ = [
     "Muon",
     "Optimizer",
     "clip_grad_norm_",
+    "clip_grad_scale",
     "clip_grad_value_",
     "muon_groups",
     "orthogonalize",

@@ -5,7 +5,8 @@
     m̂ = m / (1 - beta1^t),  v̂ = v / (1 - beta2^t)        both began at 0; this undoes the bias
     w = w - lr m̂ / (sqrt(v̂) + eps)
 
-These lines are the kernel `adamw_step`; its reference is in kernels/reference.py.
+These lines are the kernel `adamw_steps`, for all parameters in one sweep; its reference is in
+kernels/reference.py.
 
 Adam (Kingma & Ba 2014, arXiv 1412.6980, algorithm 1) with an L2 penalty adds weight_decay * w to g
 before the moments. The penalty is then divided by sqrt(v̂) like everything else: weights with large
@@ -18,23 +19,30 @@ PyTorch. The form at the end of the paper's section 2, which TensorFlow and Open
 it before: lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps), a larger eps early on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
-
-import numpy as np
 
 from minitorch.backend import device_of
 from minitorch.kernels import lookup
-from minitorch.optim.optimizer import BETAS, NON_NEGATIVE, Group, Optimizer
+from minitorch.optim.optimizer import BETAS, NON_NEGATIVE, Group, Optimizer, Part
 from minitorch.tensor import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def adamw_step(weight: np.ndarray, grad: np.ndarray, state: dict[str, Any], **numbers: Any) -> None:
-    """The kernel on a parameter and its state, in place."""
-    kernel = lookup("adamw_step", device_of(weight))
-    kernel(weight, grad, *[state[name] for name in MOMENTS], step=state["step"], **numbers)
+def adamw_steps(
+    parts: Sequence[Part], numbers: Sequence[dict[str, Any]], grad_scale: float
+) -> None:
+    """The kernel on all parameters at once, in place."""
+    if not parts:
+        return
+    lookup("adamw_steps", device_of(parts[0].weight))(
+        [part.weight for part in parts],
+        [part.grad for part in parts],
+        *[[part.state[name] for part in parts] for name in MOMENTS],
+        [{"step": part.state["step"], **own} for part, own in zip(parts, numbers, strict=True)],
+        grad_scale=grad_scale,
+    )
 
 
 class Adam(Optimizer):
@@ -60,13 +68,17 @@ class Adam(Optimizer):
     def state_shapes(self, shape: tuple[int, ...], group: Group) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(MOMENTS, shape)
 
-    def update(
-        self, weight: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: Group
-    ) -> None:
-        if group["weight_decay"]:
-            grad = grad + group["weight_decay"] * weight
-        numbers = {key: group[key] for key in ("lr", "betas", "eps")}
-        adamw_step(weight, grad, state, **numbers, weight_decay=0.0)
+    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+        penalised = []
+        for part in parts:
+            grad = part.grad * part.grad.dtype.type(grad_scale)
+            grad += part.group["weight_decay"] * part.weight
+            penalised.append(part._replace(grad=grad))
+        numbers = [self._numbers(part.group) | {"weight_decay": 0.0} for part in parts]
+        adamw_steps(penalised, numbers, 1.0)
+
+    def _numbers(self, group: Group) -> dict[str, Any]:
+        return {key: group[key] for key in self.rules}
 
 
 class AdamW(Adam):
@@ -82,7 +94,5 @@ class AdamW(Adam):
     ):
         super().__init__(params, lr, betas, eps, weight_decay)
 
-    def update(
-        self, weight: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: Group
-    ) -> None:
-        adamw_step(weight, grad, state, **{key: group[key] for key in self.rules})
+    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+        adamw_steps(parts, [self._numbers(part.group) for part in parts], grad_scale)

@@ -28,15 +28,24 @@ own precision (float32 at the least).
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from minitorch.errors import ConfigError
 from minitorch.nn import Embedding, Module
-from minitorch.optim.adam import MOMENTS, adamw_step
-from minitorch.optim.optimizer import BETAS, FLAG, FRACTION, NON_NEGATIVE, Group, Optimizer, Rule
+from minitorch.optim.adam import MOMENTS, adamw_steps
+from minitorch.optim.optimizer import (
+    BETAS,
+    FLAG,
+    FRACTION,
+    NON_NEGATIVE,
+    Group,
+    Optimizer,
+    Part,
+    Rule,
+)
 from minitorch.tensor import Tensor
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -133,13 +142,19 @@ class Muon(Optimizer):
     def state_shapes(self, shape: tuple[int, ...], group: Group) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(("momentum_buffer",) if group["use_muon"] else MOMENTS, shape)
 
+    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+        super().update_all([part for part in parts if part.group["use_muon"]], grad_scale)
+        others = [part for part in parts if not part.group["use_muon"]]
+        numbers = [
+            {key: part.group[key] for key in ("lr", "betas", "weight_decay")}
+            | {"eps": part.group["adamw_eps"]}
+            for part in others
+        ]
+        adamw_steps(others, numbers, grad_scale)
+
     def update(
         self, weight: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: Group
     ) -> None:
-        if not group["use_muon"]:
-            numbers = {key: group[key] for key in ("lr", "betas", "weight_decay")}
-            adamw_step(weight, grad, state, **numbers, eps=group["adamw_eps"])
-            return
         direction = orthogonalize(
             _momentum(grad, state["momentum_buffer"], group["momentum"], group["nesterov"]),
             coefficients=group["ns_coefficients"],

@@ -11,7 +11,7 @@ weight is then lost (1 + 0.001 is 1 in bfloat16), which is why mixed-precision t
 float32 weights.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -21,6 +21,15 @@ from minitorch.errors import CheckpointError, ConfigError
 from minitorch.tensor import Tensor
 
 Group = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A parameter's turn: its array, its gradient, what is kept for it, and its group."""
+
+    weight: np.ndarray
+    grad: np.ndarray
+    state: dict[str, Any]
+    group: Group
 
 
 class Rule(NamedTuple):
@@ -140,8 +149,18 @@ class Optimizer:
         """
         raise NotImplementedError(f"{self._name} does not define update()")
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient; the others' state does not advance."""
+    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+        """update() for every parameter, each gradient times grad_scale."""
+        for weight, grad, state, group in parts:
+            scaled = grad if grad_scale == 1 else grad * grad.dtype.type(grad_scale)
+            self.update(weight, scaled, state, group)
+
+    def step(self, grad_scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient; the others' state does not advance.
+
+        grad_scale: a factor of all gradients, such as `clip_grad_scale` gives.
+        """
+        parts, params = [], []
         for index, param, group in self._enumerate():
             if param.grad is None:
                 continue
@@ -152,11 +171,13 @@ class Optimizer:
                 if name not in state:
                     state[name] = np.zeros_like(weight, dtype=dtype, shape=shape)
             state["step"] += 1
-            wide = weight.astype(dtype, copy=False)
             grad = np.atleast_1d(param.grad.data).astype(dtype, copy=False)
-            self.update(wide, grad, state, group)
-            if wide is not weight:
-                weight[...] = wide.astype(weight.dtype)
+            parts.append(Part(weight.astype(dtype, copy=False), grad, state, group))
+            params.append((param, weight))
+        self.update_all(parts, grad_scale)
+        for (param, weight), part in zip(params, parts, strict=True):
+            if part.weight is not weight:
+                weight[...] = part.weight.astype(weight.dtype)
             param.bump_version()
 
     def _enumerate(self) -> Iterable[tuple[int, Tensor, Group]]:

@@ -49,8 +49,8 @@ class Step:
         with mt.autocast("bfloat16") if self.precision == "bfloat16" else nullcontext():
             _, loss = self.model(self.ids, self.targets)
         loss.backward()
-        optim.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        _, scale = optim.clip_grad_scale(self.model.parameters(), 1.0)
+        self.optimizer.step(scale)
         return loss.item()
 
 

@@ -49,11 +49,11 @@ static void products(const Array* arrays, const double* numbers) {
 // like out or None; alpha, accumulate. Leading dimensions are equal: broadcast ones have stride 0.
 KERNEL(matmul) {
     const Array &a = arrays[0], &b = arrays[1], &out = arrays[2];
+    if (!out.size) return;  // NumPy gives empty arrays strides of its own
     require(num_arrays == 5 && a.ndim >= 2 && a.ndim == b.ndim && a.ndim == out.ndim &&
                 a.dtype == b.dtype && a.dim(-1) == b.dim(-2) && a.dim(-2) == out.dim(-2) &&
                 b.dim(-1) == out.dim(-1) && (out.stride(-1) == 1 || out.dim(-1) <= 1),
             "matmul: arrays that do not fit");
-    if (!out.size) return;
     if (a.dtype == Dtype::float32 && out.dtype == Dtype::float32)
         products<float, float>(arrays, numbers);
     else if (a.dtype == Dtype::float64 && out.dtype == Dtype::float64)

@@ -137,6 +137,13 @@ void store_part(T* to, Vector<Compute<T>> value, long count) {
     for (long lane = 0; lane < count; ++lane) store_one(to + lane, Compute<T>(value[lane]));
 }
 
+inline float square_root(float x) {
+    return __builtin_sqrtf(x);
+}
+inline double square_root(double x) {
+    return __builtin_sqrt(x);
+}
+
 // Makes the compiler have the value in a register here.
 template <typename T>
 inline void in_register(Vector<T>& value) {
@@ -237,6 +244,13 @@ Vector<T> exp_nonpositive(Vector<T> x) {
 
     const BitVector power = ((BitVector)shifted + C::exponent_bias) << C::mantissa_bits;
     return underflow ? Vector<T>{} : p * (Vector<T>)power;
+}
+
+// 1 / (1 + exp(-x)), without overflow: with e = exp(-|x|) it is 1 / (1 + e), or e / (1 + e) for x < 0.
+template <typename T>
+Vector<T> sigmoid(Vector<T> x) {
+    const Vector<T> e = exp_nonpositive<T>(x > T(0) ? -x : x);
+    return (x < T(0) ? e : broadcast<T>(1)) / (T(1) + e);
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

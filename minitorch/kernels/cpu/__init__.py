@@ -8,5 +8,9 @@ is registered and the reference serves everything.
 from minitorch.kernels.cpu.extension import extension
 
 if extension:
+    from minitorch.kernels.cpu import activations as activations
+    from minitorch.kernels.cpu import cross_entropy as cross_entropy
     from minitorch.kernels.cpu import matmul as matmul
+    from minitorch.kernels.cpu import norms as norms
+    from minitorch.kernels.cpu import optimizers as optimizers
     from minitorch.kernels.cpu import softmax as softmax

@@ -1,0 +1,53 @@
+// Activations and their gradients, elementwise, in one pass:
+//
+//     silu(x) = x s(x)                  silu'(x) = s (1 + x (1 - s))         s: the logistic function
+//     gelu(x) = x s(2 u(x))             gelu'(x) = s + 2 x u' s (1 - s)
+//     u = sqrt(2 / pi) (x + 0.044715 x³)
+//
+// the latter being GPT-2's approximation, 0.5 x (1 + tanh(u)), since 0.5 (1 + tanh(u)) = s(2 u).
+// Source: Hendrycks and Gimpel 2016, section 2; Elfwing et al. 2017.
+
+#pragma once
+
+#include "../array.h"
+#include "../threads.h"
+#include "vector.h"
+
+namespace minitorch::MT_INSTRUCTION_SET {
+
+template <typename C>
+struct Silu {
+    Vector<C> value(Vector<C> x) const { return x * sigmoid<C>(x); }
+    Vector<C> slope(Vector<C> x) const {
+        const Vector<C> s = sigmoid<C>(x);
+        return s * (C(1) + x * (C(1) - s));
+    }
+};
+
+template <typename C>
+struct GeluTanh {
+    static constexpr C kRoot = 0.797884560802865355879892119868763737;  // sqrt(2 / pi)
+    static constexpr C kCubic = 0.044715;
+
+    Vector<C> value(Vector<C> x) const {
+        return x * sigmoid<C>(2 * kRoot * (x + kCubic * x * x * x));
+    }
+    Vector<C> slope(Vector<C> x) const {
+        const Vector<C> s = sigmoid<C>(2 * kRoot * (x + kCubic * x * x * x));
+        const Vector<C> inner = kRoot * (C(1) + 3 * kCubic * x * x);
+        return s + 2 * x * inner * s * (C(1) - s);
+    }
+};
+
+// out[i] = f(x[i]), vector by vector; `f` takes and gives vectors, from as many arrays as come.
+template <typename T, typename F, typename... From>
+void map(long count, F f, T* out, const From*... from) {
+    constexpr long lanes = Lanes<Compute<T>>::count;
+    parallel_ranges(count, rows_per_piece(1), [&](long begin, long end) {
+        long i = begin;
+        for (; i + lanes <= end; i += lanes) store(out + i, f(load(from + i)...));
+        if (i < end) store_part(out + i, f(load_part(from + i, end - i, Compute<T>(0))...), end - i);
+    });
+}
+
+}  // namespace minitorch::MT_INSTRUCTION_SET
