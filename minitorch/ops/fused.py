@@ -366,6 +366,7 @@ def _attention_reference(
 _attention = fused(
     "scaled_dot_product_attention",
     _attention_forward,
+    kernel="scaled_dot_product_attention",
     reference=_attention_reference,
     backward=_attention_backward,
     autocast="lower",

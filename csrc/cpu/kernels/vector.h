@@ -144,6 +144,13 @@ inline double square_root(double x) {
     return __builtin_sqrt(x);
 }
 
+inline float log_of(float x) {
+    return __builtin_logf(x);
+}
+inline double log_of(double x) {
+    return __builtin_log(x);
+}
+
 // Makes the compiler have the value in a register here.
 template <typename T>
 inline void in_register(Vector<T>& value) {

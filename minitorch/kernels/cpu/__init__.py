@@ -9,6 +9,7 @@ from minitorch.kernels.cpu.extension import extension
 
 if extension:
     from minitorch.kernels.cpu import activations as activations
+    from minitorch.kernels.cpu import attention as attention
     from minitorch.kernels.cpu import cross_entropy as cross_entropy
     from minitorch.kernels.cpu import matmul as matmul
     from minitorch.kernels.cpu import norms as norms

@@ -1,0 +1,352 @@
+// Attention without the (time, time) matrix of scores, forward and backward:
+//
+//     S = scale Q Kᵀ + bias,   P = softmax(S),   O = P V
+//     dV = Pᵀ dO,   dS = P (dO Vᵀ - rowsum(dO O)),   dQ = scale dS K,   dK = scale dSᵀ Q
+//
+// A block of scores is made, used and dropped. Forward, a block of queries goes past all keys with a
+// running maximum m and a running sum l of exp(S - m); what was added up under a smaller maximum is
+// scaled down when a larger one comes. It leaves m + log(l), from which backward computes any block
+// of P again. Source: FlashAttention-2, Dao 2023 (arXiv 2307.08691), algorithms 1 and 2.
+//
+// Products are made of the tiles of matmul.h. Forward, the scores are computed transposed, keys down
+// and queries across: then the maximum and the sum over keys run lane by lane, and exp(S - m) already
+// lies as the panel of B that the product with V wants. Backward, queries are down and keys across,
+// which is the panel that dV and dK want; dQ takes dS turned.
+//
+// Forward, threads take blocks of queries. Backward, they take heads of keys, with all the queries
+// that read from it, so that each sum has one order.
+
+#pragma once
+
+#include "matmul.h"
+
+namespace minitorch::MT_INSTRUCTION_SET {
+
+// One head: element (t, d) at data[t * row + d].
+template <typename T>
+using Head = Matrix<T>;
+
+template <typename C>
+struct Scores {
+    long time_q, time_k, dim, value_dim;
+    C scale;
+    bool causal;            // query i sees keys 0 to i
+    long window;            // and, if above 0, no key before i - window + 1
+    Matrix<const C> bias;   // (time_q, time_k), -inf where a query must not look; or null
+
+    long first_key(long query) const {
+        return window > 0 && query >= window ? query - window + 1 : 0;
+    }
+    long end_of_keys(long query) const {
+        return causal && query + 1 < time_k ? query + 1 : time_k;
+    }
+    bool sees(long query, long key) const {
+        return key >= first_key(query) && key < end_of_keys(query);
+    }
+};
+
+// Copy (rows, depth) of a head into panels of `full` rows; each is (depth, full).
+template <typename T, typename C, long full>
+void pack_rows(Matrix<const T> from, long rows, long depth, C* to) {
+    for (long i = 0; i < rows; i += full)
+        pack_panel<T, C, full>({from.at(i, 0), from.row, from.column},
+                               rows - i < full ? rows - i : full, depth, to + i * depth);
+}
+
+inline long round_up(long a, long b) {
+    return ceil_div(a, b) * b;
+}
+
+constexpr long kKeys = 8 * kRows;     // keys in a block, forward
+constexpr long kQueries = 8 * kRows;  // queries in a block, backward
+
+// What all blocks of queries read: K in panels of keys, Vᵀ in panels of value dimensions.
+template <typename C>
+struct PackedKeys {
+    const C* keys;
+    const C* values;
+
+    static long size(const Scores<C>& s) {
+        return round_up(s.time_k, kRows) * s.dim + round_up(s.value_dim, kRows) * s.time_k + 64;
+    }
+    template <typename T>
+    static PackedKeys pack(const Scores<C>& s, Head<const T> k, Head<const T> v, C* to) {
+        C* values = to + round_up(s.time_k, kRows) * s.dim;
+        pack_rows<T, C, kRows>(k, s.time_k, s.dim, to);
+        pack_rows<T, C, kRows>(v.transposed(), s.value_dim, s.time_k, values);
+        return {to, values};
+    }
+};
+
+// out and lse of the queries [first, first + count), count at most kColumns.
+template <typename T>
+void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>> packed, long first,
+            long count, Head<T> out, Compute<T>* lse) {
+    using C = Compute<T>;
+    constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
+    const long out_rows = round_up(s.value_dim, kRows);
+    C* query = scratch<C>(0, (s.dim + out_rows + kKeys) * columns + 64);
+    C* sums = query + s.dim * columns;    // Oᵀ: (value_dim, queries)
+    C* block = sums + out_rows * columns;  // Sᵀ, then Pᵀ: (keys, queries)
+    pack_panel<T, C, columns>({q.at(first, 0), q.row, q.column}, count, s.dim, query);
+    for (long i = 0; i < s.dim * columns; i += lanes) store(query + i, load(query + i) * s.scale);
+    for (long i = 0; i < out_rows * columns; i += lanes) store(sums + i, Vector<C>{});
+    Vector<C> peak[2], total[2] = {};
+    peak[0] = peak[1] = broadcast(-kInfinity<C>);
+
+    const long last = first + count - 1;
+    const long begin = s.first_key(first) / kRows * kRows, end = s.end_of_keys(last);
+    for (long key = begin; key < end; key += kKeys) {
+        const long keys = end - key < kKeys ? end - key : kKeys;
+        for (long i = 0; i < keys; i += kRows)
+            compute_tile<C, false>(keys - i < kRows ? keys - i : kRows, columns, s.dim,
+                                   packed.keys + (key + i) * s.dim, query, block + i * columns,
+                                   columns);
+        if (s.bias.data)
+            for (long i = 0; i < keys; ++i)
+                for (long j = 0; j < count; ++j)
+                    block[i * columns + j] += *s.bias.at(first + j, key + i);
+        if (!s.sees(first, key + keys - 1) || !s.sees(last, key))
+            for (long i = 0; i < keys; ++i)
+                for (long j = 0; j < columns; ++j)
+                    if (!s.sees(first + j, key + i)) block[i * columns + j] = -kInfinity<C>;
+
+        Vector<C> shrink[2], shift[2];
+        for (long h = 0; h < 2; ++h) {
+            Vector<C> now = peak[h];
+            for (long i = 0; i < keys; ++i) now = maximum<C>(load(block + i * columns + h * lanes), now);
+            // Where nothing was seen yet the shift is 0, so that exp(-inf) and not NaN comes out.
+            shift[h] = now > -kInfinity<C> ? now : Vector<C>{};
+            shrink[h] = exp_nonpositive<C>(peak[h] - shift[h]);
+            peak[h] = now;
+            Vector<C> added{};
+            for (long i = 0; i < keys; ++i) {
+                C* at = block + i * columns + h * lanes;
+                const Vector<C> p = exp_nonpositive<C>(load(at) - shift[h]);
+                store(at, p);
+                added += p;
+            }
+            total[h] = total[h] * shrink[h] + added;
+        }
+        for (long i = 0; i < s.value_dim; ++i)
+            for (long h = 0; h < 2; ++h) {
+                C* at = sums + i * columns + h * lanes;
+                store(at, load(at) * shrink[h]);
+            }
+        for (long i = 0; i < s.value_dim; i += kRows)
+            compute_tile<C, true>(s.value_dim - i < kRows ? s.value_dim - i : kRows, columns, keys,
+                                  packed.values + i * s.time_k + key * kRows, block,
+                                  sums + i * columns, columns);
+    }
+
+    for (long h = 0; h < 2; ++h) {
+        const Vector<C> inverse = total[h] > C(0) ? C(1) / total[h] : Vector<C>{};
+        for (long i = 0; i < s.value_dim; ++i) {
+            C* at = sums + i * columns + h * lanes;
+            store(at, load(at) * inverse);
+        }
+    }
+    for (long j = 0; j < count; ++j) {
+        const C l = total[j / lanes][j % lanes];
+        lse[first + j] = l > 0 ? peak[j / lanes][j % lanes] + log_of(l) : kInfinity<C>;
+    }
+    // Oᵀ turned: rows of queries.
+    C* rows = block;
+    for (long i = 0; i < s.value_dim; i += columns) {
+        const long part = s.value_dim - i < columns ? s.value_dim - i : columns;
+        pack_panel<C, C, columns>({sums + i * columns, columns, 1}, part, columns, rows);
+        for (long j = 0; j < count; ++j)
+            for (long d = 0; d < part; d += lanes) {
+                T* to = out.at(first + j, i + d);
+                const long rest = part - d;
+                if (rest >= lanes)
+                    store(to, load(rows + j * columns + d));
+                else
+                    store_part(to, load(rows + j * columns + d), rest);
+            }
+    }
+}
+
+// Rows of `from` (count, width) with stride `stride` into a head, or added to it.
+template <typename T, typename C>
+void write_rows(const C* from, long stride, long count, long width, Head<T> to) {
+    constexpr long lanes = Lanes<C>::count;
+    for (long t = 0; t < count; ++t)
+        for (long d = 0; d < width; d += lanes) {
+            const long rest = width - d;
+            if (rest >= lanes)
+                store(to.at(t, d), load(from + t * stride + d));
+            else
+                store_part(to.at(t, d), load_part(from + t * stride + d, rest, C(0)), rest);
+        }
+}
+
+// One head of queries in all the layouts that backward reads.
+template <typename C>
+struct PackedQueries {
+    const C *queries, *queries_turned, *grads, *grads_turned;
+    const C* delta;  // rowsum(dO O)
+
+    static long size(const Scores<C>& s) {
+        const long rows = round_up(s.time_q, kRows);
+        return (rows + s.time_q) * (round_up(s.dim, kRows) + round_up(s.value_dim, kRows)) +
+               s.time_q + 64;
+    }
+    template <typename T>
+    static PackedQueries pack(const Scores<C>& s, Head<const T> q, Head<const T> grad,
+                              Head<const T> out, C* to) {
+        const long rows = round_up(s.time_q, kRows);
+        C* queries = to;
+        C* grads = queries + rows * s.dim;
+        C* queries_turned = grads + rows * s.value_dim;
+        C* grads_turned = queries_turned + round_up(s.dim, kRows) * s.time_q;
+        C* delta = grads_turned + round_up(s.value_dim, kRows) * s.time_q;
+        pack_rows<T, C, kRows>(q, s.time_q, s.dim, queries);
+        pack_rows<T, C, kRows>(grad, s.time_q, s.value_dim, grads);
+        pack_rows<T, C, kRows>(q.transposed(), s.dim, s.time_q, queries_turned);
+        pack_rows<T, C, kRows>(grad.transposed(), s.value_dim, s.time_q, grads_turned);
+        for (long t = 0; t < s.time_q; ++t) {
+            C sum = 0;
+            for (long d = 0; d < s.value_dim; ++d)
+                sum += load_one(grad.at(t, d)) * load_one(out.at(t, d));
+            delta[t] = sum;
+        }
+        return {queries, queries_turned, grads, grads_turned, delta};
+    }
+};
+
+// The block of keys [key, key + count), count at most kColumns, in the layouts of a B.
+template <typename C>
+struct KeyBlock {
+    C *keys, *values;  // Kᵀ and Vᵀ: (dim, keys)
+    C* rows;           // K: for each kColumns dimensions (keys, dimensions)
+};
+
+// What one head of queries adds to dKᵀ and dVᵀ (dim, keys) of a block of keys, and to its own dQ.
+template <typename C>
+void backward_block(const Scores<C>& s, const PackedQueries<C>& packed, const C* lse,
+                    const KeyBlock<C>& b, long key, long count, C* dk, C* dv, C* dq, long dq_stride,
+                    C* probabilities, C* dscores, C* turned) {
+    constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
+    const long begin = (s.causal ? key : 0) / kRows * kRows;
+    long end = s.time_q;
+    if (s.window > 0 && key + count - 1 + s.window < end) end = key + count - 1 + s.window;
+    for (long query = begin; query < end; query += kQueries) {
+        const long queries = end - query < kQueries ? end - query : kQueries;
+        for (long i = 0; i < queries; i += kRows) {
+            const long rows = queries - i < kRows ? queries - i : kRows;
+            compute_tile<C, false>(rows, columns, s.dim, packed.queries + (query + i) * s.dim,
+                                   b.keys, probabilities + i * columns, columns);
+            compute_tile<C, false>(rows, columns, s.value_dim,
+                                   packed.grads + (query + i) * s.value_dim, b.values,
+                                   dscores + i * columns, columns);
+        }
+        const bool whole = count == columns && s.sees(query, key + count - 1) &&
+                           s.sees(query + queries - 1, key);
+        for (long i = 0; i < queries; ++i) {
+            C* p = probabilities + i * columns;
+            C* ds = dscores + i * columns;
+            const C normaliser = lse[query + i], delta = packed.delta[query + i];
+            if (s.bias.data)
+                for (long j = 0; j < count; ++j)
+                    p[j] += *s.bias.at(query + i, key + j) / s.scale;
+            for (long j = 0; j < columns; j += lanes) {
+                const Vector<C> exponent = load(p + j) * s.scale - normaliser;
+                store(p + j, exp_nonpositive<C>(exponent > C(0) ? Vector<C>{} : exponent));
+            }
+            if (!whole)
+                for (long j = 0; j < columns; ++j)
+                    if (j >= count || !s.sees(query + i, key + j)) p[j] = 0;
+            for (long j = 0; j < columns; j += lanes)
+                store(ds + j, load(p + j) * (load(ds + j) - delta) * s.scale);
+        }
+        for (long i = 0; i < s.value_dim; i += kRows)
+            compute_tile<C, true>(s.value_dim - i < kRows ? s.value_dim - i : kRows, columns,
+                                  queries, packed.grads_turned + i * s.time_q + query * kRows,
+                                  probabilities, dv + i * columns, columns);
+        for (long i = 0; i < s.dim; i += kRows)
+            compute_tile<C, true>(s.dim - i < kRows ? s.dim - i : kRows, columns, queries,
+                                  packed.queries_turned + i * s.time_q + query * kRows, dscores,
+                                  dk + i * columns, columns);
+        pack_rows<C, C, kRows>({dscores, columns, 1}, queries, count, turned);
+        for (long i = 0; i < queries; i += kRows)
+            for (long d = 0; d < s.dim; d += columns)
+                compute_tile<C, true>(queries - i < kRows ? queries - i : kRows,
+                                      s.dim - d < columns ? s.dim - d : columns, count,
+                                      turned + i * count, b.rows + d * count,
+                                      dq + (query + i) * dq_stride + d, dq_stride);
+    }
+}
+
+template <typename T>
+struct BackwardHead {
+    Head<const T> q, grad, out;
+    const Compute<T>* lse;
+    Matrix<const Compute<T>> bias;
+    Head<T> dq;
+};
+
+// All gradients of one head of keys and the `group` heads of queries that read from it; `head(i)`
+// gives the i-th.
+template <typename T, typename Heads>
+void backward_group(Scores<Compute<T>> s, Head<const T> k, Head<const T> v, Head<T> dk, Head<T> dv,
+                    long group, Heads head) {
+    using C = Compute<T>;
+    constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
+    const long dim_rows = round_up(s.dim, kRows), value_rows = round_up(s.value_dim, kRows);
+    const long dq_stride = round_up(s.dim, columns);
+    const long dq_size = round_up(s.time_q, kRows) * dq_stride;
+    const long key_blocks = ceil_div(s.time_k, columns);
+    C* keys_sum = scratch<C>(0, key_blocks * (dim_rows + value_rows) * columns + dq_size + 64);
+    C* values_sum = keys_sum + key_blocks * dim_rows * columns;
+    C* dq = values_sum + key_blocks * value_rows * columns;
+    C* queries = scratch<C>(1, PackedQueries<C>::size(s));
+    C* work = scratch<C>(2, (s.dim + s.value_dim + dq_stride + 3 * kQueries) * columns + 64);
+    const KeyBlock<C> b{work, work + s.dim * columns, work + (s.dim + s.value_dim) * columns};
+    C* probabilities = b.rows + dq_stride * columns;
+    C* dscores = probabilities + kQueries * columns;
+    C* turned = dscores + kQueries * columns;
+
+    for (long g = 0; g < group; ++g) {
+        const BackwardHead<T> one = head(g);
+        s.bias = one.bias;
+        const auto packed = PackedQueries<C>::template pack<T>(s, one.q, one.grad, one.out, queries);
+        __builtin_memset(dq, 0, sizeof(C) * dq_size);
+        for (long block = 0; block < key_blocks; ++block) {
+            const long key = block * columns;
+            const long count = s.time_k - key < columns ? s.time_k - key : columns;
+            pack_panel<T, C, columns>({k.at(key, 0), k.row, k.column}, count, s.dim, b.keys);
+            pack_panel<T, C, columns>({v.at(key, 0), v.row, v.column}, count, s.value_dim, b.values);
+            for (long d = 0; d < s.dim; d += columns)
+                pack_panel<T, C, columns>({k.at(key, d), k.column, k.row},
+                                          s.dim - d < columns ? s.dim - d : columns, count,
+                                          b.rows + d * count);
+            C* dk_block = keys_sum + block * dim_rows * columns;
+            C* dv_block = values_sum + block * value_rows * columns;
+            if (g == 0) {
+                __builtin_memset(dk_block, 0, sizeof(C) * dim_rows * columns);
+                __builtin_memset(dv_block, 0, sizeof(C) * value_rows * columns);
+            }
+            backward_block(s, packed, one.lse, b, key, count, dk_block, dv_block, dq, dq_stride,
+                           probabilities, dscores, turned);
+        }
+        write_rows<T, C>(dq, dq_stride, s.time_q, s.dim, one.dq);
+    }
+    const auto write_turned = [&](const C* from, long rows, long width, Head<T> to) {
+        for (long block = 0; block < key_blocks; ++block) {
+            const long key = block * columns;
+            const long count = s.time_k - key < columns ? s.time_k - key : columns;
+            for (long d = 0; d < width; d += columns) {
+                const long part = width - d < columns ? width - d : columns;
+                pack_panel<C, C, columns>({from + (block * rows + d) * columns, columns, 1}, part,
+                                          columns, work);
+                write_rows<T, C>(work, columns, count, part, {to.at(key, d), to.row, to.column});
+            }
+        }
+    };
+    static_assert(columns == 2 * lanes);
+    write_turned(keys_sum, dim_rows, s.dim, dk);
+    write_turned(values_sum, value_rows, s.value_dim, dv);
+}
+
+}  // namespace minitorch::MT_INSTRUCTION_SET
