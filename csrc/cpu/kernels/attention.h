@@ -45,14 +45,6 @@ struct Scores {
     }
 };
 
-// Copy (rows, depth) of a head into panels of `full` rows; each is (depth, full).
-template <typename T, typename C, long full>
-void pack_rows(Matrix<const T> from, long rows, long depth, C* to) {
-    for (long i = 0; i < rows; i += full)
-        pack_panel<T, C, full>({from.at(i, 0), from.row, from.column},
-                               rows - i < full ? rows - i : full, depth, to + i * depth);
-}
-
 inline long round_up(long a, long b) {
     return ceil_div(a, b) * b;
 }

@@ -22,7 +22,7 @@ template <typename T, typename O>
 static void products(const Array* arrays, const double* numbers) {
     using C = Compute<T>;
     const Array &a = arrays[0], &b = arrays[1], &out = arrays[2], &bias = arrays[3],
-                &residual = arrays[4];
+                &residual = arrays[4], &sums = arrays[5];
     const long m = out.dim(-2), n = out.dim(-1), k = a.dim(-1);
     long batch = 1;
     for (int i = 0; i < out.ndim - 2; ++i) batch *= out.shape[i];
@@ -34,7 +34,7 @@ static void products(const Array* arrays, const double* numbers) {
         epilogue.residual = matrix_of<const O>(residual, residual ? offset_of(residual, i) : 0);
         product<T, O>(m, n, k, matrix_of<const T>(a, offset_of(a, i)),
                       matrix_of<const T>(b, offset_of(b, i)),
-                      matrix_of<O>(out, offset_of(out, i)), epilogue);
+                      matrix_of<O>(out, offset_of(out, i)), epilogue, sums.as<C>());
     };
     // Many small products run one to a thread, a few large ones each on all.
     if (batch > 1 && 2.0 * m * n * k < 4e6)
@@ -46,11 +46,12 @@ static void products(const Array* arrays, const double* numbers) {
 }
 
 // a (..., m, k), b (..., k, n), out (..., m, n) with stride 1 in n; bias (n,) or None, residual
-// like out or None; alpha, accumulate. Leading dimensions are equal: broadcast ones have stride 0.
+// like out or None; for a single product a_sums (m,) of the compute type, which receives the sums of
+// a's rows, or None; alpha, accumulate. Leading dimensions are equal: broadcast ones have stride 0.
 KERNEL(matmul) {
     const Array &a = arrays[0], &b = arrays[1], &out = arrays[2];
     if (!out.size) return;  // NumPy gives empty arrays strides of its own
-    require(num_arrays == 5 && a.ndim >= 2 && a.ndim == b.ndim && a.ndim == out.ndim &&
+    require(num_arrays == 6 && (!arrays[5] || a.ndim == 2) && a.ndim >= 2 && a.ndim == b.ndim && a.ndim == out.ndim &&
                 a.dtype == b.dtype && a.dim(-1) == b.dim(-2) && a.dim(-2) == out.dim(-2) &&
                 b.dim(-1) == out.dim(-1) && (out.stride(-1) == 1 || out.dim(-1) <= 1),
             "matmul: arrays that do not fit");

@@ -104,15 +104,6 @@ template <typename C, long step>
 template <typename T, typename C, long full>
 void pack_panel(Matrix<const T> from, long width, long depth, C* to) {
     constexpr long lanes = Lanes<C>::count;
-    if (from.row == 1 && width == full) {
-        for (long p = 0; p < depth; ++p, to += full) {
-            const T* source = from.at(0, p);
-            long i = 0;
-            for (; i + lanes <= full; i += lanes) store(to + i, load(source + i));
-            for (; i < full; ++i) to[i] = load_one(source + i);
-        }
-        return;
-    }
     long p = 0;
     if (from.column == 1) {
         for (; p + lanes <= depth; p += lanes) {
@@ -137,6 +128,37 @@ void pack_panel(Matrix<const T> from, long width, long depth, C* to) {
     for (; p < depth; ++p)
         for (long i = 0; i < full; ++i)
             to[p * full + i] = i < width ? load_one(from.at(i, p)) : C(0);
+}
+
+// The same of (rows, depth) with consecutive elements of a column next to each other: a few panels
+// at a time, so that more than a cache line is read from each place.
+template <typename T, typename C, long full>
+void pack_columns(Matrix<const T> from, long panels, long depth, C* to) {
+    constexpr long lanes = Lanes<C>::count;
+    for (long p = 0; p < depth; ++p) {
+        const T* source = from.at(0, p);
+        for (long panel = 0; panel < panels; ++panel, source += full) {
+            C* row = to + (panel * depth + p) * full;
+            long i = 0;
+#pragma GCC unroll 4
+            for (; i + lanes <= full; i += lanes) store(row + i, load(source + i));
+#pragma GCC unroll 16
+            for (; i < full; ++i) row[i] = load_one(source + i);
+        }
+    }
+}
+
+// Copy (rows, depth) into panels of `full` rows.
+template <typename T, typename C, long full>
+void pack_rows(Matrix<const T> from, long rows, long depth, C* to) {
+    long i = 0;
+    if (from.row == 1) {
+        i = rows / full * full;
+        pack_columns<T, C, full>(from, rows / full, depth, to);
+    }
+    for (; i < rows; i += full)
+        pack_panel<T, C, full>({from.at(i, 0), from.row, from.column},
+                               rows - i < full ? rows - i : full, depth, to + i * depth);
 }
 
 // to[i * stride + j] (+)= row i, column j of A B, of one panel of each, by `depth` outer products.
@@ -221,6 +243,7 @@ struct Packing {
     long m, n, k, depth;
     C* packed_a;
     C* packed_b;  // null: not in advance
+    C* a_sums;    // (m,): the sums of A's rows; or null
 
     long row_panels() const { return ceil_div(m, kRows); }
     long column_panels() const { return ceil_div(n, kColumns<C>); }
@@ -234,28 +257,49 @@ struct Packing {
         return packed_b + (p * column_panels() + panel * depth_at(p)) * kColumns<C>;
     }
 
-    void pack_a(long panel, long p, C* to) const {
-        const long i = panel * kRows;
-        pack_panel<T, C, kRows>({a.at(i, p), a.row, a.column}, m - i < kRows ? m - i : kRows,
-                                depth_at(p), to);
+    // The panels [begin, end) of A, and what their rows sum up to.
+    void pack_a(long begin, long end) const {
+        const long i = begin * kRows, rows = (end * kRows < m ? end * kRows : m) - i;
+        for (long p = 0; p < k; p += depth) {
+            C* to = a_piece(begin, p);
+            pack_rows<T, C, kRows>({a.at(i, p), a.row, a.column}, rows, depth_at(p), to);
+            if (a_sums)
+                for (long panel = begin; panel < end; ++panel, to += depth_at(p) * kRows)
+                    add_sums(panel, to, depth_at(p), p == 0);
+        }
     }
-    void pack_b(long panel, long p, C* to) const {
+    void add_sums(long panel, const C* packed, long count, bool first) const {
+        C sums[kRows] = {};
+        for (long p = 0; p < count; ++p, packed += kRows)
+            for (long r = 0; r < kRows; ++r) sums[r] += packed[r];
+        for (long r = 0; r < kRows && panel * kRows + r < m; ++r) {
+            C& to = a_sums[panel * kRows + r];
+            to = first ? sums[r] : to + sums[r];
+        }
+    }
+    void pack_b(long panel, long panels, long p, C* to) const {
         constexpr long columns = kColumns<C>;
         const long j = panel * columns;
-        pack_panel<T, C, columns>({b.at(p, j), b.column, b.row},
-                                  n - j < columns ? n - j : columns, depth_at(p), to);
+        pack_rows<T, C, columns>({b.at(p, j), b.column, b.row},
+                                 n - j < panels * columns ? n - j : panels * columns, depth_at(p),
+                                 to);
     }
 
     void pack_all() const {
-        const long panels = row_panels() + (packed_b ? column_panels() : 0);
-        parallel_ranges(panels, rows_per_piece(k * kRows), [&](long begin, long end) {
-            for (long panel = begin; panel < end; ++panel)
-                for (long p = 0; p < k; p += depth) {
-                    if (panel < row_panels())
-                        pack_a(panel, p, a_piece(panel, p));
-                    else
-                        pack_b(panel - row_panels(), p, b_piece(panel - row_panels(), p));
+        constexpr long group = 8;  // panels
+        const long a_groups = ceil_div(row_panels(), group);
+        const long b_groups = packed_b ? ceil_div(column_panels(), group) : 0;
+        parallel_ranges(a_groups + b_groups, rows_per_piece(k * kRows * group),
+                        [&](long begin, long end) {
+            for (long i = begin; i < end; ++i) {
+                if (i < a_groups) {
+                    const long stop = (i + 1) * group;
+                    pack_a(i * group, stop < row_panels() ? stop : row_panels());
+                    continue;
                 }
+                const long panel = (i - a_groups) * group;
+                for (long p = 0; p < k; p += depth) pack_b(panel, group, p, b_piece(panel, p));
+            }
         });
     }
 };
@@ -282,7 +326,7 @@ void block_product(const Packing<T>& panels, Block block, Matrix<O> out,
         for (long across = block.first_column; across < block.last_column; ++across) {
             const long j = across * columns;
             const long columns_left = panels.n - j < columns ? panels.n - j : columns;
-            if (own_piece) panels.pack_b(across, p, own_piece);
+            if (own_piece) panels.pack_b(across, 1, p, own_piece);
             const C* b = own_piece ? own_piece : panels.b_piece(across, p);
             for (long down = block.first_row; down < block.last_row; ++down) {
                 const long i = down * kRows;
@@ -312,9 +356,10 @@ void block_product(const Packing<T>& panels, Block block, Matrix<O> out,
 
 template <typename T, typename O>
 void packed_product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
-                    const Epilogue<O, Compute<T>>& epilogue) {
+                    const Epilogue<O, Compute<T>>& epilogue, Compute<T>* a_sums) {
     using C = Compute<T>;
-    Packing<T> panels{a, b, m, n, k, k ? ceil_div(k, ceil_div(k, kDepth<C>)) : 1, nullptr, nullptr};
+    const long depth = k ? ceil_div(k, ceil_div(k, kDepth<C>)) : 1;
+    Packing<T> panels{a, b, m, n, k, depth, nullptr, nullptr, a_sums};
     const long row_panels = panels.row_panels(), column_panels = panels.column_panels();
 
     long block_rows = row_panels <= 2 * kBlockRows ? row_panels : kBlockRows;
@@ -431,11 +476,12 @@ void few_rows(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matr
         few_rows_by_tiles<T, O, rows>(m, n, k, a, b, out, epilogue);
 }
 
-// out's column stride must be 1, and residual's.
+// out's column stride must be 1, and residual's. a_sums (m,), if it is not null, receives the sums of
+// A's rows, which come with packing it.
 template <typename T, typename O>
 void product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
-             Epilogue<O, Compute<T>> epilogue) {
-    if (m <= kFewRows && ((b.row == 1 && a.column == 1) || b.column == 1))
+             Epilogue<O, Compute<T>> epilogue, Compute<T>* a_sums = nullptr) {
+    if (!a_sums && m <= kFewRows && ((b.row == 1 && a.column == 1) || b.column == 1))
         return few_rows<T, O>(m, n, k, a, b, out, epilogue);
     const long most = k < kLargestPacked / 512 ? kLargestPacked / (k + 1) / 256 * 256 : 256;
     for (long i = 0; i < m; i += most)
@@ -445,7 +491,8 @@ void product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matri
             if (part.residual.data) part.residual.data = part.residual.at(i, j);
             packed_product<T, O>(m - i < most ? m - i : most, n - j < most ? n - j : most, k,
                                  {a.at(i, 0), a.row, a.column}, {b.at(0, j), b.row, b.column},
-                                 {out.at(i, j), out.row, 1}, part);
+                                 {out.at(i, j), out.row, 1}, part,
+                                 a_sums && j == 0 ? a_sums + i : nullptr);
         }
 }
 

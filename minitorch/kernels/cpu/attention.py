@@ -35,7 +35,7 @@ def scaled_dot_product_attention(
         )
     q, k, v = (_four(x) for x in (query, key, value))
     batch, heads, time, _ = q.shape
-    out = _by_time(batch, heads, time, v.shape[3], q.dtype)
+    out = _by_time((batch, heads, time, v.shape[3]), q.dtype)
     lse = np.empty((batch, heads, time), _compute(q.dtype))
     bias = _bias(mask, query, key)
     extension.attention(q, k, v, bias, out, lse, _scale(scale, q), causal, 0)
@@ -61,7 +61,7 @@ def scaled_dot_product_attention_backward(
             grad, query, key, value, mask, out, log_normaliser, causal=causal, scale=scale
         )
     q, k, v, g, o = (_four(x) for x in (query, key, value, grad, out))
-    dq, dk, dv = (_by_time(*x.shape, x.dtype) for x in (q, k, v))
+    dq, dk, dv = (_by_time(x.shape, x.dtype) for x in (q, k, v))
     lse = np.ascontiguousarray(log_normaliser).reshape(q.shape[:3])
     bias = _bias(mask, query, key)
     extension.attention_backward(g, q, k, v, bias, o, lse, dq, dk, dv, _scale(scale, q), causal, 0)
@@ -80,7 +80,8 @@ def _four(x: Array) -> Array:
     return x if x.shape[3] == 1 or x.strides[3] == x.itemsize else np.ascontiguousarray(x)
 
 
-def _by_time(batch: int, heads: int, time: int, dim: int, dtype: np.dtype) -> Array:
+def _by_time(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    batch, heads, time, dim = shape
     return np.empty((batch, time, heads, dim), dtype).transpose(0, 2, 1, 3)
 
 

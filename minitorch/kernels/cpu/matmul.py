@@ -47,7 +47,7 @@ def matmul(
         residual = np.ascontiguousarray(np.broadcast_to(residual, shape), out.dtype)
     if bias is not None:
         bias = np.ascontiguousarray(np.broadcast_to(bias, shape[-1:]), out.dtype)
-    extension.matmul(a, b, out, bias, residual, alpha, accumulate)
+    extension.matmul(a, b, out, bias, residual, None, alpha, accumulate)
     return out
 
 
@@ -58,7 +58,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
         return reference.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(x.size, x.shape[-1])
     out = np.empty((rows.shape[0], weight.shape[0]), x.dtype)
-    extension.matmul(rows, weight.T, out, _contiguous(bias), None, 1.0, 0.0)
+    extension.matmul(rows, weight.T, out, _contiguous(bias), None, None, 1.0, 0.0)
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -66,7 +66,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 def linear_backward(
     grad: Array, x: Array, weight: Array, *, needs: tuple[bool, ...]
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """The reference's: two products, and the sum of the rows of grad as a third."""
+    """The reference's: two products; the sums of grad's columns come with the second."""
     if x.dtype not in _DTYPES:
         return reference.linear_backward(grad, x, weight, needs=needs)
     features, inner = weight.shape
@@ -74,17 +74,16 @@ def linear_backward(
     dx = dweight = dbias = None
     if needs[0]:
         dx = np.empty(x_rows.shape, x.dtype)
-        extension.matmul(grad_rows, weight, dx, None, None, 1.0, 0.0)
+        extension.matmul(grad_rows, weight, dx, None, None, None, 1.0, 0.0)
         dx = dx.reshape(x.shape)
-    if needs[1]:
+    if needs[1] or needs[2]:
+        sums = np.zeros(features, float64 if x.dtype == float64 else float32)
         dweight = np.empty(weight.shape, x.dtype)
-        extension.matmul(grad_rows.T, x_rows, dweight, None, None, 1.0, 0.0)
-    if needs[2]:
-        dbias = np.empty((1, features), x.dtype)
-        ones = np.ones((1, len(grad_rows)), x.dtype)
-        extension.matmul(ones, grad_rows, dbias, None, None, 1.0, 0.0)
-        dbias = dbias[0]
-    return dx, dweight, dbias
+        extension.matmul(
+            grad_rows.T, x_rows, dweight, None, None, sums if needs[2] else None, 1.0, 0.0
+        )
+        dbias = sums.astype(x.dtype, copy=False)
+    return dx, dweight if needs[1] else None, dbias if needs[2] else None
 
 
 def _contiguous(x: Any) -> Any:
