@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import backend
+from minitorch import backend, kernels
 from minitorch.backend import arithmetic
 from minitorch.errors import GraphError, MinitorchError, ShapeError
 from minitorch.modes import (
@@ -447,6 +447,7 @@ def _sweep(
     useful = None if targets is None else _leading_to(nodes, targets)
     pending: dict[int, Tensor] = {}
     leaves: dict[int, Tensor] = {}
+    owned: set[int] = set()  # leaves whose pending gradient nobody else holds
     found: dict[int, Tensor] = {}
     with set_grad_enabled(create_graph):
         for root, cotangent in roots:
@@ -460,7 +461,7 @@ def _sweep(
             if targets is not None and id(node) in targets:
                 found[id(node)] = cotangent
             if useful is None or id(node) in useful:
-                _step(node, cotangent, pending, leaves)
+                _step(node, cotangent, pending, leaves, owned)
                 if not retain_graph:
                     node.free()
         for key, leaf in leaves.items():
@@ -468,7 +469,7 @@ def _sweep(
             for hook in leaf._hooks or ():
                 gradient = _call_hook(hook, gradient)
             if targets is None:
-                _accumulate(leaf, gradient)
+                _accumulate(leaf, gradient, key in owned and not leaf._hooks)
             elif key in targets:
                 found[key] = gradient
     return found
@@ -506,7 +507,11 @@ def _leading_to(nodes: list[Node], targets: set[int]) -> set[int]:
 
 
 def _step(
-    node: Node, cotangent: Tensor, pending: dict[int, Tensor], leaves: dict[int, Tensor]
+    node: Node,
+    cotangent: Tensor,
+    pending: dict[int, Tensor],
+    leaves: dict[int, Tensor],
+    owned: set[int],
 ) -> None:
     anomaly = thread.mode.anomaly
     thread.mode.anomaly = (
@@ -536,6 +541,18 @@ def _step(
                 f"{node.line()}"
             )
         _send(edge, gradient, pending, leaves)
+        if isinstance(edge, Tensor) and _is_own(node, gradient, cotangent):
+            owned.add(id(edge))
+
+
+def _is_own(node: Node, gradient: Tensor, cotangent: Tensor) -> bool:
+    """Whether a backward kernel has just allocated this gradient, and nobody else has seen it."""
+    return (
+        node.primitive.backward is not None
+        and not thread.mode.record
+        and gradient.data.base is None
+        and gradient.data is not cotangent.data
+    )
 
 
 def _observed_step(node: Node, cotangent: Tensor) -> Any:
@@ -564,19 +581,20 @@ def _send(
     elif thread.mode.record:
         pending[key] = before + gradient
     else:
-        total = arithmetic.copy().run(np.add, before.data, gradient.data)
+        add = kernels.lookup("add", backend.device_of(before.data))
+        total = arithmetic.copy().run(add, before.data, gradient.data)
         pending[key] = wrap(np.asarray(total))
     if isinstance(edge, Tensor):
         leaves[key] = edge
 
 
-def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
+def _accumulate(leaf: Tensor, gradient: Tensor, owned: bool) -> None:
     if leaf.grad is not None:
         leaf.grad = leaf.grad + gradient
     else:
         # A gradient may be a view, or the very array that another leaf received (addition hands
         # its cotangent on unchanged); a leaf owns its own, since optimizers scale it in place.
-        leaf.grad = gradient.clone()
+        leaf.grad = gradient if owned else gradient.clone()
 
 
 def _visit_hooks(node: Node, cotangent: Tensor) -> Tensor:

@@ -50,6 +50,12 @@ def _in_blocks(kernel: Callable[..., Array]) -> Callable[..., Array]:
     return blocked
 
 
+@register("add", "numpy")
+def add(a: Any, b: Any) -> Any:
+    """a + b, broadcast; arrays or Python numbers."""
+    return np.add(a, b)
+
+
 @register("matmul", "numpy")
 def matmul(
     a: Array,
@@ -528,6 +534,68 @@ def scaled_dot_product_attention_backward(
     dquery = _by_group(dscores, key)
     dkey = _group(dscores, kv_heads).mT @ _group(query, kv_heads)
     return dquery, dkey, dvalue
+
+
+@register("attention_qkvpacked", "numpy")
+def attention_qkvpacked(
+    qkv: Array,
+    *,
+    heads: int,
+    kv_heads: int,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Array, Array, Array]:
+    """Attention of queries, keys and values that lie side by side, as one product gives them.
+
+    qkv: (batch, time, (heads + 2 kv_heads) * head_dim): the heads of queries, of keys, of values.
+    Returns out: (batch, time, heads * head_dim); the same by heads, as the backward wants it; and
+    the logsumexp of the scores.
+    """
+    query, key, value = unpack_qkv(qkv, heads, kv_heads)
+    out, log_normaliser = scaled_dot_product_attention(
+        query, key, value, causal=causal, scale=scale
+    )
+    return join_heads(out), out, log_normaliser
+
+
+@register("attention_qkvpacked_backward", "numpy")
+def attention_qkvpacked_backward(
+    grad: Array,
+    qkv: Array,
+    out: Array,
+    log_normaliser: Array,
+    *,
+    heads: int,
+    kv_heads: int,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    """The gradient for qkv; out by heads, grad: (batch, time, heads * head_dim)."""
+    query, key, value = unpack_qkv(qkv, heads, kv_heads)
+    (by_head,) = split_heads(grad, heads)
+    gradients = scaled_dot_product_attention_backward(
+        by_head, query, key, value, None, out, log_normaliser, causal=causal, scale=scale
+    )
+    return np.concatenate([join_heads(gradient) for gradient in gradients], axis=2)
+
+
+def unpack_qkv(qkv: Array, heads: int, kv_heads: int) -> list[Array]:
+    """Views of the three parts, (batch, heads, time, head_dim) each."""
+    return split_heads(qkv, heads, kv_heads, kv_heads)
+
+
+def split_heads(x: Array, *counts: int) -> list[Array]:
+    """(batch, time, n * head_dim), n the sum of counts, as views (batch, count, time, head_dim)."""
+    batch, time, width = x.shape
+    by_head = x.reshape(batch, time, sum(counts), width // sum(counts)).transpose(0, 2, 1, 3)
+    starts = np.cumsum([0, *counts])
+    return [by_head[:, start : start + n] for start, n in zip(starts, counts, strict=False)]
+
+
+def join_heads(x: Array) -> Array:
+    """(batch, heads, time, head_dim) as (batch, time, heads * head_dim)."""
+    batch, heads, time, head_dim = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, time, heads * head_dim)
 
 
 def _scores(query, key, mask, causal, scale):

@@ -82,20 +82,19 @@ class CausalSelfAttention(Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """With a cache, x are the positions that follow those in it, and are added to it."""
+        qkv = self.c_attn(x)
+        dropout = self.dropout.p if self.training else 0.0
+        if cache is None and dropout == 0:
+            return self.c_proj(F.attention_qkvpacked(qkv, self.n_head, is_causal=True))
         batch, time, n_embd = x.shape
-        qkv = self.c_attn(x).reshape(batch, time, 3, self.n_head, n_embd // self.n_head)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        heads = qkv.reshape(batch, time, 3, self.n_head, n_embd // self.n_head)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
         mask = None
         if cache is not None:
             mask = _mask_after(cache.length, time)
             key, value = cache.append(key, value)
         y = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout.p if self.training else 0.0,
-            is_causal=cache is None,
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=cache is None
         )
         y = y.transpose(1, 2).reshape(batch, time, n_embd)
         return self.dropout(self.c_proj(y))

@@ -8,6 +8,7 @@ from minitorch.errors import ConfigError, ShapeError
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
 from minitorch.ops.fused import (
+    attention_qkvpacked,
     cross_entropy,
     dropout,
     gelu,
@@ -23,6 +24,7 @@ from minitorch.ops.layout import pad, where
 from minitorch.tensor import Tensor
 
 __all__ = [
+    "attention_qkvpacked",
     "avg_pool2d",
     "binary_cross_entropy_with_logits",
     "conv1d",

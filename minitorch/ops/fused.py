@@ -391,6 +391,90 @@ _attention = fused(
 )
 
 
+def _packed_forward(qkv: Any, **meta: Any) -> Any:
+    joined, out, log_normaliser = _kernel("attention_qkvpacked")(qkv, **meta)
+    return joined, {"by_head": out, "log_normaliser": log_normaliser}
+
+
+def _packed_backward(
+    grad: Any,
+    qkv: Any,
+    by_head: Any,
+    log_normaliser: Any,
+    heads: int,
+    kv_heads: int,
+    causal: bool,
+    scale: float | None,
+) -> Any:
+    return [
+        _kernel("attention_qkvpacked_backward")(
+            grad,
+            qkv,
+            by_head,
+            log_normaliser,
+            heads=heads,
+            kv_heads=kv_heads,
+            causal=causal,
+            scale=scale,
+        )
+    ]
+
+
+def _packed_reference(
+    qkv: Tensor, *, heads: int, kv_heads: int, causal: bool, scale: float | None
+) -> Tensor:
+    batch, time, _ = qkv.shape
+    by_head = qkv.reshape(batch, time, heads + 2 * kv_heads, -1).transpose(1, 2)
+    query, key, value = by_head.split([heads, kv_heads, kv_heads], 1)
+    out = _attention_reference(query, key, value, None, causal=causal, scale=scale)
+    return out.transpose(1, 2).reshape(batch, time, heads * out.shape[3])
+
+
+_packed_attention = fused(
+    "attention_qkvpacked",
+    _packed_forward,
+    kernel="attention_qkvpacked",
+    reference=_packed_reference,
+    backward=_packed_backward,
+    autocast="lower",
+    inputs=("qkv",),
+    extras=("by_head", "log_normaliser"),
+    formula=r"\operatorname{softmax}(Q K^\top / \sqrt{d}) V,\quad (Q, K, V) = x",
+    samples=lambda: [
+        sample(real(2, 3, 4 * 2 * 3), heads=4, kv_heads=2, causal=True, scale=None),
+        sample(real(1, 4, 2 * 3 * 2), heads=2, kv_heads=2, causal=False, scale=0.3),
+    ],
+)
+
+
+def attention_qkvpacked(
+    qkv: Tensor,
+    num_heads: int,
+    num_kv_heads: int | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """scaled_dot_product_attention of queries, keys and values that lie side by side.
+
+    qkv: (batch, time, (num_heads + 2 num_kv_heads) * head_dim), as one projection gives them: first
+    the heads of the queries, then of the keys, then of the values. num_kv_heads: num_heads unless
+    given, else a divisor of it. Returns (batch, time, num_heads * head_dim). The same numbers as
+    taking qkv apart and putting the heads together again, without the copies, forward and backward.
+    Raises ShapeError where the width does not divide so. In flash-attn: flash_attn_qkvpacked_func.
+    """
+    kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    parts = num_heads + 2 * kv_heads
+    if qkv.ndim != 3 or num_heads % max(kv_heads, 1) or kv_heads < 1 or qkv.shape[2] % parts:
+        raise ShapeError(
+            "attention_qkvpacked: expected (batch, time, width) with a width that "
+            f"{num_heads} heads of queries and {kv_heads} of keys and values divide; got "
+            f"{qkv.shape}"
+        )
+    meta = {"heads": num_heads, "kv_heads": kv_heads, "causal": is_causal, "scale": scale}
+    return apply(_packed_attention, [qkv], meta)
+
+
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,

@@ -126,6 +126,7 @@ class Primitive:
 
     structure = "general"
     differentiable = True
+    backward: Rule | None = None  # a kernel on arrays that gives v J
 
     def __init__(
         self,
@@ -488,14 +489,14 @@ class Fused(Primitive):
     ):
         super().__init__(name, forward, **options)
         self.reference = reference
-        self.backward = Rule(backward, self.inputs, self.extras, arrays=True)
+        self.kernel_rule = self.backward = Rule(backward, self.inputs, self.extras, arrays=True)
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
-        return (*range(len(needs)), *(p for p in self.backward.saves if p == OUT))
+        return (*range(len(needs)), *(p for p in self.kernel_rule.saves if p == OUT))
 
     def vjp(self, node: Node, cotangent: Tensor) -> Sequence[Tensor | None]:
         if not modes.is_grad_enabled():
-            return _run_backward(self.backward, node, cotangent)
+            return _run_backward(self.kernel_rule, node, cotangent)
         out, inputs = self._replay(node)
         wanted = [x for x, edge in zip(inputs, node.edges, strict=True) if edge is not None]
         found = iter(autograd.grad(out, wanted, cotangent, create_graph=True, allow_unused=True))

@@ -33,11 +33,11 @@ def show(
 def _table(title: str, results: Sequence[Result], peaks: Peaks | None) -> Table:
     libraries = list(dict.fromkeys(name for result in results for name in result.seconds))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("case", no_wrap=True)
+    table.add_column("case", overflow="fold")
     for library in libraries:
         table.add_column(library, justify="right", no_wrap=True)
-    table.add_column("ratio", justify="right")
-    table.add_column("of the limit", justify="right")
+    table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("limit", justify="right", no_wrap=True)
     for result in results:
         table.add_row(
             result.case.name,
@@ -45,7 +45,9 @@ def _table(title: str, results: Sequence[Result], peaks: Peaks | None) -> Table:
             "-" if result.worst_ratio is None else f"{result.worst_ratio:.2f}",
             _limit(result, peaks),
         )
-    table.caption = "median of a call, ± half the spread; ratio: fastest peer / minitorch"
+    table.caption = (
+        "median of a call; ratio: fastest peer / minitorch; limit: share of the machine's"
+    )
     table.caption_justify = "left"
     return table
 
@@ -55,7 +57,7 @@ def _milliseconds(result: Result, library: str) -> str:
         return "-"
     seconds = result.median(library)
     unit, factor = ("s ", 1) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
-    return f"{seconds * factor:.3g} {unit} ±{50 * result.spread(library):2.0f} %"
+    return f"{seconds * factor:.3g} {unit}"
 
 
 def _limit(result: Result, peaks: Peaks | None) -> str:

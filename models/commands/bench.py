@@ -18,7 +18,7 @@ from models.bench.peaks import Peaks, measure_peaks
 from models.bench.report import draw, show, to_json
 from models.bench.timing import Case, measure
 
-SUITES = ("matmul", "attention", "rows", "ops", "step", "decode")
+SUITES = ("matmul", "attention", "norms", "ops", "step", "decode")
 PEERS = ("numpy", "torch", "jax")
 
 
@@ -46,8 +46,8 @@ def bench(
     \b
     matmul     matrix products of a transformer's training and decoding, and squares
     attention  fused attention, forward and backward
-    rows       softmax, norms, activations, cross-entropy
-    ops        elementwise arithmetic, reductions, optimizers
+    norms      softmax, norms, activations, cross-entropy
+    ops        the optimizer, and what a single operation costs
     step       one step of training a GPT
     decode     one token of a GPT at a time
 

@@ -55,4 +55,20 @@ void softmax(const T* x, T* out, long rows, long columns, T scale) {
     }
 }
 
+// dx = scale out (grad - Σ grad out), row by row: the Jacobian is diag(out) - out outᵀ.
+template <typename T>
+void softmax_backward(const T* grad, const T* out, T* dx, long rows, long columns, T scale) {
+    constexpr long lanes = Lanes<T>::count;
+    const long whole = columns - columns % lanes;
+    for (long row = 0; row < rows; ++row, grad += columns, out += columns, dx += columns) {
+        Vector<T> products{};
+        for (long i = 0; i < whole; i += lanes) products += load(grad + i) * load(out + i);
+        T total = sum_of_lanes<T>(products);
+        for (long i = whole; i < columns; ++i) total += grad[i] * out[i];
+        for (long i = 0; i < whole; i += lanes)
+            store(dx + i, scale * load(out + i) * (load(grad + i) - total));
+        for (long i = whole; i < columns; ++i) dx[i] = scale * out[i] * (grad[i] - total);
+    }
+}
+
 }  // namespace minitorch::MT_INSTRUCTION_SET

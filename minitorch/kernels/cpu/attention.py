@@ -11,6 +11,7 @@ import numpy as np
 from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels import reference
 from minitorch.kernels.cpu.extension import extension
+from minitorch.kernels.reference import join_heads, split_heads, unpack_qkv
 from minitorch.kernels.table import register
 
 _DTYPES = frozenset({float32, float64, bfloat16})
@@ -66,6 +67,65 @@ def scaled_dot_product_attention_backward(
     bias = _bias(mask, query, key)
     extension.attention_backward(g, q, k, v, bias, o, lse, dq, dk, dv, _scale(scale, q), causal, 0)
     return dq.reshape(query.shape), dk.reshape(key.shape), dv.reshape(value.shape)
+
+
+@register("attention_qkvpacked", "cpu", half=(bfloat16,))
+def attention_qkvpacked(
+    qkv: Array,
+    *,
+    heads: int,
+    kv_heads: int,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[Array, Array, Array]:
+    """The reference's; nothing is copied."""
+    query, key, value = unpack_qkv(np.ascontiguousarray(qkv), heads, kv_heads)
+    out, lse = scaled_dot_product_attention(query, key, value, causal=causal, scale=scale)
+    return join_heads(out), out, lse
+
+
+@register("attention_qkvpacked_backward", "cpu", half=(bfloat16,))
+def attention_qkvpacked_backward(
+    grad: Array,
+    qkv: Array,
+    out: Array,
+    log_normaliser: Array,
+    *,
+    heads: int,
+    kv_heads: int,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    """The reference's; the three gradients are written side by side."""
+    query, key, value = unpack_qkv(np.ascontiguousarray(qkv), heads, kv_heads)
+    (by_head,) = split_heads(np.ascontiguousarray(grad), heads)
+    if not _takes(query, key, value):
+        return reference.attention_qkvpacked_backward(
+            grad,
+            qkv,
+            out,
+            log_normaliser,
+            heads=heads,
+            kv_heads=kv_heads,
+            causal=causal,
+            scale=scale,
+        )
+    packed = np.empty(qkv.shape, qkv.dtype)
+    gradients = unpack_qkv(packed, heads, kv_heads)
+    extension.attention_backward(
+        by_head,
+        query,
+        key,
+        value,
+        None,
+        out,
+        log_normaliser,
+        *gradients,
+        _scale(scale, query),
+        causal,
+        0,
+    )
+    return packed
 
 
 def _takes(query: Array, key: Array, value: Array) -> bool:

@@ -19,3 +19,20 @@ def softmax(x: np.ndarray, *, dim: int = -1, scale: float = 1.0) -> np.ndarray:
     out = np.empty_like(rows)
     extension.softmax(rows, out, scale)
     return out if dim in (-1, last) else out.swapaxes(dim, last)
+
+
+@register("softmax_backward", "cpu")
+def softmax_backward(
+    grad: np.ndarray, out: np.ndarray, *, dim: int = -1, scale: float = 1.0
+) -> np.ndarray:
+    """The reference's, row by row; another dim is moved last and back."""
+    if out.dtype not in _DTYPES or out.ndim == 0 or grad.shape != out.shape:
+        return reference.softmax_backward(grad, out, dim=dim, scale=scale)
+    last = out.ndim - 1
+    moved = dim not in (-1, last)
+    rows, upstream = (
+        np.ascontiguousarray(x.swapaxes(dim, last) if moved else x) for x in (out, grad)
+    )
+    dx = np.empty_like(rows)
+    extension.softmax_backward(upstream.astype(rows.dtype, copy=False), rows, dx, scale)
+    return dx.swapaxes(dim, last) if moved else dx

@@ -1,0 +1,115 @@
+"""The compiled matrix product against float64 NumPy."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import minitorch as mt
+from minitorch import kernels
+from minitorch.kernels import reference
+
+DTYPES = {"float32": 1e-6, "float64": 1e-14, "bfloat16": 8e-3}
+SIZE = st.one_of(st.integers(0, 40), st.sampled_from([64, 65, 96, 400]))
+FIXTURES = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def matrix(rng, rows, columns, dtype, layout):
+    """(rows, columns): contiguous, transposed, or with gaps in both directions."""
+    if layout == "transposed":
+        return rng.standard_normal((columns, rows)).astype(dtype).T
+    if layout == "strided":
+        return rng.standard_normal((2 * rows, 3 * columns)).astype(dtype)[::-2, ::3]
+    return rng.standard_normal((rows, columns)).astype(dtype)
+
+
+def wide(array):
+    return np.asarray(array, np.float64)
+
+
+def compiled():
+    return kernels.implementations("matmul")["cpu"]
+
+
+@FIXTURES
+@given(
+    st.tuples(SIZE, SIZE, SIZE),
+    st.sampled_from(sorted(DTYPES)),
+    st.tuples(*[st.sampled_from(["plain", "transposed", "strided"])] * 2),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_against_numpy(instruction_set, sizes, dtype, layouts, biased, residual, accumulate):
+    m, n, k = sizes
+    kind = np.dtype(getattr(mt, dtype))
+    rng = np.random.default_rng(m + 41 * n + 1681 * k)
+    a, b = matrix(rng, m, k, kind, layouts[0]), matrix(rng, k, n, kind, layouts[1])
+    out = rng.standard_normal((m, n)).astype(kind)
+    bias = rng.standard_normal(n).astype(kind) if biased else None
+    rest = rng.standard_normal((m, n)).astype(kind) if residual else None
+    expected = 0.5 * wide(a) @ wide(b)
+    for term in (bias, rest, out if accumulate else None):
+        if term is not None:
+            expected = expected + wide(term)
+    found = compiled()(a, b, out=out, alpha=0.5, accumulate=accumulate, bias=bias, residual=rest)
+    assert found is out
+    bound = DTYPES[dtype] * (k + 4) ** 0.5 * (1 + np.abs(expected).max(initial=0))
+    np.testing.assert_allclose(wide(found), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((3, 1, 4, 5), (2, 5, 6)), ((7, 4, 3), (3, 2)), ((0, 2, 3), (3, 4))]
+)
+def test_batches_broadcast(instruction_set, shapes):
+    a, b = (np.random.default_rng(i).standard_normal(s) for i, s in enumerate(shapes))
+    np.testing.assert_allclose(compiled()(a, b), np.matmul(a, b), atol=1e-13)
+
+
+def test_nan_and_infinity_go_through(instruction_set):
+    a, b = np.ones((20, 30), np.float32), np.ones((30, 40), np.float32)
+    a[3, 4], b[7, 8] = np.nan, np.inf
+    found = compiled()(a, b)
+    assert np.isnan(found[3]).all()
+    assert np.isinf(np.delete(found[:, 8], 3)).all()
+    assert (np.delete(np.delete(found, 3, 0), 8, 1) == 30).all()
+
+
+def test_any_number_of_threads_gives_the_same_bits(instruction_set, threads):
+    rng = np.random.default_rng(0)
+    for m, n, k in [(300, 200, 700), (5, 3000, 400), (1000, 65, 90)]:
+        a = rng.standard_normal((m, k)).astype(np.float32)
+        b = rng.standard_normal((n, k)).astype(np.float32).T
+        results = []
+        for count in (1, 2, 5):
+            threads(count)
+            results.append(compiled()(a, b))
+        assert (results[0] == results[1]).all()
+        assert (results[0] == results[2]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_gradients_of_linear(instruction_set, dtype):
+    kind = np.dtype(getattr(mt, dtype))
+    rng = np.random.default_rng(1)
+    x, weight, grad = (
+        rng.standard_normal(s).astype(kind) for s in ((2, 50, 33), (70, 33), (2, 50, 70))
+    )
+    found = kernels.implementations("linear_backward")["cpu"](
+        grad, x, weight, needs=(True, True, True)
+    )
+    expected = reference.linear_backward(
+        wide(grad), wide(x), wide(weight), needs=(True, True, True)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == kind
+        np.testing.assert_allclose(
+            wide(one), other, rtol=0, atol=12 * DTYPES[dtype] * np.abs(other).max()
+        )
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="matmul"):
+        kernels.lookup("matmul")(np.ones((2, 3)), np.ones((4, 5)))
