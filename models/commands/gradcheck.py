@@ -64,10 +64,17 @@ def gradcheck(
             for finding in row["findings"]:
                 console.print(f"[red]{row['name']}[/]: {finding}", soft_wrap=True)
         checked = sum(row["samples"] for row in rows)
+        hidden = sum(row["unresolved"] for row in rows)
         verdict = f"[red]{len(failed)} wrong[/]" if failed else "[green]all right[/]"
         console.print(
             f"{len(rows)} operations, {checked} samples on {device} in {seconds:.1f} s: {verdict}"
         )
+        if hidden:
+            console.print(
+                f"{hidden} of {sum(row['values'] for row in rows)} values are so small beside "
+                "others that rounding errors could hide a wrong percent of them",
+                soft_wrap=True,
+            )
     if failed:
         raise SystemExit(1)
 
@@ -102,6 +109,7 @@ def _check(primitive: Primitive, order: int, dtype: str, seed: int) -> dict[str,
         "samples": len(samples),
         "values": total.comparisons,
         "worst_relative_error": total.worst,
+        "unresolved": total.unresolved,
         "ok": total.ok,
         "kernels": list(kernels.available().get(primitive.name, ())),
         "findings": [str(finding) for finding in total.findings],
