@@ -121,7 +121,7 @@ def draw(path: Path, suite: str, results: Sequence[Result]) -> None:
         )
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(shown)), [result.case.name for result in shown], fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel("times as fast as the peer")
     axes.set_title(f"{suite}: {OURS} against its peers", loc="left", fontsize=11)
     axes.grid(axis="x", alpha=0.25)

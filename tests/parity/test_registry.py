@@ -1,0 +1,242 @@
+"""Every primitive of the registry against PyTorch, on the registry's own samples.
+
+Forward in all floating dtypes; v J for a random v in float64, singular points included: there both
+follow a convention, and it is to be the same.
+"""
+
+import numpy as np
+import pytest
+
+import minitorch as mt
+from minitorch.autograd import apply
+from minitorch.ops import registry
+from minitorch.ops.indexing import Slot
+from minitorch.ops.primitive import promote
+
+torch = pytest.importorskip("torch", reason="peer not installed: pip install -e .[peers]")
+F = torch.nn.functional
+
+
+def same_name(name, module=torch):
+    return lambda *xs, **meta: getattr(module, name)(*xs, **meta)
+
+
+def of_tensors(name):
+    """Functions that take no Python numbers: those become tensors of the other's dtype."""
+
+    def run(a, b):
+        a = a if isinstance(a, torch.Tensor) else torch.tensor(a, dtype=b.dtype)
+        b = b if isinstance(b, torch.Tensor) else torch.tensor(b, dtype=a.dtype)
+        return getattr(torch, name)(a, b)
+
+    return run
+
+
+def identity(x, **_):
+    return x.clone()
+
+
+def key_of(key, index, x):
+    """A key with its index tensors in place; torch has no negative steps, so those are gathered."""
+    parts = []
+    for axis, part in enumerate(key):
+        if isinstance(part, Slot):
+            part = index[part]
+        elif isinstance(part, slice) and part.step is not None and part.step < 0:
+            part = torch.arange(x.shape[axis])[torch.tensor(range(*part.indices(x.shape[axis])))]
+        parts.append(part)
+    return tuple(parts)
+
+
+def getitem(x, *index, key):
+    return x[key_of(key, index, x)]
+
+
+def setitem(x, value, *index, key):
+    out = x.clone()
+    out[key_of(key, index, x)] = value
+    return out
+
+
+def scatter_index(x, *index, key, to):
+    out = torch.zeros(to, dtype=x.dtype)
+    if index:
+        return out.index_put(key_of(key, index, out), x, accumulate=True)
+    out[key_of(key, index, out)] = x
+    return out
+
+
+def diagonal_scatter(x, shape, **meta):
+    return torch.diagonal_scatter(torch.zeros(shape, dtype=x.dtype), x, **meta)
+
+
+def pad(x, widths, value):
+    flat = [width for pair in reversed(widths) for width in pair]
+    return F.pad(x, flat, value=value)
+
+
+def fold(x, shape, dim, size, step):
+    zeros = torch.zeros(shape, dtype=x.dtype, requires_grad=True)
+    windows = zeros.unfold(dim, size, step)
+    return torch.autograd.grad(windows, zeros, x, create_graph=True)[0]
+
+
+def attention(query, key, value, mask, causal, scale):
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
+    )
+
+
+def packed(qkv, heads, kv_heads, causal, scale):
+    batch, time, _ = qkv.shape
+    by_head = qkv.view(batch, time, heads + 2 * kv_heads, -1).transpose(1, 2)
+    q, k, v = by_head.split([heads, kv_heads, kv_heads], 1)
+    return attention(q, k, v, None, causal, scale).transpose(1, 2).flatten(2)
+
+
+def normalise(norm):
+    def run(x, *parameters, eps, ndim):
+        return norm(x, x.shape[x.ndim - ndim :], *parameters, eps=eps)
+
+    return run
+
+
+def reduce_all(name):
+    return lambda x, dim, keepdim: getattr(torch, name)(x, dim=dim, keepdim=keepdim)
+
+
+SAME_NAMES = (
+    "permute", "flip", "tril", "triu", "diagonal", "exp", "expm1", "log", "log1p", "log2", "sqrt",
+    "rsqrt", "square", "reciprocal", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh",
+    "tanh", "sigmoid", "erf", "abs", "relu", "sign", "floor", "ceil", "round", "trunc", "clamp",
+    "add", "sub", "neg", "div", "pow", "remainder", "bitwise_and", "bitwise_or", "bitwise_xor",
+    "bitwise_not", "logical_not", "logical_and", "logical_or", "isnan", "isinf", "isfinite",
+    "floor_divide", "cumsum", "prod", "amax", "amin", "argmax", "argmin", "logcumsumexp", "softmax",
+    "log_softmax", "logsumexp", "argsort", "mul", "matmul",
+)  # fmt: skip
+OF_TENSORS = ("maximum", "minimum", "atan2", "eq", "ne", "lt", "le", "gt", "ge")
+FUNCTIONAL = ("softplus", "logsigmoid", "leaky_relu", "gelu", "silu")
+
+PEERS = {
+    **{name: same_name(name) for name in SAME_NAMES},
+    **{name: of_tensors(name) for name in OF_TENSORS},
+    **{name: same_name(name, F) for name in FUNCTIONAL},
+    **{name: reduce_all(name) for name in ("sum", "any", "all")},
+    "alias": identity,
+    "clone": identity,
+    "move": identity,
+    "cast": lambda x, dtype: x.to(getattr(torch, str(dtype))),
+    "reshape": lambda x, to: x.reshape(to),
+    "expand": lambda x, to: x.expand(to),
+    "roll": lambda x, shifts, dims: torch.roll(x, shifts, dims),
+    "diagonal_scatter": diagonal_scatter,
+    "pad": pad,
+    "cat": lambda *xs, dim: torch.cat(xs, dim),
+    "where": lambda a, b, condition: torch.where(condition, a, b),
+    "unfold": lambda x, dim, size, step: x.unfold(dim, size, step),
+    "fold": fold,
+    "linear": F.linear,
+    "layer_norm": normalise(F.layer_norm),
+    "rms_norm": normalise(F.rms_norm),
+    "cross_entropy": F.cross_entropy,
+    "scaled_dot_product_attention": attention,
+    "attention_qkvpacked": packed,
+    "dropout": lambda x, keep, p: x * keep / (1 - p),
+    "getitem": getitem,
+    "setitem": setitem,
+    "scatter_index": scatter_index,
+    "gather": lambda x, index, dim: torch.gather(x, dim, index),
+    "scatter_add": lambda x, source, index, dim: x.scatter_add(dim, index, source),
+    "embedding": lambda weight, index: F.embedding(index, weight),
+    "embedding_transpose": lambda x, index, rows: torch.zeros(
+        rows, x.shape[-1], dtype=x.dtype
+    ).index_add(0, index.flatten(), x.flatten(0, -2)),
+    "einsum": lambda *xs, terms, out: torch.einsum(f"{','.join(terms)}->{out}", *xs),
+}
+
+EPS = {"float64": 1e-11, "float32": 4e-6, "bfloat16": 2**-7, "float16": 2**-9}
+ONLY_FLOAT64 = {"cast": "its samples name the dtype to cast to"}
+SAMPLES = [
+    pytest.param(primitive, sample, id=f"{name}-{i}")
+    for name, primitive in registry.items()
+    if primitive.module.startswith("minitorch.")
+    for i, sample in enumerate(primitive.samples())
+]
+
+
+def is_float(x):
+    return isinstance(x, np.ndarray) and x.dtype == np.float64
+
+
+def ours(x, dtype):
+    if is_float(x):
+        return mt.tensor(x, dtype=dtype, requires_grad=True)
+    return mt.tensor(x) if isinstance(x, np.ndarray) else x
+
+
+def theirs(x, dtype):
+    if is_float(x):
+        return torch.tensor(x).to(getattr(torch, dtype)).requires_grad_()
+    return torch.tensor(x) if isinstance(x, np.ndarray) else x
+
+
+def array(tensor):
+    if isinstance(tensor, mt.Tensor):
+        return np.asarray(tensor.detach().numpy(), np.float64)
+    return tensor.detach().double().numpy()
+
+
+def close(found, expected, bound):
+    finite = expected[np.isfinite(expected)]
+    np.testing.assert_allclose(
+        found, expected, rtol=bound, atol=bound * max(1, np.abs(finite).max(initial=0))
+    )
+
+
+def test_every_primitive_has_a_peer():
+    names = {n for n, p in registry.items() if p.module.startswith("minitorch.")}
+    assert names - PEERS.keys() == set()
+    assert PEERS.keys() - names == set()
+
+
+def compute(primitive, sample, dtype):
+    mine = [ours(x, dtype) for x in sample.inputs]
+    peers = [theirs(x, dtype) for x in sample.inputs]
+    inputs = promote(mine, primitive.floating) if _promotes(mine) else mine
+    out = apply(primitive, inputs, sample.meta)
+    return mine, peers, out, PEERS[primitive.name](*peers, **sample.meta)
+
+
+def _promotes(inputs):
+    """Index tensors and None stay as they are; only arithmetic of numbers is promoted."""
+    return all(x is not None for x in inputs) and not any(
+        isinstance(x, mt.Tensor) and not x.is_floating_point() for x in inputs
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("primitive", "sample"), SAMPLES)
+def test_forward(primitive, sample, dtype):
+    if primitive.name in ONLY_FLOAT64:
+        dtype = "float64"
+    _, _, out, expected = compute(primitive, sample, dtype)
+    assert str(out.dtype) == str(expected.dtype).removeprefix("torch.")
+    assert out.shape == tuple(expected.shape)
+    close(array(out), array(expected), EPS[dtype])
+
+
+@pytest.mark.parametrize(("primitive", "sample"), SAMPLES)
+def test_float64_and_gradients(primitive, sample):
+    mine, peers, out, expected = compute(primitive, sample, "float64")
+    close(array(out), array(expected), EPS["float64"])
+    if not primitive.differentiable or not expected.requires_grad:
+        assert not out.requires_grad
+        return
+    v = np.random.default_rng(0).standard_normal(out.shape)
+    out.backward(mt.tensor(v))
+    expected.backward(torch.tensor(v))
+    for one, other in zip(mine, peers, strict=True):
+        if isinstance(other, torch.Tensor) and other.requires_grad:
+            wanted = np.zeros(one.shape) if other.grad is None else array(other.grad)
+            got = np.zeros(one.shape) if one.grad is None else array(one.grad)
+            close(got, wanted, EPS["float64"])
