@@ -25,7 +25,9 @@ would need every kernel in complex arithmetic; extrapolation from long steps los
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -61,13 +63,15 @@ Only float16 has an absolute part: it spaces the numbers below 6e-5 by 6e-8, how
 FULL_JACOBIAN = 64  # inputs or outputs of up to so many elements are compared entry by entry
 PROJECTIONS = 6  # random directions, or cotangents, for larger ones
 BAND = 1e3  # entries of a large gradient that differ by more are projected apart
-LONGEST, SHRINK = 0.06, 7.3  # steps are LONGEST * SHRINK**-k, with no period in common with f
-DEEPEST, HIGHEST = 8, -3  # the range of k
+LONGEST, SHRINK = 0.06, 7.3  # steps are |x| LONGEST SHRINK**-k: no period is that of f
+DEEPEST, HIGHEST = 10, -4  # the range of k
+NOISE_SPACING = 1e-8  # the noise of f is measured so far around x, relative to x
 CONVERGED = 1e-3  # differences that agree no better than this prove nothing
 ULP = float(np.finfo(np.float64).eps)
 HIDDEN = 1e-2  # a value of which rounding errors could hide so large a part is not resolved
-SAFETY = 8.0  # measured rounding errors of f are believed within this factor
-NUDGES, AMPLIFICATION = 3, 32.0  # rounding errors: this many times the largest change in so many
+SAFETY = 16.0  # measured rounding errors of f are believed within this factor
+NOISE_SHARE = 1e-12  # no more of the largest entry can be noise that `_noise` has missed
+NUDGES, NUDGE, AMPLIFICATION = 3, 16 * ULP, 8.0  # rounding errors: 8 times the largest change of 3
 
 
 @dataclass(frozen=True)
@@ -159,9 +163,9 @@ def gradcheck(
     order=2 also checks the derivatives of the gradient. Also checked: <v, J u> = <v J, u>, that
     create_graph=True gives the same gradient (it leaves backward kernels aside), zero cotangents,
     non-contiguous and broadcast inputs, and that a second run gives the same bits.
-    step: the first step of the differences, times max(1, |x|); shorter and longer ones follow as
-    needed. rtol, atol: the agreement asked of each entry beyond its own numeric error, by default
-    1e-6 and 0. seed: of random directions.
+    step: the first step of the differences, times |x|; shorter and longer ones follow as needed.
+    rtol, atol: the agreement asked of each entry beyond its own numeric error, by default 1e-6 and
+    0. seed: of random directions.
     Raises GradcheckError with the worst entries, unless raise_exception is False.
     In PyTorch: torch.autograd.gradcheck and gradgradcheck.
     """
@@ -206,6 +210,7 @@ class _Problem:
         self.point = [np.array(arguments[i].data, np.float64) for i in moving]
         self.shapes = [x.shape for x in self.point]
         self.flat = _join(self.point)
+        self.sizes = _join([_sizes(x) for x in self.point])
         self.random = np.random.default_rng(seed)
 
     def evaluate(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -254,19 +259,33 @@ class _Problem:
         rows = self._directions(shapes, np.abs(forward).max(0, initial=0.0))[1]
         reverse = self.reverse(point, rows)
         where = lambda k, entry: f"input {names[k]}, output entry {entry}"  # noqa: E731
-        numeric, error = self._differences(columns)
-
-        def inexact(sweep: str) -> np.ndarray:
-            return self._rounding(getattr(self, sweep), columns if sweep == "forward" else rows)
+        numeric, error = self._differences(columns, forward)
+        forward_inexact = cache(lambda: self._rounding(self.forward, columns))
+        reverse_inexact = cache(lambda: np.abs(columns) @ self._rounding(self.reverse, rows).T)
+        scatter = cache(lambda: self._scatter(columns, forward, numeric))
 
         self._compare(
-            report, "forward", forward, numeric, where, error, lambda: inexact("forward"), columns
+            report,
+            "forward",
+            forward,
+            numeric,
+            where,
+            error,
+            lambda: forward_inexact() + scatter(),
+            columns,
         )
         pulled, products = columns @ reverse.T, np.abs(columns) @ np.abs(reverse).T
         expected, spread = numeric @ rows.T, error @ np.abs(rows).T + 8 * ULP * products
-        reverse_inexact = lambda: np.abs(columns) @ inexact("reverse").T  # noqa: E731
         self._compare(
-            report, "reverse", pulled, expected, where, spread, reverse_inexact, columns, rows
+            report,
+            "reverse",
+            pulled,
+            expected,
+            where,
+            spread,
+            lambda: reverse_inexact() + scatter() @ np.abs(rows).T,
+            columns,
+            rows,
         )
         self._compare(
             report,
@@ -275,7 +294,7 @@ class _Problem:
             forward @ rows.T,
             where,
             8 * ULP * products,
-            lambda: reverse_inexact() + inexact("forward") @ np.abs(rows).T,
+            lambda: reverse_inexact() + forward_inexact() @ np.abs(rows).T,
         )
         if not self.is_gradient:
             graph = self.reverse(point, rows, create_graph=True)
@@ -308,79 +327,121 @@ class _Problem:
             directions.append(np.where(inside, self.random.standard_normal(total), 0.0))
         return names, np.stack(directions)
 
-    def _differences(self, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _differences(
+        self, directions: np.ndarray, analytic: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(J u, a bound of its error) for each row u of directions: (directions, outputs) each.
 
-        Shorter steps follow while the extrapolations of some entry disagree, longer ones while
-        rounding errors hide it.
+        Shorter steps follow while the extrapolations of some entry disagree with each other or
+        with the analytic value, longer ones while rounding errors hide it.
         """
         noise = self._noise()
         shape = (len(directions), noise.size)
         levels: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        queue = [(0, np.arange(shape[0])), (1, np.arange(shape[0]))]
+        everything = np.ones(shape[0], bool)
+        queue = [(0, everything), (1, everything)]
         while queue:
             for level, chosen in queue:
                 slopes, rounding = np.full(shape, np.nan), np.full(shape, np.inf)
-                for k in chosen:
+                for k in np.flatnonzero(chosen):
                     slopes[k], rounding[k] = self._difference(directions[k], level, noise)
                 levels[level] = slopes, rounding
-            value, spread, rounding = _extrapolate([levels[level] for level in sorted(levels)])
+                if level > 1:
+                    shorter = chosen
+                elif level < 0:
+                    longer = chosen
+                else:
+                    shorter = longer = everything
+            value, spread, rounding = _extrapolate([levels[k] for k in sorted(levels) if k >= 0])
+            bound = np.minimum(spread, CONVERGED * np.abs(value)) + SAFETY * rounding
+            if min(levels) < 0:
+                better = _extrapolate([levels[level] for level in sorted(levels)])
+                agree = np.abs(better[0] - value) <= bound
+                value, spread, rounding = (
+                    np.where(agree, new, old)
+                    for new, old in zip(better, (value, spread, rounding), strict=True)
+                )
+                bound = np.minimum(spread, CONVERGED * np.abs(value)) + SAFETY * rounding
             goal = self.tolerance.rtol * np.abs(value)
-            rough = ~(spread <= np.maximum(goal, rounding))
-            hidden = (rounding > goal) & (value != 0) & ~rough
+            rough = ~(spread <= np.maximum(goal, rounding)) | (
+                np.abs(analytic - value) > self.tolerance.atol + goal + bound
+            )
+            hidden = (rounding > goal) & (value != 0)
+            shorter, longer = shorter & rough.any(1), longer & hidden.any(1)
             queue = []
-            lowest, highest = max(levels), min(levels)
-            if lowest < DEEPEST:
-                tried = ~np.isnan(levels[lowest][0]).all(1) | np.isinf(levels[lowest][1]).all(1)
-                chosen = np.flatnonzero(rough.any(1) & tried)
-                queue += [(lowest + 1, chosen)] if chosen.size else []
-            if highest > HIGHEST:
-                chosen = np.flatnonzero(hidden.any(1))
-                queue += [(highest - 1, chosen)] if chosen.size else []
-        spread = np.minimum(spread, CONVERGED * np.abs(value))
-        return value, spread + SAFETY * rounding
+            if shorter.any() and max(levels) < DEEPEST:
+                queue.append((max(levels) + 1, shorter))
+            if longer.any() and min(levels) > HIGHEST:
+                queue.append((min(levels) - 1, longer))
+        return value, bound
 
     def _difference(
         self, u: np.ndarray, level: int, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """D(h) and its rounding error; h moves no element x by more than a part of max(1, |x|)."""
-        h = self.step * SHRINK**-level * self._reach(u)
+        """D(h) and its rounding error: of f, and of the points at which it is evaluated."""
+        share = self.step * SHRINK**-level
+        h = share * self._reach(u)
         above, below = self._moved(u, h), self._moved(u, -h)
+        slopes = (above - below) / (2 * h)
         largest = np.maximum(np.abs(above), np.abs(below))
-        return (above - below) / (2 * h), np.maximum(noise, ULP * largest) / h
+        return slopes, np.maximum(noise, ULP * largest) / h + ULP / share * np.abs(slopes)
 
     def _reach(self, u: np.ndarray) -> float:
-        moving = u != 0
-        room = np.maximum(1.0, np.abs(self.flat[moving])) / np.abs(u[moving])
-        return float(np.min(room, initial=np.inf)) if room.size else 1.0
+        """The h for which h u is typically as large as x: the unit of the steps."""
+        moving = np.flatnonzero(u)
+        if not moving.size:
+            return 1.0
+        if moving.size == 1:
+            j = int(moving[0])
+            return abs(float(self.sizes[j] / u[j]))
+        return float(np.median(self.sizes[moving] / np.abs(u[moving])))
 
     def _moved(self, u: np.ndarray, h: float) -> np.ndarray:
         return self.evaluate(_split(self.flat + h * u, self.shapes))
 
     def _noise(self) -> np.ndarray:
-        """The rounding error of f at the point, for each output."""
-        here = self.evaluate(self.point)
-        changes = [
-            np.abs(self.evaluate([self._nudge(x) for x in self.point]) - here)
-            for _ in range(NUDGES)
-        ]
-        return np.fmax(ULP * np.abs(here), np.max(changes, axis=0))
+        """The rounding error of f at the point, for each output.
 
-    def _nudge(self, x: np.ndarray, ulp: float = ULP) -> np.ndarray:
-        return np.asarray(x * (1 + ulp * self.random.choice([-1.0, 1.0], x.shape)))
+        Of a smooth function fourth differences at near points leave nothing but noise.
+        """
+        signs = self.random.choice([-1.0, 1.0], self.flat.shape)
+        u = NOISE_SPACING * self.flat * signs
+        near = np.stack([self._moved(u, t) for t in range(-4, 5)])
+        differences = np.abs(np.diff(near, 4, axis=0)) / math.sqrt(70)  # of unit noise: 1
+        return np.fmax(ULP * np.abs(near[4]), np.max(differences, axis=0))
+
+    def _nudge(self, x: np.ndarray, nudge: float = NUDGE) -> np.ndarray:
+        return np.asarray(x * (1 + nudge * self.random.choice([-1.0, 1.0], x.shape)))
+
+    def _scatter(
+        self, directions: np.ndarray, analytic: np.ndarray, numeric: np.ndarray
+    ) -> np.ndarray:
+        """How the differences move with the last digits of the point.
+
+        At a jump of f they move far. What counts as noise is tiny beside the Jacobian, too.
+        """
+        largest = np.max(np.abs(numeric), initial=0.0, where=np.isfinite(numeric))
+        twin = copy(self)
+        changes = []
+        for _ in range(NUDGES):
+            twin.flat = self._nudge(self.flat)
+            changes.append(np.abs(twin._differences(directions, analytic)[0] - numeric))
+        return np.minimum(AMPLIFICATION * np.max(changes, axis=0), NOISE_SHARE * largest)
 
     def _rounding(
         self,
         sweep: Callable[[Sequence[np.ndarray], np.ndarray], np.ndarray],
         vectors: np.ndarray,
         point: Sequence[np.ndarray] | None = None,
-        ulp: float = ULP,
+        nudge: float = NUDGE,
     ) -> np.ndarray:
         """The rounding error of each entry of a sweep: how it moves with its inputs' last digit."""
         arrays = self.point if point is None else point
         here = sweep(arrays, vectors)
         changes = [
-            np.abs(sweep([self._nudge(x, ulp) for x in arrays], self._nudge(vectors, ulp)) - here)
+            np.abs(
+                sweep([self._nudge(x, nudge) for x in arrays], self._nudge(vectors, nudge)) - here
+            )
             for _ in range(NUDGES)
         ]
         return AMPLIFICATION * np.max(changes, axis=0)
@@ -589,7 +650,9 @@ def _extrapolate(
     levels: (D(h), its rounding error), the longest step first; NaN where it was not tried. The
     error of D is a series in h^2; each column of the tableau removes a power. Of all its
     extrapolations an entry takes that with the smallest error: its distance from the two that it
-    was made of. Source: Ridders 1982, "Accurate computation of F'(x) and F'(x) F''(x)".
+    was made of. One that has settled, relative to itself, goes before one that is merely small:
+    with long steps all slopes of a bounded function are small.
+    Source: Ridders 1982, "Accurate computation of F'(x) and F'(x) F''(x)".
     """
     best, spread, rounding = levels[-1][0], np.full_like(levels[-1][0], np.inf), levels[-1][1]
     column: list[np.ndarray] = []
@@ -601,7 +664,12 @@ def _extrapolate(
             value = column[-1] + (column[-1] - before[m - 1]) / gain
             change = np.maximum(np.abs(value - column[-1]), np.abs(value - before[m - 1]))
             column.append(value)
-            better = change + noise < spread + rounding
+            error, least = change + noise, spread + rounding
+            close, closest = error < CONVERGED * np.abs(value), least < CONVERGED * np.abs(best)
+            relative = error * np.abs(best) < least * np.abs(value)
+            better = np.where(
+                close & closest, relative, np.where(close == closest, error < least, close)
+            )
             best = np.where(better, value, best)
             spread = np.where(better, change, spread)
             rounding = np.where(better, noise, rounding)
@@ -661,6 +729,13 @@ def _split(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarr
         parts.append(flat[start:end].reshape(shape))
         start = end
     return parts
+
+
+def _sizes(x: np.ndarray) -> np.ndarray:
+    """How far each element may move: |x|, and where x is zero what is usual in the others."""
+    size = np.abs(x)
+    usual = float(np.median(size[size > 0])) if size.any() else 1.0
+    return np.where(size > 0, size, usual)
 
 
 def _entry_name(arrays: Sequence[np.ndarray], entry: int) -> str:

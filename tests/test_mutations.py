@@ -2,7 +2,8 @@
 
 Every mutant is of a kind that somebody has shipped: a factor, a sign, a missing term, a missing sum
 over a broadcast dimension, arguments swapped, the mean forgotten in a norm, the zero gradient that
-a plain sum() of a softmax would hide, a second derivative cut off by detach.
+a plain sum() of a softmax would hide, a second derivative cut off by detach, a small entry that is
+wrong beside large ones that are right.
 """
 
 from collections.abc import Callable
@@ -103,6 +104,11 @@ def _not_divided(right, grad, logits, *rest, **options):
     return right(grad * len(logits), logits, *rest, **options)
 
 
+def _small_ones(right, grad, x, weight, *, needs):
+    dx, *rest = right(grad, x, weight, needs=needs)
+    return [np.where(abs(dx) < 1e-2, 0.99 * dx, dx), *rest]
+
+
 def _random(*shape: int) -> Tensor:
     return Tensor(np.random.default_rng(shape).standard_normal(shape))
 
@@ -117,9 +123,41 @@ class Mutant:
     order: int = 1
 
 
+EXPONENTS = Tensor(np.log([1e8, 1e-4, 10.0]))
+
 MUTANTS = {
     "exp: a factor": Mutant(
         lambda x: x.exp(), (_random(3),), _replace("exp", 0, lambda out: 2 * out)
+    ),
+    "exp: one percent of the small entry": Mutant(
+        lambda x: x.exp(),
+        (EXPONENTS,),
+        _replace("exp", 0, lambda out: mt.where(out < 1, 1.01 * out, out)),
+    ),
+    "exp: the sign of the small entry": Mutant(
+        lambda x: x.exp(),
+        (EXPONENTS,),
+        _replace("exp", 0, lambda out: mt.where(out < 1, -out, out)),
+    ),
+    "exp: the small entry is zero": Mutant(
+        lambda x: x.exp(),
+        (EXPONENTS,),
+        _replace("exp", 0, lambda out: mt.where(out < 1, 0.0, out)),
+    ),
+    "exp: the small entries of a large array": Mutant(
+        lambda x: x.exp(),
+        (EXPONENTS.repeat(40),),
+        _replace("exp", 0, lambda out: mt.where(out < 1, 1.01 * out, out)),
+    ),
+    "mul: the small entry is zero, in a sum with a large one": Mutant(
+        lambda a, b: (a * b).sum(),
+        (_random(3), Tensor(np.array([1e8, 1e-4, 1.0]))),
+        _replace("mul", 0, lambda grad, b: grad * mt.where(b.abs() < 1e-2, 0.0, b)),
+    ),
+    "linear: one percent of the small entries, in the kernel": Mutant(
+        F.linear,
+        (_random(3, 2), Tensor(np.array([[1e8, 1e-4], [3.0, 1.0]]))),
+        _kernel("linear_backward", _small_ones),
     ),
     "sin: a sign": Mutant(lambda x: x.sin(), (_random(3),), _replace("sin", 0, lambda x: -x.cos())),
     "tanh: a missing term": Mutant(
