@@ -12,11 +12,10 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-// The dtypes that are stored as 16 bits and computed in float.
+// Stored as 16 bits, computed in float.
 struct bfloat16 {
     uint16_t bits;
 };
-using float16 = _Float16;
 
 template <typename T>
 struct ComputeOf {
@@ -24,10 +23,6 @@ struct ComputeOf {
 };
 template <>
 struct ComputeOf<bfloat16> {
-    using type = float;
-};
-template <>
-struct ComputeOf<float16> {
     using type = float;
 };
 
@@ -44,11 +39,6 @@ struct Lanes {
 template <>
 struct Lanes<bfloat16> {
     typedef uint16_t type __attribute__((vector_size(MT_VECTOR_BYTES / 2)));
-    static constexpr long count = MT_VECTOR_BYTES / 4;
-};
-template <>
-struct Lanes<float16> {
-    typedef float16 type __attribute__((vector_size(MT_VECTOR_BYTES / 2)));
     static constexpr long count = MT_VECTOR_BYTES / 4;
 };
 
@@ -90,8 +80,6 @@ Vector<Compute<T>> load(const T* from) {
     __builtin_memcpy(&stored, from, sizeof stored);
     if constexpr (__is_same(T, bfloat16))
         return widen(stored);
-    else if constexpr (__is_same(T, float16))
-        return __builtin_convertvector(stored, Vector<float>);
     else
         return stored;
 }
@@ -109,8 +97,6 @@ void store(T* to, Vector<Compute<T>> value) {
     Vector<T> stored;
     if constexpr (__is_same(T, bfloat16))
         stored = narrow(value);
-    else if constexpr (__is_same(T, float16))
-        stored = __builtin_convertvector(value, Vector<float16>);
     else
         stored = value;
     __builtin_memcpy(to, &stored, sizeof stored);

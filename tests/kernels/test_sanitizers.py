@@ -1,0 +1,61 @@
+"""The kernels under sanitizers, and on ARM under an emulator: driver.cpp, without Python.
+
+Slow, for the compiler: pytest tests/kernels/test_sanitizers.py -m slow
+"""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PORTABLE = ["-DMT_INSTRUCTION_SET=portable", "-DMT_VECTOR_BYTES=16"]
+AVX512 = ["-DMT_INSTRUCTION_SET=avx512", "-DMT_VECTOR_BYTES=64", "-mfma", "-mf16c"]
+AVX512 += ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def has_avx512():
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "avx512vl" in info.read_text()
+
+
+def build(tmp_path, compiler, *flags):
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler} here")
+    program = tmp_path / "driver"
+    source = ROOT / "tests" / "kernels" / "driver.cpp"
+    command = [compiler, "-std=c++20", "-O1", *flags, f"-I{ROOT / 'csrc' / 'cpu'}", str(source)]
+    done = subprocess.run([*command, "-pthread", "-o", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return program
+
+
+def check(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stdout + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_nothing_is_found(tmp_path, sanitizer):
+    flags = ["-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    check(build(tmp_path, "g++", *PORTABLE, *flags))
+
+
+@pytest.mark.skipif(not has_avx512(), reason="this processor has no AVX-512")
+def test_nothing_is_found_with_the_widest_vectors(tmp_path):
+    flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    check(build(tmp_path, "g++", *AVX512, *flags))
+
+
+@pytest.mark.skipif(
+    platform.machine() == "aarch64", reason="this is ARM: the others ran on it"
+)
+def test_arm(tmp_path):
+    program = build(tmp_path, "aarch64-linux-gnu-g++", *PORTABLE, "-static")
+    if not shutil.which("qemu-aarch64"):
+        pytest.skip("it compiles; there is no qemu-aarch64 here to run it")
+    check("qemu-aarch64", program)
