@@ -6,11 +6,10 @@ row by row; from the forward sweep, column by column; and from central differenc
     J u  =  D(h) + O(h^2),    D(h) = (f(x + h u) - f(x - h u)) / 2h .
 
 A few steps h, each 7.3 times shorter than the one before, are extrapolated to h = 0 (Ridders 1982).
-That gives every entry of J an error of its own: the spread of the extrapolations, and the rounding
-error of f in that output divided by h. An entry has to agree within rtol times itself and its own
-error, whatever its neighbours are; no tolerance is derived from the largest entry. Where only the
-analytic value can be inexact, as when two sweeps are compared, its rounding error is measured by
-moving the inputs by one unit in the last place.
+That gives every entry of J an error of its own: the spread of the extrapolations, and the noise of
+f in that output divided by h. An entry has to agree within rtol times itself and its own error,
+whatever its neighbours are; no tolerance is derived from the largest entry. The rounding error of
+an analytic value is measured where it may matter, by moving the last digits of the inputs.
 
 Small functions are compared entry by entry; large ones along random directions u and random
 cotangents v, and along directions that keep entries of different magnitude apart. Nothing here
@@ -71,7 +70,8 @@ ULP = float(np.finfo(np.float64).eps)
 HIDDEN = 1e-2  # a value of which rounding errors could hide so large a part is not resolved
 SAFETY = 16.0  # measured rounding errors of f are believed within this factor
 NOISE_SHARE = 1e-12  # no more of the largest entry can be noise that `_noise` has missed
-NUDGES, NUDGE, AMPLIFICATION = 3, 16 * ULP, 8.0  # rounding errors: 8 times the largest change of 3
+NUDGES, NUDGE = 3, 16 * ULP  # the last digits are moved so often and so far, relative to x
+AMPLIFICATION = 8.0  # rounding errors are so many times the largest change that this makes
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,6 @@ class _Problem:
         forward_inexact = cache(lambda: self._rounding(self.forward, columns))
         reverse_inexact = cache(lambda: np.abs(columns) @ self._rounding(self.reverse, rows).T)
         scatter = cache(lambda: self._scatter(columns, forward, numeric))
-
         self._compare(
             report,
             "forward",
@@ -323,7 +322,7 @@ class _Problem:
         bands = np.unique(magnitude)
         for band in bands if len(bands) > 1 else ():
             inside = magnitude == band
-            names.append(f"random direction where the gradient is of size {BAND**band:.0e}")
+            names.append(f"random direction of entries {BAND**band:.0e} of the largest")
             directions.append(np.where(inside, self.random.standard_normal(total), 0.0))
         return names, np.stack(directions)
 
@@ -453,15 +452,9 @@ class _Problem:
             """|slope to the right - slope to the left|, and its rounding error."""
             below, here, above = (self._moved(u, t) for t in (-h, 0.0, h))
             second, size = above - 2 * here + below, np.abs(above) + 2 * np.abs(here)
-            parts = (
-                (second[row], size[row])
-                if isinstance(row, int)
-                else (
-                    row @ second,
-                    np.abs(row) @ size,
-                )
-            )
-            return abs(float(parts[0])) / h, ULP * abs(float(parts[1])) / h
+            if isinstance(row, int):
+                return abs(float(second[row])) / h, ULP * float(size[row]) / h
+            return abs(float(row @ second)) / h, ULP * float(np.abs(row) @ size) / h
 
         h = 1e-5 * self._reach(u)
         (wide, _), (narrow, rounding) = bend(10 * h), bend(h)
