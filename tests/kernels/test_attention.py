@@ -89,6 +89,16 @@ def test_a_query_that_sees_nothing_gets_zeros(instruction_set):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
+@pytest.mark.parametrize("time", [1, 40])
+def test_nan_reaches_the_queries_that_see_it(instruction_set, time):
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, time, 8), np.float32)
+    k = np.concatenate([k, np.full((1, 1, 1, 8), np.nan, np.float32)], axis=2)
+    v = np.concatenate([v, np.zeros((1, 1, 1, 8), np.float32)], axis=2)
+    forward = kernels.lookup("scaled_dot_product_attention")
+    assert np.isnan(forward(q, k, v)[0]).all()
+    assert np.isfinite(forward(q, k, v, causal=True)[0]).all()
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_packed_is_the_same_as_taken_apart(kv_heads):
     mt.manual_seed(0)

@@ -51,9 +51,7 @@ def test_nothing_is_found_with_the_widest_vectors(tmp_path):
     check(build(tmp_path, "g++", *AVX512, *flags))
 
 
-@pytest.mark.skipif(
-    platform.machine() == "aarch64", reason="this is ARM: the others ran on it"
-)
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this is ARM: the others ran on it")
 def test_arm(tmp_path):
     program = build(tmp_path, "aarch64-linux-gnu-g++", *PORTABLE, "-static")
     if not shutil.which("qemu-aarch64"):

@@ -14,6 +14,8 @@ static Scores<C> scores_of(const Array& q, const Array& k, const Array& v, const
             v.shape[3], C(numbers[0]), numbers[1] != 0, static_cast<long>(numbers[2]), {}};
 }
 
+constexpr long kFewQueries = 2;
+
 template <typename T>
 static void forward(const Array* arrays, const double* numbers) {
     using C = Compute<T>;
@@ -21,6 +23,26 @@ static void forward(const Array* arrays, const double* numbers) {
                 &lse = arrays[5];
     const Scores<C> s = scores_of<C>(q, k, v, numbers);
     const long heads = q.shape[1], kv_heads = k.shape[1], key_heads = k.shape[0] * kv_heads;
+    if (s.time_q <= kFewQueries) {
+        parallel_ranges(
+            q.shape[0] * heads, rows_per_piece(s.time_q * s.time_k * s.dim),
+            [&](long begin, long end) {
+                for (long i = begin; i < end; ++i) {
+                    const long batch = i / heads, head = i % heads;
+                    const long key_head = head / (heads / kv_heads);
+                    Scores<C> own = s;
+                    own.bias = head_of<const C>(bias, batch, head);
+                    const Head<const T> queries = head_of<const T>(q, batch, head);
+                    const Head<T> to = head_of<T>(out, batch, head);
+                    for (long t = 0; t < s.time_q; ++t)
+                        attend_alone<T>(own, t, queries.at(t, 0),
+                                        head_of<const T>(k, batch, key_head),
+                                        head_of<const T>(v, batch, key_head), to.at(t, 0),
+                                        lse.as<C>() + i * s.time_q + t);
+                }
+            });
+        return;
+    }
     const long size = PackedKeys<C>::size(s);
     C* memory = scratch<C>(7, key_heads * size);
     parallel_ranges(key_heads, rows_per_piece(s.time_k * s.dim), [&](long begin, long end) {

@@ -13,7 +13,7 @@
 // lies as the panel of B that the product with V wants. Backward, queries are down and keys across,
 // which is the panel that dV and dK want; dQ takes dS turned.
 //
-// Forward, threads take blocks of queries. Backward, they take heads of keys, with all the queries
+// Forward, threads take blocks of queries, or heads where there are but a few queries. Backward, they take heads of keys, with all the queries
 // that read from it, so that each sum has one order.
 
 #pragma once
@@ -132,7 +132,7 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     }
 
     for (long h = 0; h < 2; ++h) {
-        const Vector<C> inverse = total[h] > C(0) ? C(1) / total[h] : Vector<C>{};
+        const Vector<C> inverse = total[h] == C(0) ? Vector<C>{} : C(1) / total[h];
         for (long i = 0; i < s.value_dim; ++i) {
             C* at = sums + i * columns + h * lanes;
             store(at, load(at) * inverse);
@@ -140,7 +140,7 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     }
     for (long j = 0; j < count; ++j) {
         const C l = total[j / lanes][j % lanes];
-        lse[first + j] = l > 0 ? peak[j / lanes][j % lanes] + log_of(l) : kInfinity<C>;
+        lse[first + j] = l == 0 ? kInfinity<C> : peak[j / lanes][j % lanes] + log_of(l);
     }
     // Oᵀ turned: rows of queries.
     C* rows = block;
@@ -157,6 +157,52 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
                     store_part(to, load(rows + j * columns + d), rest);
             }
     }
+}
+
+// One query past all keys, which are read where they are: decoding, where nothing is read twice and
+// memory decides.
+template <typename T>
+void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<const T> k,
+                  Head<const T> v, T* out, Compute<T>* lse) {
+    using C = Compute<T>;
+    constexpr long lanes = Lanes<C>::count;
+    const long begin = s.first_key(query), end = s.end_of_keys(query);
+    C* weights = scratch<C>(0, end - begin + s.dim + s.value_dim + 3 * lanes);
+    C* scaled = weights + round_up(end - begin, lanes);
+    C* sums = scaled + round_up(s.dim, lanes);
+    for (long d = 0; d < s.dim; ++d) scaled[d] = load_one(q + d) * s.scale;
+
+    C peak = -kInfinity<C>;
+    for (long key = begin; key < end; ++key) {
+        const T* row = k.at(key, 0);
+        Vector<C> products{};
+        long d = 0;
+        for (; d + lanes <= s.dim; d += lanes) products += load(scaled + d) * load(row + d);
+        C score = sum_of_lanes<C>(products);
+        for (; d < s.dim; ++d) score += scaled[d] * load_one(row + d);
+        if (s.bias.data) score += *s.bias.at(query, key);
+        weights[key - begin] = score;
+        peak = score > peak ? score : peak;
+    }
+    const C shift = peak > -kInfinity<C> ? peak : C(0);
+    C total = 0;
+    for (long i = 0; i < end - begin; i += lanes) {
+        const long count = end - begin - i < lanes ? end - begin - i : lanes;
+        const Vector<C> e = exp_nonpositive<C>(load_part(weights + i, count, -kInfinity<C>) - shift);
+        store_part(weights + i, e, count);
+        total += sum_of_lanes<C>(e);
+    }
+    for (long d = 0; d < s.value_dim; ++d) sums[d] = 0;
+    for (long key = begin; key < end; ++key) {
+        const T* row = v.at(key, 0);
+        const C weight = weights[key - begin];
+        long d = 0;
+        for (; d + lanes <= s.value_dim; d += lanes)
+            store(sums + d, load(sums + d) + weight * load(row + d));
+        for (; d < s.value_dim; ++d) sums[d] += weight * load_one(row + d);
+    }
+    for (long d = 0; d < s.value_dim; ++d) store_one(out + d, total == 0 ? C(0) : sums[d] / total);
+    *lse = total == 0 ? kInfinity<C> : peak + log_of(total);
 }
 
 // Rows of `from` (count, width) with stride `stride` into a head, or added to it.
