@@ -58,6 +58,7 @@ from minitorch.random import Generator, manual_seed
 from minitorch.recomputation import checkpoint
 from minitorch.tensor import Tensor, attached, from_dlpack, from_numpy, tensor
 from minitorch.transforms import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
+from minitorch.vmap import vmap
 
 __version__ = "0.1.0"
 

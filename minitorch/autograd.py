@@ -49,6 +49,7 @@ class Node:
         goes there.
     signature: (shape, dtype) of each input; ((), None) for Python scalars.
     saved: position of the input (or OUT) -> what the rule asked to keep.
+    levels: the vmaps of which the result holds all samples, see `minitorch.vmap`.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Node:
         "extras",
         "freed",
         "hooks",
+        "levels",
         "meta",
         "number",
         "out_dtype",
@@ -81,6 +83,7 @@ class Node:
     out_shape: tuple[int, ...]
     out_dtype: np.dtype
     where: str | None
+    levels: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -167,6 +170,15 @@ class Recomputed:
         return self.segment.array(self.index)
 
 
+class Unfused(Exception):
+    """A fused kernel cannot take these arrays: the primitive's reference is computed instead."""
+
+
+def levels(array: Any) -> tuple[int, ...]:
+    """The vmaps of which the array holds all samples: none, for a plain array."""
+    return () if isinstance(array, np.ndarray) else getattr(array, "levels", ())
+
+
 def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
     """Compute primitive(*inputs, **meta) and record it if a gradient may be wanted.
 
@@ -193,6 +205,8 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
         array = arithmetic.copy().run(primitive.compute, arrays, meta)
     except ValueError as error:
         raise _misfit(primitive, arrays, error) from error
+    except Unfused:
+        return primitive.reference(*inputs, **meta)
     if primitive.saves_extras:
         array, extras = array
     else:
@@ -277,6 +291,7 @@ def _record(
     node.extras = extras
     node.out_shape = out.data.shape
     node.out_dtype = out.data.dtype
+    node.levels = levels(out.data)
     node.where = None
     node.saved = {}
     for position in primitive.saves(tuple(needs)):
@@ -330,7 +345,7 @@ def _check_nan(primitive: Any, arrays: Sequence[Any], out: Tensor) -> None:
 
 
 def _has_nan(x: Any) -> bool:
-    array = np.asarray(x)
+    array = np.asarray(getattr(x, "array", x))  # inside of vmap: all samples
     return backend.is_float(array.dtype) and bool(np.isnan(array).any())
 
 
@@ -447,6 +462,7 @@ def _sweep(
     useful = None if targets is None else _leading_to(nodes, targets)
     pending: dict[int, Tensor] = {}
     leaves: dict[int, Tensor] = {}
+    kept = {level for root, v in roots for level in levels(root.data) + levels(v.data)}
     owned: set[int] = set()  # leaves whose pending gradient nobody else holds
     found: dict[int, Tensor] = {}
     with set_grad_enabled(create_graph):
@@ -461,7 +477,7 @@ def _sweep(
             if targets is not None and id(node) in targets:
                 found[id(node)] = cotangent
             if useful is None or id(node) in useful:
-                _step(node, cotangent, pending, leaves, owned)
+                _step(node, cotangent, pending, leaves, owned, kept)
                 if not retain_graph:
                     node.free()
         for key, leaf in leaves.items():
@@ -512,6 +528,7 @@ def _step(
     pending: dict[int, Tensor],
     leaves: dict[int, Tensor],
     owned: set[int],
+    kept: set[int],
 ) -> None:
     anomaly = thread.mode.anomaly
     thread.mode.anomaly = (
@@ -531,6 +548,9 @@ def _step(
         if gradient is None:
             continue
         shape, dtype = node.signature[position]
+        if not isinstance(gradient.data, np.ndarray) and levels(gradient.data):
+            own = edge.levels if isinstance(edge, Node) else levels(edge.data)
+            gradient = gradient._sum_samples(kept.union(own))
         if gradient.data.shape != shape:
             gradient = gradient.sum_to(shape)
         if gradient.data.dtype != dtype:
@@ -578,7 +598,7 @@ def _send(
     before = pending.get(key)
     if before is None:
         pending[key] = gradient
-    elif thread.mode.record:
+    elif thread.mode.record or levels(before.data) or levels(gradient.data):
         pending[key] = before + gradient
     else:
         add = kernels.lookup("add", backend.device_of(before.data))
@@ -589,6 +609,12 @@ def _send(
 
 
 def _accumulate(leaf: Tensor, gradient: Tensor, owned: bool) -> None:
+    if not set(levels(gradient.data)) <= set(levels(leaf.data)):
+        raise GraphError(
+            "backward: inside of vmap each sample has its own gradient, which cannot go to the "
+            "`.grad` of a leaf that all samples share. Use minitorch.grad inside, or backward "
+            "outside of vmap"
+        )
     if leaf.grad is not None:
         leaf.grad = leaf.grad + gradient
     else:

@@ -139,8 +139,8 @@ def _outrank(higher: np.dtype | None, lower: np.dtype | None) -> np.dtype | None
 
 
 def device_of(array: Any) -> str:
-    """ "cpu" for a NumPy array, "cuda" for a CuPy array."""
-    return "cpu" if isinstance(array, np.ndarray) else "cuda"
+    """ "cpu" for a NumPy array, or those of all samples inside of vmap; "cuda" for a CuPy array."""
+    return "cpu" if isinstance(array, np.ndarray) or hasattr(array, "levels") else "cuda"
 
 
 def to_device(array: Any, device: str) -> Any:

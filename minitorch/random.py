@@ -6,6 +6,9 @@ many numbers an earlier call happened to consume. Source: Salmon et al. 2011, "P
 numbers: as easy as 1, 2, 3".
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -56,6 +59,8 @@ class Generator:
 
     def draw(self) -> np.random.Generator:
         """NumPy's generator for the next draw; advances the offset by one."""
+        if why := _forbidden.get():
+            raise ConfigError(why)
         counter = (0, 0, self.offset & _MASK, self.offset >> 64)
         self.offset += 1
         return np.random.Generator(
@@ -68,6 +73,19 @@ class Generator:
 
 default_generator = Generator(0)
 """What every random operation uses that is not given a generator."""
+
+
+_forbidden: ContextVar[str] = ContextVar("forbidden", default="")
+
+
+@contextmanager
+def forbidden(why: str) -> Iterator[None]:
+    """In the block a draw raises ConfigError(why)."""
+    token = _forbidden.set(why)
+    try:
+        yield
+    finally:
+        _forbidden.reset(token)
 
 
 def manual_seed(seed: int) -> Generator:

@@ -178,7 +178,7 @@ class Tensor(Methods):
         """The data as a NumPy array that shares memory (on the CPU)."""
         if self.requires_grad:
             raise GraphError("numpy: this tensor is on a tape; call detach().numpy()")
-        return backend.to_device(self.data, "cpu")
+        return np.asanyarray(backend.to_device(self.data, "cpu"))
 
     def item(self) -> Any:
         """The Python number in a tensor of one element."""

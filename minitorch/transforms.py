@@ -20,33 +20,10 @@ import numpy as np
 
 from minitorch import autograd, modes
 from minitorch.errors import ConfigError, DtypeError, GraphError, ShapeError
-from minitorch.ops.layout import stack
+from minitorch.ops.layout import cat
 from minitorch.tensor import Tensor, wrap
-
-Tree = Any
-Rebuild = Callable[[Sequence[Any]], Tree]
-
-
-def flatten(tree: Tree) -> tuple[list[Tensor], Rebuild]:
-    """The tensors of nested lists, tuples and dicts, and a function that puts others in place."""
-    if isinstance(tree, Tensor):
-        return [tree], lambda leaves: leaves[0]
-    if isinstance(tree, dict):
-        keys = list(tree)
-        leaves, rebuild_list = flatten([tree[key] for key in keys])
-        return leaves, lambda new: dict(zip(keys, rebuild_list(new), strict=True))
-    if isinstance(tree, (list, tuple)):
-        parts = [flatten(item) for item in tree]
-
-        def rebuild(new: Sequence[Any]) -> Tree:
-            rest = iter(new)
-            items = [build([next(rest) for _ in leaves]) for leaves, build in parts]
-            if hasattr(tree, "_fields"):
-                return type(tree)(*items)
-            return type(tree)(items)
-
-        return [leaf for leaves, _ in parts for leaf in leaves], rebuild
-    return [], lambda _: tree
+from minitorch.trees import Rebuild, Tree, flatten
+from minitorch.vmap import vmap
 
 
 def _stand_ins(tensors: Sequence[Tensor], operation: str) -> list[Tensor]:
@@ -212,65 +189,75 @@ def grad(f: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..
     return lambda *args: both(*args)[1]
 
 
-def jacobian(f: Callable[..., Any], *args: Tree, mode: str = "auto") -> Tree:
+def jacobian(f: Callable[..., Any], *args: Tree, mode: str = "auto", chunk_size: int = 64) -> Tree:
     """The Jacobian of f at args: result.shape == (*output.shape, *input.shape).
 
     For several inputs a tree like the arguments (a single argument stands alone), and for several
     outputs a tree like the result whose leaves are such trees.
-    mode: "reverse" builds it from rows, one sweep for each output element; "forward" from columns,
-    one for each input element; "auto" takes what needs fewer sweeps.
+    mode: "reverse" builds it from rows, one for each output element; "forward" from columns, one
+    for each input element; "auto" takes what there are fewer of.
+    chunk_size: how many rows or columns one sweep carries, by `vmap`: more are faster and take more
+    memory. With 1 there is no vmap, and rules may do what a batch does not allow.
     """
     if mode not in ("auto", "forward", "reverse"):
         raise ConfigError(f'jacobian: expected mode "auto", "forward" or "reverse"; got {mode!r}')
+    if chunk_size < 1:
+        raise ConfigError(f"jacobian: expected a chunk_size of at least 1; got {chunk_size}")
     tensors, rebuild = flatten(args)
     inputs = _stand_ins(tensors, "jacobian")
     outputs, rebuild_value = _outputs(_run(f, rebuild(inputs)), "jacobian")
     if mode == "auto":
         rows, columns = (sum(t.numel() for t in side) for side in (outputs, inputs))
         mode = "reverse" if rows <= columns else "forward"
-    sweep = _rows if mode == "reverse" else _columns
-    blocks = sweep(outputs, inputs, _continues(outputs, inputs))
+    build = _rows if mode == "reverse" else _columns
+    blocks = build(outputs, inputs, _continues(outputs, inputs), chunk_size)
     trees = [rebuild(row) for row in blocks]
     return rebuild_value([tree[0] if len(args) == 1 else tree for tree in trees])
 
 
-def _units(x: Tensor) -> list[Tensor]:
-    identity = np.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape)
-    return [wrap(row) for row in identity]
-
-
 def _rows(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], continues: bool
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], continues: bool, chunk_size: int
 ) -> list[list[Tensor]]:
     blocks = []
     for y in outputs:
-        rows = [_pull([y], inputs, [v], continues) for v in _units(y)]
+        rows = _of_units(lambda v: _pull([y], inputs, [v], continues), y, inputs, chunk_size)  # noqa: B023
         blocks.append(
-            [
-                stack([row[i] for row in rows]).reshape(*y.shape, *x.shape)
-                if rows
-                else wrap(np.zeros((*y.shape, *x.shape), x.dtype))
-                for i, x in enumerate(inputs)
-            ]
+            [row.reshape(*y.shape, *x.shape) for row, x in zip(rows, inputs, strict=True)]
         )
     return blocks
 
 
 def _columns(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], continues: bool
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], continues: bool, chunk_size: int
 ) -> list[list[Tensor]]:
-    blocks = []
-    for y in outputs:
-        row = []
-        for x in inputs:
-            columns = [_push(y, [x], [u], continues) for u in _units(x)]
-            row.append(
-                stack(columns, -1).reshape(*y.shape, *x.shape)
-                if columns
-                else wrap(np.zeros((*y.shape, *x.shape), x.dtype))
-            )
-        blocks.append(row)
+    blocks: list[list[Tensor]] = [[] for _ in outputs]
+    for x in inputs:
+        push = lambda u: [_push(y, [x], [u], continues) for y in outputs]  # noqa: B023, E731
+        columns = _of_units(push, x, outputs, chunk_size)
+        for block, column, y in zip(blocks, columns, outputs, strict=True):
+            block.append(column.movedim(0, -1).reshape(*y.shape, *x.shape))
     return blocks
+
+
+def _of_units(
+    sweep: Callable[[Tensor], list[Tensor]],
+    x: Tensor,
+    results: Sequence[Tensor],
+    chunk_size: int,
+) -> list[Tensor]:
+    """sweep(e) for each unit vector e of the shape of x, stacked: for each result (n, *shape)."""
+    n = x.numel()
+    if n == 0:
+        return [wrap(np.zeros((0, *y.shape), y.dtype)) for y in results]
+    chunks = []
+    for start in range(0, n, chunk_size):
+        count = min(chunk_size, n - start)
+        units = wrap(np.eye(count, n, start, dtype=x.dtype).reshape(count, *x.shape))
+        if count == 1:
+            chunks.append([y.unsqueeze(0) for y in sweep(units[0])])
+        else:
+            chunks.append(vmap(sweep)(units))
+    return [cat(parts) for parts in zip(*chunks, strict=True)]
 
 
 def hessian(f: Callable[..., Any], x: Tensor) -> Tensor:

@@ -293,9 +293,9 @@ _clamp = elementwise(
 def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
     inside = np.ones(x.shape, bool)
     if low is not None:
-        inside &= x.data >= low
+        inside = inside & (x.data >= low)
     if high is not None:
-        inside &= x.data <= high
+        inside = inside & (x.data <= high)
     return Tensor(inside.astype(x.dtype))
 
 

@@ -250,7 +250,7 @@ def _cross_entropy_reference(
     loss = loss.masked_fill(~kept, 0.0)
     if reduction == "none":
         return loss
-    return loss.sum() / (int(kept.sum()) if reduction == "mean" else 1)
+    return loss.sum() / (kept.sum() if reduction == "mean" else 1)
 
 
 _cross_entropy = fused(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minitorch import backend, kernels, modes
-from minitorch.autograd import apply
+from minitorch.autograd import apply, levels
 from minitorch.errors import DtypeError, GraphError, ShapeError
 from minitorch.ops.dims import one_dim
 from minitorch.ops.primitive import Primitive, linear, nondifferentiable
@@ -177,7 +177,7 @@ def _parse_key(operation: str, x: Tensor, key: Any) -> tuple[tuple[Any, ...], li
                 raise DtypeError(
                     f"{operation}: an index must be integers or bools; got {part.dtype}"
                 )
-            if part.ndim == 0 and part.dtype != backend.bool:
+            if part.ndim == 0 and part.dtype != backend.bool and not levels(part.data):
                 part = int(part.item())
             else:
                 slots.append(Slot(len(tensors)))

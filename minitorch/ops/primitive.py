@@ -24,17 +24,19 @@ Rules ignore broadcasting: the sweep sums a gradient down to the shape of its in
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from minitorch import autograd, backend, kernels, modes
-from minitorch.autograd import OUT, Node, apply
-from minitorch.errors import DtypeError, GraphError
+from minitorch.autograd import OUT, Node, apply, levels
+from minitorch.errors import DtypeError, GraphError, ShapeError
 from minitorch.tensor import Tensor, wrap
 
 registry: dict[str, "Primitive"] = {}
@@ -57,7 +59,10 @@ class Sample:
 
 
 class Rule:
-    """A derivative rule, and how to fetch from a node what its signature asks for."""
+    """A derivative rule, and how to fetch from a node what its signature asks for.
+
+    arrays: it is a kernel, on arrays in place of Tensors. defaults: of options left out of a call.
+    """
 
     def __init__(
         self,
@@ -65,22 +70,41 @@ class Rule:
         inputs: Sequence[str],
         extras: Sequence[str] = (),
         arrays: bool = False,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ):
         names = list(inspect.signature(function).parameters)
         self.function = function
+        self.arrays = arrays
         self.saves = tuple(
             OUT if name == "out" else inputs.index(name)
             for name in names
             if name == "out" or name in inputs
         )
-        self._fetch = [_fetcher(name, inputs, extras, arrays) for name in names]
+        self._fetch = [_fetcher(name, inputs, extras, arrays, defaults) for name in names]
 
     def __call__(self, node: Node, cotangent: Any) -> Any:
-        return self.function(*[fetch(node, cotangent) for fetch in self._fetch])
+        result = self.function(*[fetch(node, cotangent) for fetch in self._fetch])
+        if result is None or isinstance(result, np.ndarray):
+            kind = "None" if result is None else "an array"
+            wanted = (
+                "a backward kernel returns a tuple of arrays, one for each input"
+                if self.arrays
+                else "a rule is made of Tensor operations and returns a Tensor"
+            )
+            raise GraphError(f"{node.name}: the derivative rule returned {kind}; {wanted}")
+        return result
+
+
+_FREE = ("shape", "shapes", "needs")  # what a rule may ask for at no cost
+_REQUIRED = inspect.Parameter.empty
 
 
 def _fetcher(
-    name: str, inputs: Sequence[str], extras: Sequence[str], arrays: bool
+    name: str,
+    inputs: Sequence[str],
+    extras: Sequence[str],
+    arrays: bool,
+    defaults: Mapping[str, Any],
 ) -> Callable[[Node, Any], Any]:
     if name == "grad":
         return lambda node, cotangent: cotangent
@@ -99,6 +123,8 @@ def _fetcher(
         if arrays:
             return lambda node, _: _raw(node.input(position))
         return lambda node, _: node.input(position)
+    if name in defaults:
+        return lambda node, _: node.meta.get(name, defaults[name])
     return lambda node, _: node.meta[name]
 
 
@@ -151,6 +177,7 @@ class Primitive:
         self.forward = forward
         self.inputs = tuple(inputs) if inputs is not None else _positional(forward)
         self.variadic = len(self.inputs) == 1 and self.inputs[0].startswith("*")
+        self._counts = range(1, sys.maxsize if self.variadic else len(self.inputs) + 1)
         self.formula = formula
         self.jacobian = jacobian
         self.samples = samples
@@ -167,10 +194,16 @@ class Primitive:
             caller = caller.f_back  # type: ignore[union-attr]
         self.module = caller.f_globals["__name__"]  # type: ignore[union-attr]
         if name in registry and registry[name].module != self.module:
-            raise GraphError(f"primitive: the name {name!r} is taken by {registry[name].module}")
+            raise GraphError(
+                f"primitive: the name {name!r} is taken by {registry[name].module}; choose another"
+            )
         registry[name] = self
 
     def __call__(self, *inputs: Any, **meta: Any) -> Tensor:
+        if len(inputs) not in self._counts:
+            raise ShapeError(
+                f"{self.name}: expected the inputs ({', '.join(self.inputs)}); got {len(inputs)}"
+            )
         return apply(self, promote(inputs, self.floating), meta)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -183,19 +216,22 @@ class Primitive:
         return f"<{self.structure} primitive {self.name}>"
 
     def compute(self, arrays: Sequence[Any], meta: dict[str, Any]) -> Any:
-        """forward(*arrays), in float32 and rounded once where the arrays are half precision."""
-        if self.moves_data:
-            return self.forward(*arrays, **meta)
+        """forward(*arrays), in float32 and rounded once where the arrays are half precision.
+
+        An array that holds all samples of a vmap computes the result for each of them.
+        """
+        half = None
         for array in arrays:
-            if (
-                isinstance(array, np.ndarray)
-                and array.itemsize == 2
-                and backend.half_precision(array.dtype)
-            ):
-                if self.kernel and kernels.takes_half(self.kernel, array.dtype):
-                    break
-                return in_float32(self.forward, arrays, meta, array.dtype)
-        return self.forward(*arrays, **meta)
+            if isinstance(array, ndarray):
+                if array.itemsize == 2 and backend.half_precision(array.dtype):
+                    half = array.dtype
+            elif hasattr(array, "levels"):
+                return array.compute(self, arrays, meta)
+        if half is None or self.moves_data:
+            return self.forward(*arrays, **meta)
+        if self.kernel and kernels.takes_half(self.kernel, half):
+            return self.forward(*arrays, **meta)
+        return in_float32(self.forward, arrays, meta, half)
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         """Which inputs (and OUT) to keep when these inputs need gradients."""
@@ -209,8 +245,35 @@ class Primitive:
         """J u: the tangent of the result, from those of the inputs (None is zero)."""
         raise NotImplementedError
 
+    def _rule(self, function: Callable[..., Any] | None, arrays: bool = False) -> Rule | None:
+        """The function as a rule; None, for an input without a derivative, stays None."""
+        if function is None:
+            return None
+        options = _options(self.forward)
+        known = {*_FREE, "grad", "out", *self.inputs, *self.extras, *options}
+        unknown = [name for name in inspect.signature(function).parameters if name not in known]
+        if unknown:
+            raise GraphError(
+                f"{self.name}: a derivative rule asks for {', '.join(unknown)}, which is not to be "
+                f"had. Its parameters can be grad, out, {', '.join(_FREE)}, the inputs "
+                f"({', '.join(self.inputs)}), and the forward function's keyword-only options "
+                f"({', '.join(options) or 'it has none'})"
+            )
+        defaults = {name: value for name, value in options.items() if value is not _REQUIRED}
+        return Rule(function, self.inputs, self.extras, arrays, defaults)
+
+    def _rules(self, functions: Sequence[Any], least: int) -> list[Any]:
+        """Rules for the first inputs, at least so many."""
+        if not least <= len(functions) <= len(self.inputs):
+            raise GraphError(
+                f"{self.name}: expected a derivative rule for each of the inputs "
+                f"({', '.join(self.inputs)}); got {len(functions)}. Give None for an input without "
+                "a derivative, and make an option of the forward function keyword-only"
+            )
+        return [self._rule(function) for function in functions]
+
     def _needs_rule(self, rules: Sequence[Rule | None], position: int) -> Rule:
-        rule = rules[position]
+        rule = rules[position] if position < len(rules) else None
         if rule is None:
             raise GraphError(
                 f"{self.name}: no derivative is defined with respect to its input "
@@ -227,6 +290,16 @@ def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is not parameter.KEYWORD_ONLY
     )
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Any]:
+    if isinstance(function, np.ufunc):
+        return {}
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
 def in_float32(
@@ -314,7 +387,7 @@ class Elementwise(Primitive):
 
     def __init__(self, name: str, forward: Callable[..., Any], *derivatives: Any, **options: Any):
         super().__init__(name, forward, **options)
-        self.rules = [rule and Rule(rule, self.inputs) for rule in derivatives]
+        self.rules = self._rules(derivatives, len(self.inputs))
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         return _union(self._needs_rule(self.rules, i).saves for i, need in enumerate(needs) if need)
@@ -343,7 +416,7 @@ class Linear(Primitive):
 
     def __init__(self, name: str, forward: Callable[..., Any], *transpose: Any, **options: Any):
         super().__init__(name, forward, **options)
-        self.rules = [Rule(rule, self.inputs) for rule in transpose]
+        self.rules = self._rules(transpose, 1)
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         if self.variadic:
@@ -380,12 +453,14 @@ class Bilinear(Primitive):
 
     def __init__(self, name: str, forward: Callable[..., Any], *transposes: Any, **options: Any):
         super().__init__(name, forward, **options)
-        self.rules = [] if self.variadic else [Rule(rule, self.inputs) for rule in transposes]
+        self.rules = [] if self.variadic else self._rules(transposes, len(self.inputs))
         self.joint = transposes[0] if self.variadic else None
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         if not self.variadic:
-            return _union(rule.saves for rule, need in zip(self.rules, needs, strict=True) if need)
+            return _union(
+                self._needs_rule(self.rules, i).saves for i, need in enumerate(needs) if need
+            )
         return tuple(i for i in range(len(needs)) if any(needs[:i]) or any(needs[i + 1 :]))
 
     def vjp(self, node: Node, cotangent: Tensor) -> Sequence[Tensor | None]:
@@ -430,8 +505,8 @@ class General(Primitive):
         **options: Any,
     ):
         super().__init__(name, forward, **options)
-        self.rules = [Rule(rule, self.inputs, self.extras) for rule in vjp]
-        self.backward = backward and Rule(backward, self.inputs, self.extras, arrays=True)
+        self.rules = self._rules(vjp, 1)
+        self.backward = self._rule(backward, arrays=True)
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         rules = [self._needs_rule(self.rules, i) for i, need in enumerate(needs) if need]
@@ -440,7 +515,7 @@ class General(Primitive):
         )
 
     def vjp(self, node: Node, cotangent: Tensor) -> Sequence[Tensor | None]:
-        if self.backward is not None and not modes.is_grad_enabled():
+        if self.backward is not None and not _wants_rule(node, cotangent):
             return _run_backward(self.backward, node, cotangent)
         return [
             None if edge is None else rule(node, cotangent)
@@ -489,17 +564,18 @@ class Fused(Primitive):
     ):
         super().__init__(name, forward, **options)
         self.reference = reference
-        self.kernel_rule = self.backward = Rule(backward, self.inputs, self.extras, arrays=True)
+        self.kernel_rule = self.backward = self._rule(backward, arrays=True)
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         return (*range(len(needs)), *(p for p in self.kernel_rule.saves if p == OUT))
 
     def vjp(self, node: Node, cotangent: Tensor) -> Sequence[Tensor | None]:
-        if not modes.is_grad_enabled():
+        if not _wants_rule(node, cotangent):
             return _run_backward(self.kernel_rule, node, cotangent)
+        recorded = modes.is_grad_enabled()
         out, inputs = self._replay(node)
         wanted = [x for x, edge in zip(inputs, node.edges, strict=True) if edge is not None]
-        found = iter(autograd.grad(out, wanted, cotangent, create_graph=True, allow_unused=True))
+        found = iter(autograd.grad(out, wanted, cotangent, None, recorded, allow_unused=True))
         return [None if edge is None else next(found) for edge in node.edges]
 
     def jvp(self, node: Node, tangents: Sequence[Tensor | None]) -> Tensor | None:
@@ -528,6 +604,11 @@ class Nondifferentiable(Primitive):
     def __init__(self, name: str, forward: Callable[..., Any], *, why: str, **options: Any):
         super().__init__(name, forward, **options)
         self.why = why
+
+
+def _wants_rule(node: Node, cotangent: Tensor) -> bool:
+    """Whether Tensor operations are needed: for a graph of the gradient, or for samples of vmap."""
+    return modes.is_grad_enabled() or bool(node.levels or levels(cotangent.data))
 
 
 def _run_backward(rule: Rule, node: Node, cotangent: Tensor) -> list[Tensor | None]:

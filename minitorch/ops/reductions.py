@@ -124,7 +124,7 @@ def cumsum(x: Tensor, dim: int) -> Tensor:
 
 def _prod_vjp(grad: Tensor, x: Tensor, dim: int) -> Tensor:
     """The product of all others, from running products before and after: right with zeros too."""
-    ones = Tensor(np.ones_like(x.data.take([0], dim)))
+    ones = Tensor(np.ones((*x.shape[:dim], 1, *x.shape[dim + 1 :]), x.dtype))
     n = x.shape[dim]
     before, after = [ones], [ones]
     for i in range(n - 1):
