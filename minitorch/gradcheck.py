@@ -69,7 +69,7 @@ CONVERGED = 1e-3  # differences that agree no better than this prove nothing
 ULP = float(np.finfo(np.float64).eps)
 HIDDEN = 1e-2  # a value of which rounding errors could hide so large a part is not resolved
 SAFETY = 16.0  # measured rounding errors of f are believed within this factor
-NOISE_SHARE = 1e-12  # no more of the largest entry can be noise that `_noise` has missed
+NOISE_SHARE = 1e-9  # no more of the largest entry passes for noise after a first comparison
 NUDGES, NUDGE = 3, 16 * ULP  # the last digits are moved so often and so far, relative to x
 AMPLIFICATION = 8.0  # rounding errors are so many times the largest change that this makes
 
@@ -272,8 +272,10 @@ class _Problem:
         reverse = self.reverse(point, rows)
         where = lambda k, entry: f"input {names[k]}, output entry {entry}"  # noqa: E731
         numeric, error = self._differences(columns, forward)
-        forward_inexact = cache(lambda: self._rounding(self.forward, columns))
-        reverse_inexact = cache(lambda: np.abs(columns) @ self._rounding(self.reverse, rows).T)
+        forward_inexact = cache(lambda: _tiny(self._rounding(self.forward, columns), forward))
+        reverse_inexact = cache(
+            lambda: np.abs(columns) @ _tiny(self._rounding(self.reverse, rows), reverse).T
+        )
         scatter = cache(lambda: self._scatter(columns, forward, numeric))
         self._compare(
             report,
@@ -429,17 +431,13 @@ class _Problem:
     def _scatter(
         self, directions: np.ndarray, analytic: np.ndarray, numeric: np.ndarray
     ) -> np.ndarray:
-        """How the differences move with the last digits of the point.
-
-        At a jump of f they move far. What counts as noise is tiny beside the Jacobian, too.
-        """
-        largest = np.max(np.abs(numeric), initial=0.0, where=np.isfinite(numeric))
+        """How the differences move with the last digits of the point."""
         twin = copy(self)
         changes = []
         for _ in range(NUDGES):
             twin.flat = self._nudge(self.flat)
             changes.append(np.abs(twin._differences(directions, analytic)[0] - numeric))
-        return np.minimum(AMPLIFICATION * np.max(changes, axis=0), NOISE_SHARE * largest)
+        return _tiny(AMPLIFICATION * np.max(changes, axis=0), numeric)
 
     def _rounding(
         self,
@@ -589,15 +587,12 @@ class _Problem:
         """
 
         def inexact() -> np.ndarray:
-            ways = [(graph, order) for graph in (False, True) for order in _ORDERS]
-            return np.max(
-                [
-                    self._rounding(lambda x, v: self.reverse(x, v, *way), cotangents, point)
-                    for point in points
-                    for way in ways
-                ],
-                axis=0,
-            )
+            def measured(graph: bool, order: Literal["C", "F"]) -> list[np.ndarray]:
+                sweep = lambda x, v: self.reverse(x, v, graph, order)  # noqa: E731
+                return [self._rounding(sweep, cotangents, point) for point in points]
+
+            ways = [measured(graph, order) for graph in (False, True) for order in _ORDERS]
+            return np.max(ways, axis=(0, 1))
 
         self._compare(
             report,
@@ -753,6 +748,12 @@ def _split(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarr
         parts.append(flat[start:end].reshape(shape))
         start = end
     return parts
+
+
+def _tiny(noise: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The noise, as far as it is tiny beside the largest value: at a jump all values move far."""
+    largest = np.max(np.abs(values), initial=0.0, where=np.isfinite(values))
+    return np.minimum(noise, NOISE_SHARE * largest)
 
 
 def _sizes(x: np.ndarray) -> np.ndarray:

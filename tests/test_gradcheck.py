@@ -209,6 +209,12 @@ def test_functions_that_long_steps_misjudge(f):
     assert gradcheck(f, mt.tensor([0.01, 1.0, np.pi], dtype="float64"), order=2).ok
 
 
+@pytest.mark.parametrize("f", [lambda x: x.round(), lambda x: x.round() * x])
+def test_a_jump_is_found_by_both_sweeps(f):
+    report = gradcheck(f, mt.tensor([0.5, 1.3], dtype="float64"), raise_exception=False)
+    assert {"forward", "reverse"} <= {finding.check for finding in report.findings}
+
+
 def test_a_small_kink_is_a_kink():
     report = gradcheck(
         lambda x: x.relu() * Tensor(np.array([1.0, 1e-7])),
