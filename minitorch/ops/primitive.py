@@ -97,6 +97,7 @@ class Rule:
 
 _FREE = ("shape", "shapes", "needs")  # what a rule may ask for at no cost
 _REQUIRED = inspect.Parameter.empty
+_ANY = "**"
 
 
 def _fetcher(
@@ -177,7 +178,8 @@ class Primitive:
         self.forward = forward
         self.inputs = tuple(inputs) if inputs is not None else _positional(forward)
         self.variadic = len(self.inputs) == 1 and self.inputs[0].startswith("*")
-        self._counts = range(1, sys.maxsize if self.variadic else len(self.inputs) + 1)
+        many = any(x.startswith("*") for x in self.inputs)
+        self._counts = range(1, sys.maxsize if many else len(self.inputs) + 1)
         self.formula = formula
         self.jacobian = jacobian
         self.samples = samples
@@ -245,17 +247,14 @@ class Primitive:
         """J u: the tangent of the result, from those of the inputs (None is zero)."""
         raise NotImplementedError
 
-    def _rule(self, function: Callable[..., Any] | None, arrays: bool = False) -> Rule | None:
-        """The function as a rule; None, for an input without a derivative, stays None."""
-        if function is None:
-            return None
+    def _rule(self, function: Callable[..., Any], arrays: bool = False) -> Rule:
         options = _options(self.forward)
         known = {*_FREE, "grad", "out", *self.inputs, *self.extras, *options}
         unknown = [name for name in inspect.signature(function).parameters if name not in known]
-        if unknown:
-            raise GraphError(
-                f"{self.name}: a derivative rule asks for {', '.join(unknown)}, which is not to be "
-                f"had. Its parameters can be grad, out, {', '.join(_FREE)}, the inputs "
+        if unknown and _ANY not in options:
+            raise self._refusal(
+                f"a derivative rule asks for {', '.join(unknown)}, which is not to be had. Its "
+                f"parameters can be grad, out, {', '.join(_FREE)}, the inputs "
                 f"({', '.join(self.inputs)}), and the forward function's keyword-only options "
                 f"({', '.join(options) or 'it has none'})"
             )
@@ -263,14 +262,19 @@ class Primitive:
         return Rule(function, self.inputs, self.extras, arrays, defaults)
 
     def _rules(self, functions: Sequence[Any], least: int) -> list[Any]:
-        """Rules for the first inputs, at least so many."""
+        """Rules for the first inputs, at least so many; None stays None: there is no derivative."""
         if not least <= len(functions) <= len(self.inputs):
-            raise GraphError(
-                f"{self.name}: expected a derivative rule for each of the inputs "
-                f"({', '.join(self.inputs)}); got {len(functions)}. Give None for an input without "
-                "a derivative, and make an option of the forward function keyword-only"
+            raise self._refusal(
+                f"expected a derivative rule for each of the inputs ({', '.join(self.inputs)}); "
+                f"got {len(functions)}. Give None for an input without a derivative, and make an "
+                "option of the forward function keyword-only"
             )
-        return [self._rule(function) for function in functions]
+        return [function and self._rule(function) for function in functions]
+
+    def _refusal(self, message: str) -> GraphError:
+        """The error of a definition that cannot be used; its name is free again."""
+        del registry[self.name]
+        return GraphError(f"{self.name}: {message}")
 
     def _needs_rule(self, rules: Sequence[Rule | None], position: int) -> Rule:
         rule = rules[position] if position < len(rules) else None
@@ -293,13 +297,14 @@ def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters and their defaults; _ANY, where others are taken too."""
     if isinstance(function, np.ufunc):
         return {}
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    parameters = inspect.signature(function).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        options[_ANY] = _REQUIRED
+    return options
 
 
 def in_float32(
@@ -416,7 +421,7 @@ class Linear(Primitive):
 
     def __init__(self, name: str, forward: Callable[..., Any], *transpose: Any, **options: Any):
         super().__init__(name, forward, **options)
-        self.rules = self._rules(transpose, 1)
+        self.rules = self._rules(transpose, 0)
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         if self.variadic:
@@ -506,7 +511,7 @@ class General(Primitive):
     ):
         super().__init__(name, forward, **options)
         self.rules = self._rules(vjp, 1)
-        self.backward = self._rule(backward, arrays=True)
+        self.backward = backward and self._rule(backward, arrays=True)
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         rules = [self._needs_rule(self.rules, i) for i, need in enumerate(needs) if need]
