@@ -21,7 +21,8 @@ class Conv1d(Module):
     """(batch, in_channels, time) -> (batch, out_channels, out_time).
 
     weight: (out_channels, in_channels / groups, kernel_size); bias: (out_channels,) or None. Both
-    start uniform over ±1 / sqrt(fan_in), as in PyTorch.
+    start uniform over ±1 / sqrt(fan_in), as in PyTorch. dilation: the distance of neighbouring
+    elements of the kernel in x.
     """
 
     spatial = 1
@@ -33,6 +34,7 @@ class Conv1d(Module):
         kernel_size: int | tuple[int, ...],
         stride: int | tuple[int, ...] = 1,
         padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
         bias: bool = True,
         dtype: np.dtype = DEFAULT_FLOAT,
@@ -45,7 +47,8 @@ class Conv1d(Module):
             )
         kernel = (kernel_size,) * self.spatial if isinstance(kernel_size, int) else kernel_size
         shape = (out_channels, in_channels // groups, *kernel)
-        self.stride, self.padding, self.groups = stride, padding, groups
+        self.stride, self.padding = stride, padding
+        self.dilation, self.groups = dilation, groups
         self.weight = Parameter(np.empty(shape, as_dtype(dtype)))
         self.bias = Parameter(np.empty(out_channels, as_dtype(dtype))) if bias else None
         bound = 1 / math.sqrt(init.fans(self.weight)[0])
@@ -53,13 +56,15 @@ class Conv1d(Module):
             init.uniform_(param, -bound, bound, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+        options = self.stride, self.padding, self.dilation, self.groups
+        return F.conv1d(x, self.weight, self.bias, *options)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, *kernel = self.weight.shape
         return (
             f"{in_channels * self.groups}, {out_channels}, kernel_size={tuple(kernel)}, "
-            f"stride={self.stride}, padding={self.padding}, groups={self.groups}"
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"groups={self.groups}"
         )
 
 
@@ -69,4 +74,5 @@ class Conv2d(Conv1d):
     spatial = 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+        options = self.stride, self.padding, self.dilation, self.groups
+        return F.conv2d(x, self.weight, self.bias, *options)

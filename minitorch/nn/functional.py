@@ -4,6 +4,10 @@ What is an operation of the engine is only named here; the rest are short compos
 In PyTorch: torch.nn.functional.
 """
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
@@ -20,7 +24,8 @@ from minitorch.ops.fused import (
 )
 from minitorch.ops.general import log_softmax, logsumexp, softmax
 from minitorch.ops.indexing import embedding, one_hot
-from minitorch.ops.layout import pad, where
+from minitorch.ops.layout import pad as pad_with_constant
+from minitorch.ops.layout import where
 from minitorch.tensor import Tensor
 
 __all__ = [
@@ -60,6 +65,61 @@ __all__ = [
 def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
     """x divided by its p-norm along dim, or by eps where the norm is less."""
     return x / x.norm(p, dim, keepdim=True).clamp(min=eps)
+
+
+_CONTINUED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "reflect": lambda at, length: length - 1 - np.abs(length - 1 - np.abs(at)),
+    "replicate": lambda at, length: np.clip(at, 0, length - 1),
+    "circular": lambda at, length: at % length,
+}
+"""Which element stands at places -before, ..., length + after - 1 of a padded dimension."""
+
+
+def pad(
+    x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
+    """x with margins. pad: (before, after) of the last dimension, then of the one before it, ...
+
+    mode says what is in them: "constant", value, or 0; "reflect", x mirrored at its edge, which is
+    not repeated; "replicate", the edge; "circular", x from its other end. Raises ConfigError for
+    other modes, ShapeError where a margin is negative (slice instead) or needs more of x than
+    there is: more than length - 1 elements to reflect, or than length to go around.
+    In PyTorch: torch.nn.functional.pad, which wants a dimension of channels for all but "constant".
+    """
+    if mode == "constant":
+        return pad_with_constant(x, pad, 0.0 if value is None else value)
+    if mode not in _CONTINUED:
+        modes = ", ".join(map(repr, _CONTINUED))
+        raise ConfigError(f"pad: expected mode 'constant', {modes}; got {mode!r}")
+    if value is not None:
+        raise ConfigError(f"pad: mode {mode!r} takes no value; got {value!r}. Leave it out")
+    if len(pad) % 2 or len(pad) > 2 * x.ndim:
+        raise ShapeError(
+            f"pad: expected pairs of widths of at most {x.ndim} dimensions; got {tuple(pad)}"
+        )
+    for i in range(0, len(pad), 2):
+        dim = x.ndim - 1 - i // 2
+        x = _continue(x, dim, (pad[i], pad[i + 1]), mode)
+    return x
+
+
+def _continue(x: Tensor, dim: int, margin: tuple[int, int], mode: str) -> Tensor:
+    length = x.shape[dim]
+    most = {"reflect": max(length - 1, 0), "circular": length}.get(mode)
+    if min(margin) < 0 or (length == 0 and max(margin) > 0):
+        raise ShapeError(
+            f"pad: expected widths that are not negative and something to pad with; got {margin} "
+            f"for dimension {dim}, of length {length}"
+        )
+    if most is not None and max(margin) > most:
+        raise ShapeError(
+            f"pad: mode {mode!r} can add at most {most} elements on each side of dimension {dim}, "
+            f"of length {length}; got {margin}. Pad twice, or by mode 'replicate'"
+        )
+    if margin == (0, 0):
+        return x
+    places = np.arange(-margin[0], length + margin[1])
+    return x.index_select(dim, Tensor(_CONTINUED[mode](places, length)))
 
 
 def mse_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:

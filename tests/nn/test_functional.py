@@ -42,6 +42,42 @@ def test_linear():
         F.linear(mt.from_numpy(x), mt.zeros(4, 5))
 
 
+def test_pad():
+    x = rand(2, 3)
+    for mode, theirs in [("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap")]:
+        expected = np.pad(x, ((1, 0), (2, 1)), theirs)
+        np.testing.assert_array_equal(value(F.pad, x, pad=(2, 1, 1, 0), mode=mode), expected)
+        assert_slope(lambda t, mode=mode: F.pad(t, (2, 1, 1, 0), mode), x)
+    expected = np.pad(x, ((0, 0), (2, 1)), constant_values=7)
+    np.testing.assert_array_equal(value(F.pad, x, pad=(2, 1), value=7), expected)
+    tensor = mt.zeros(2, 3)
+    assert F.pad(tensor, (0, 0), "circular") is tensor
+
+
+@pytest.mark.parametrize(
+    ("shape", "widths", "mode", "message"),
+    [
+        ((2, 3), (0, 3), "reflect", "at most 2 elements on each side of dimension 1"),
+        ((2, 3), (0, 0, 3, 0), "circular", "at most 2 elements on each side of dimension 0"),
+        ((2, 3), (-1, 0), "replicate", "not negative"),
+        ((2, 0), (1, 0), "replicate", "something to pad with"),
+        ((2, 3), (1,), "reflect", "pairs of widths"),
+        ((2, 3), (1, 1, 1, 1, 1, 1), "reflect", "at most 2 dimensions"),
+        ((2, 3), (1, 1, 1), "constant", "pairs of widths"),
+    ],
+)
+def test_pad_refuses_what_does_not_fit(shape, widths, mode, message):
+    with pytest.raises(ShapeError, match=f"pad.*{message}"):
+        F.pad(mt.zeros(*shape), widths, mode)
+
+
+def test_pad_knows_its_modes():
+    with pytest.raises(ConfigError, match="'constant', 'reflect', 'replicate', 'circular'"):
+        F.pad(mt.zeros(3), (1, 1), "edge")
+    with pytest.raises(ConfigError, match="'reflect' takes no value"):
+        F.pad(mt.zeros(3), (1, 1), "reflect", 1.0)
+
+
 def test_mse_loss():
     x, target = rand(3, 4), rand(3, 4, seed=1)
     squares = (x - target) ** 2

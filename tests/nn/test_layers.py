@@ -143,6 +143,9 @@ def test_convolutions_hold_their_options():
     x = rand(2, 4, 7, 8)
     out = nn.functional.conv2d(mt.from_numpy(x), layer.weight, layer.bias, stride=(2, 1), padding=1)
     np.testing.assert_array_equal(apply(layer, x), out.detach().numpy())
+    layer = randomise(nn.Conv1d(4, 6, 3, dilation=4))
+    assert apply(layer, rand(2, 4, 9)).shape == (2, 6, 1)
+    assert "dilation=4" in repr(layer)
     with pytest.raises(ConfigError, match="groups"):
         nn.Conv1d(4, 6, 3, groups=4)
 

@@ -51,6 +51,8 @@ MODULES = [
     ("Conv1d", (4, 6, 3), {"stride": 2, "padding": 1, "groups": 2}, (2, 4, 9)),
     ("Conv2d", (4, 6, (3, 2)), {"stride": (2, 1), "padding": 1}, (2, 4, 7, 8)),
     ("Conv2d", (4, 8, 3), {"groups": 4, "bias": False}, (2, 4, 7, 8)),
+    ("Conv1d", (4, 6, 3, 1, 2, 3), {}, (2, 4, 9)),
+    ("Conv2d", (4, 6, (3, 2)), {"padding": 1, "dilation": (2, 3), "groups": 2}, (2, 4, 7, 8)),
     ("GELU", (), {}, (3, 4)),
     ("GELU", (), {"approximate": "tanh"}, (3, 4)),
     ("SiLU", (), {}, (3, 4)),
@@ -103,6 +105,19 @@ FUNCTIONS = [
     ("leaky_relu", [rand(3, 4)], {"negative_slope": 0.2}),
     ("log_softmax", [rand(3, 4)], {"dim": 0}),
     ("pad", [rand(3, 4)], {"pad": (1, 2, 0, 3)}),
+    ("pad", [rand(3, 4)], {"pad": (1, 2), "value": 2.5}),
+    *[
+        ("pad", [rand(*shape)], {"pad": widths, "mode": mode})
+        for mode in ("reflect", "replicate", "circular")
+        for shape, widths in [
+            ((2, 3, 5), (4, 2)),
+            ((3, 5), (0, 3)),
+            ((2, 2, 4, 3), (1, 2, 3, 0)),
+            ((1, 2, 3, 4, 2), (1, 1, 2, 3, 0, 2)),
+        ]
+    ],
+    ("pad", [rand(2, 3, 2)], {"pad": (9, 5), "mode": "replicate"}),
+    ("pad", [rand(2, 3, 2)], {"pad": (2, 2), "mode": "circular"}),
 ]
 
 
