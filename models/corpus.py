@@ -44,6 +44,9 @@ class Corpus:
 def prepare(config: TrainConfig, tokenizer: Path | None = None) -> Corpus:
     """Read the configured text, or token file, and cut it into tokens.
 
+    A "bpe" tokenizer learns from the training part alone, the text without the last val_fraction
+    of its characters: merges chosen with the validation text in view would flatter its loss. It
+    spells what it has not seen in bytes. (An alphabet of characters is that of the whole text.)
     tokenizer: the file of one to use in place of what the configuration says: that of a run which
     goes on. Raises DataError where the text cannot be read, is too short, or holds what the
     tokenizer cannot express.
@@ -60,9 +63,24 @@ def prepare(config: TrainConfig, tokenizer: Path | None = None) -> Corpus:
             )
     else:
         text = load_text(config.data)
+        if config.tokenizer == "bpe":
+            return _bpe_corpus(config, name, text, tokenizer)
         chosen = load_tokenizer(tokenizer) if tokenizer else _make_tokenizer(config, text)
         ids = chosen.encode_array(text)
     return Corpus(name, chosen, *split_tokens(ids, config.val_fraction, config.block_size))
+
+
+def _bpe_corpus(config: TrainConfig, name: str, text: str, tokenizer: Path | None) -> Corpus:
+    """The text is cut before there are tokens, so that the tokenizer learns from one part."""
+    cut = len(text) - round(len(text) * config.val_fraction)
+    if tokenizer:
+        chosen = load_tokenizer(tokenizer)
+    else:
+        chosen = BPETokenizer.train(text[:cut], config.vocab_size)
+    train, validation = (chosen.encode_array(part) for part in (text[:cut], text[cut:]))
+    ids = np.concatenate([train, validation])
+    fraction = len(validation) / max(len(ids), 1)
+    return Corpus(name, chosen, *split_tokens(ids, fraction, config.block_size))
 
 
 def _make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
@@ -71,8 +89,6 @@ def _make_tokenizer(config: TrainConfig, text: str) -> Tokenizer:
             return CharTokenizer.train(text)
         case "byte":
             return ByteTokenizer()
-        case "bpe":
-            return BPETokenizer.train(text, config.vocab_size)
         case _:
             return load_tokenizer(_tokenizer_file(config))
 

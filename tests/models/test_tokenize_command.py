@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from minitorch.data import open_tokens
-from minitorch.tokenizers import load
+from minitorch.errors import DataError
+from minitorch.tokenizers import BPETokenizer, load
 from models import checkpoints
+from models.config import TrainConfig
 from models.corpus import prepare
 
 from .conftest import TEXT
@@ -83,9 +85,33 @@ def test_bad_arguments(cli, tmp_path, monkeypatch, arguments, code, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_corpus_says_what_its_tokens_are(text_file, trained):
-    from models.config import TrainConfig
+@pytest.mark.parametrize("ending", ["ZZZZZZZZ é 日本 " * 40, "plain words, and then some " * 20])
+def test_bpe_learns_from_the_training_part_alone(tmp_path, ending):
+    beginning = "the cat sat on the mat. " * 100
+    path = tmp_path / "text.txt"
+    path.write_text(beginning + ending)
+    fraction = len(ending) / len(beginning + ending)
+    config = TrainConfig(
+        data=str(path), tokenizer="bpe", vocab_size=300, val_fraction=fraction, block_size=8
+    )
+    corpus = prepare(config)
+    assert corpus.tokenizer.merges == BPETokenizer.train(beginning, 300).merges
+    assert corpus.tokenizer.decode(corpus.train) == beginning
+    assert corpus.tokenizer.decode(corpus.validation) == ending
+    saved = tmp_path / "tokenizer.json"
+    corpus.tokenizer.save(saved)
+    assert prepare(config, saved).fingerprint == corpus.fingerprint
 
+
+def test_a_bpe_corpus_needs_both_parts(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the cat sat on the mat. " * 20)
+    config = TrainConfig(data=str(path), tokenizer="bpe", vocab_size=260, block_size=64)
+    with pytest.raises(DataError, match="validation part"):
+        prepare(config)
+
+
+def test_a_corpus_says_what_its_tokens_are(text_file, trained):
     for tokenizer, unit in (("char", "character"), ("byte", "byte"), (str(trained), "token")):
         corpus = prepare(TrainConfig(data=str(text_file), tokenizer=tokenizer))
         assert corpus.unit == unit
