@@ -23,6 +23,7 @@ from minitorch.autograd import OUT, Node, Recomputed
 from minitorch.errors import GraphError, ShapeError
 from minitorch.io import atomic_write
 from minitorch.tensor import Tensor
+from minitorch.trees import flatten
 
 _LARGEST_PICTURE = 2000  # nodes
 _COLOURS = {
@@ -169,7 +170,11 @@ def _shape(shape: tuple[int, ...], dtype: Any) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """What one operation keeps. bytes: of arrays that no operation before it keeps too."""
+    """What one operation keeps. bytes: of arrays that no operation before it keeps too.
+
+    A checkpoint is a row as well: it keeps the tensors that its function was given. Its shape is
+    that of the first.
+    """
 
     operation: str
     shape: tuple[int, ...]
@@ -185,7 +190,7 @@ class SavedReport:
 
     @property
     def total(self) -> int:
-        """Bytes, each array counted once. Arrays to be recomputed (checkpointing) count nothing."""
+        """Bytes, each array counted once. Arrays that a checkpoint will recompute count nothing."""
         return sum(row.bytes for row in self.rows)
 
     def __str__(self) -> str:
@@ -199,9 +204,22 @@ class SavedReport:
 
 
 def saved(t: Tensor) -> SavedReport:
-    """What the tape behind t keeps. Parameters are counted where they are first kept."""
+    """What the tape behind t keeps. Parameters are counted where they are first kept.
+
+    Of a checkpoint's function, what it was given counts, but not what it closes over.
+    """
     seen: set[int] = set()
+    segments: set[int] = set()
     rows = []
+
+    def new(array: np.ndarray) -> int:
+        """The bytes of an array that was not counted yet."""
+        owner = array if array.base is None else array.base
+        if id(owner) in seen:
+            return 0
+        seen.add(id(owner))
+        return array.nbytes
+
     for node in reversed(_nodes("saved", t)):
         kept, size = [], 0
         entries = [
@@ -212,12 +230,20 @@ def saved(t: Tensor) -> SavedReport:
             array = entry[0] if isinstance(entry, tuple) else entry
             if isinstance(array, Recomputed):
                 kept.append(f"{name} (recomputed)")
+                if id(array.segment) not in segments:
+                    segments.add(id(array.segment))
+                    given, _ = flatten([array.segment.args, array.segment.kwargs])
+                    rows.append(
+                        Kept(
+                            "checkpoint",
+                            given[0].shape if given else (),
+                            ("its inputs",) if given else (),
+                            sum(new(x.data) for x in given),
+                        )
+                    )
             elif isinstance(array, np.ndarray):
                 kept.append(name)
-                owner = array if array.base is None else array.base
-                if id(owner) not in seen:
-                    seen.add(id(owner))
-                    size += array.nbytes
+                size += new(array)
         rows.append(Kept(node.name, node.out_shape, tuple(kept), size))
     return SavedReport(rows)
 

@@ -78,10 +78,47 @@ def test_what_the_tape_keeps():
     assert "800" in str(report)
 
 
-def test_checkpointed_arrays_are_not_kept():
+def test_a_checkpoint_keeps_what_it_was_given():
     x = mt.ones(100, requires_grad=True)
 
     def f(x):
         return x.exp().sin().exp().sum()
 
-    assert debug.saved(mt.checkpoint(f, x)).total == 0 < debug.saved(f(x)).total
+    report = debug.saved(mt.checkpoint(f, x))
+    assert report.total == 400 < debug.saved(f(x)).total == 800
+    assert [(row.operation, row.shape, row.kept, row.bytes) for row in report.rows] == [
+        ("checkpoint", (100,), ("its inputs",), 400),
+        ("exp", (100,), ("result (recomputed)",), 0),
+        ("sin", (100,), ("x (recomputed)",), 0),
+        ("exp", (100,), ("result (recomputed)",), 0),
+        ("sum", (), (), 0),
+    ]
+
+
+def test_inputs_of_checkpoints_count_once():
+    x, y = mt.ones(100, requires_grad=True), mt.ones(50)
+
+    def f(pair, *, scale):
+        return pair["first"].exp() * pair["rest"][0].sum() * scale
+
+    def twice():
+        tree = {"first": x, "rest": [y]}
+        return mt.checkpoint(f, tree, scale=y[:1]) + mt.checkpoint(f, tree, scale=y[:1])
+
+    assert debug.saved(twice()).total == 600
+
+    def chain(z):
+        return z.exp().sin()
+
+    # x, and between the two what the first made; after them, the input of the last exp is theirs
+    between = mt.checkpoint(chain, mt.checkpoint(chain, x))
+    assert debug.saved(between).total == 800
+    assert debug.saved(between * between).total == 1200
+
+
+def test_a_checkpoint_that_closes_over_everything_was_given_nothing():
+    x = mt.ones(100, requires_grad=True)
+    report = debug.saved(mt.checkpoint(lambda: x.exp().sum()))
+    assert report.total == 0
+    assert report.rows[0].operation == "checkpoint"
+    assert report.rows[0].kept == ()
