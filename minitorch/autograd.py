@@ -253,10 +253,13 @@ def _misfit(primitive: Any, arrays: Sequence[Any], error: ValueError) -> ValueEr
 def _share_version(out: Tensor, inputs: Sequence[Any]) -> None:
     source = inputs[0]
     base = out.data.base
-    if base is not None and (base is source.data or base is source.data.base):
-        out._counter = source._counter
-        out._is_view = True
-        out._made_at = 0 if source._counter is None else source._counter[0]
+    while base is not None:
+        if base is source.data or base is source.data.base:
+            out._counter = source._counter
+            out._is_view = True
+            out._made_at = 0 if source._counter is None else source._counter[0]
+            return
+        base = getattr(base, "base", None)
 
 
 def _record(

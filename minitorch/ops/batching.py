@@ -12,6 +12,7 @@ says what for). A primitive that is given one computes all samples by its rule i
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from string import ascii_letters
 from typing import Any, NoReturn
 
 import numpy as np
@@ -231,12 +232,15 @@ def _matmul(p: Primitive, arrays: Arrays, meta: Meta, levels: Levels) -> Any:
 
 
 def _einsum(p: Primitive, arrays: Arrays, meta: Meta, levels: Levels) -> Any:
-    lifted = [_lift(x, levels, x.ndim) if isinstance(x, Batched) else x for x in arrays]
+    unused = sorted(set(ascii_letters) - set("".join(meta["terms"])))
+    letter = dict(zip(levels, unused, strict=False))
     terms = [
-        f"...{term}" if isinstance(x, Batched) else term
+        "".join(letter[level] for level in x.levels) + term if isinstance(x, Batched) else term
         for x, term in zip(arrays, meta["terms"], strict=True)
     ]
-    return Batched(p.compute(lifted, {"terms": terms, "out": f"...{meta['out']}"}), levels)
+    plain = [x.array if isinstance(x, Batched) else x for x in arrays]
+    out = "".join(letter[level] for level in levels) + meta["out"]
+    return Batched(p.compute(plain, {"terms": tuple(terms), "out": out}), levels)
 
 
 def _indexing(p: Primitive, arrays: Arrays, meta: Meta, levels: Levels) -> Any:
@@ -254,6 +258,12 @@ def _embedding(p: Primitive, arrays: Arrays, meta: Meta, levels: Levels) -> Any:
     return Batched(p.compute([weight, index.array], meta), levels)
 
 
+def _dropout(p: Primitive, arrays: Arrays, meta: Meta, levels: Levels) -> Any:
+    """One mask for all samples, as in a loop that begins each from the same random state."""
+    (x,) = arrays
+    return Batched(x.array * p.compute([np.ones(x.shape, x.dtype)], meta), levels)
+
+
 def _at_the_border(p: Primitive, arrays: Arrays, meta: Meta, _: Levels) -> Any:
     return p.forward(*arrays, **meta)
 
@@ -261,7 +271,7 @@ def _at_the_border(p: Primitive, arrays: Arrays, meta: Meta, _: Levels) -> Any:
 _SHIFTED = frozenset(
     "sum prod amax amin any all cumsum logcumsumexp argmax argmin argsort softmax log_softmax "  # noqa: SIM905
     "logsumexp reshape flip roll tril triu diagonal diagonal_scatter pad cat unfold fold gather "
-    "scatter_add dropout".split()
+    "scatter_add".split()
 )
 _BROADCASTING = frozenset({"add", "where", "alias", "clone", "cast", "move", "gelu", "silu"})
 _RULES: dict[str, Callable[..., Any]] = {
@@ -272,6 +282,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "getitem": _indexing,
     "scatter_index": _indexing,
     "embedding": _embedding,
+    "dropout": _dropout,
     "vmap_enter": _at_the_border,
     "vmap_leave": _at_the_border,
 }

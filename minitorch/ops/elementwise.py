@@ -415,11 +415,11 @@ pow_ = elementwise(
 )
 
 
-def _share(a: Any, b: Any, wins: Callable[[Any, Any], Any]) -> Tensor:
-    """1 where a wins, a half at ties, else 0."""
+def _share(a: Any, b: Any, loses: Callable[[Any, Any], Any]) -> Tensor:
+    """0 where a loses, a half at ties, else 1: to NaN, too, since the result is NaN."""
     left, right = _raw(a), _raw(b)
     dtype = a.dtype if isinstance(a, Tensor) else b.dtype
-    return Tensor((wins(left, right) + 0.5 * (left == right)).astype(dtype))
+    return Tensor((1 - loses(left, right) - 0.5 * (left == right)).astype(dtype))
 
 
 def _raw(x: Any) -> Any:
@@ -429,8 +429,8 @@ def _raw(x: Any) -> Any:
 maximum = elementwise(
     "maximum",
     np.maximum,
-    lambda a, b: _share(a, b, np.greater),
-    lambda a, b: _share(b, a, np.greater),
+    lambda a, b: _share(a, b, np.less),
+    lambda a, b: _share(b, a, np.less),
     formula=r"\max(a, b)",
     samples=lambda: [
         *binary(real, real)(),
@@ -441,8 +441,8 @@ maximum = elementwise(
 minimum = elementwise(
     "minimum",
     np.minimum,
-    lambda a, b: _share(a, b, np.less),
-    lambda a, b: _share(b, a, np.less),
+    lambda a, b: _share(a, b, np.greater),
+    lambda a, b: _share(b, a, np.greater),
     formula=r"\min(a, b)",
     samples=lambda: [
         *binary(real, real)(),
@@ -450,13 +450,24 @@ minimum = elementwise(
     ],
     doc="The smaller of a and b; at a tie each gets half of the gradient.",
 )
+
+
+def _over_square(x: Any, a: Any, b: Any) -> Tensor:
+    """x / (a^2 + b^2), and 0 in the origin, around which the angle has no limit."""
+    square = a * a + b * b
+    return _where_zero(square == 0, x / square)
+
+
 atan2 = elementwise(
     "atan2",
     np.arctan2,
-    lambda a, b: b / (a * a + b * b),
-    lambda a, b: -a / (a * a + b * b),
+    lambda a, b: _over_square(b, a, b),
+    lambda a, b: _over_square(-a, a, b),
     formula=r"\operatorname{atan2}(a, b)",
-    samples=binary(positive, positive),
+    samples=lambda: [
+        *binary(positive, positive)(),
+        Sample((np.zeros(4), np.array([0.0, -0.0, 1.0, -1.0])), singular=True),
+    ],
     floating=True,
     doc="The angle of the point (b, a).",
 )

@@ -371,7 +371,7 @@ triu = _triangle("triu", np.triu, "The upper triangle of each matrix, zeros belo
 
 _diagonal = linear(
     "diagonal",
-    lambda x, *, offset, dim1, dim2: np.diagonal(x, offset, dim1, dim2),
+    lambda x, *, offset, dim1, dim2: _diagonal_view(x, offset, dim1, dim2),
     lambda grad, shape, offset, dim1, dim2: _diagonal_scatter(
         grad, shape=shape, offset=offset, dim1=dim1, dim2=dim2
     ),
@@ -380,17 +380,23 @@ _diagonal = linear(
         sample(real(3, 4), offset=0, dim1=0, dim2=1),
         sample(real(2, 3, 3), offset=1, dim1=1, dim2=2),
     ],
+    may_view=True,
     moves_data=True,
 )
+
+
+def _diagonal_view(x: np.ndarray, offset: int, dim1: int, dim2: int) -> np.ndarray:
+    view = np.diagonal(x, offset, dim1, dim2)
+    if isinstance(x, np.ndarray):  # NumPy's is read-only, though no two elements share memory
+        view.flags.writeable = x.flags.writeable
+    return view
 
 
 def _scatter_diagonal(
     x: np.ndarray, *, shape: tuple[int, ...], offset: int, dim1: int, dim2: int
 ) -> np.ndarray:
     out = np.zeros(shape, x.dtype)
-    target = np.diagonal(out, offset, dim1, dim2)
-    target.flags.writeable = True
-    target[...] = x
+    _diagonal_view(out, offset, dim1, dim2)[...] = x
     return out
 
 
@@ -406,7 +412,10 @@ _diagonal_scatter: Primitive = linear(
 
 @method
 def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """The elements [i, i + offset] of dimensions dim1 and dim2, as the last dimension."""
+    """The elements [i, i + offset] of dimensions dim1 and dim2, as the last dimension.
+
+    A view.
+    """
     a, b = one_dim("diagonal", dim1, x.ndim), one_dim("diagonal", dim2, x.ndim)
     return _diagonal(x, offset=offset, dim1=a, dim2=b)
 

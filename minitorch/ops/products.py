@@ -5,6 +5,7 @@ cotangent by the other: v -> v B^T and v -> A^T v. Bilinear is not linear: to di
 respect to one argument the tape keeps the other.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,9 @@ def matmul(a: Tensor, b: Any) -> Tensor:
     if not isinstance(a, Tensor) or not isinstance(b, (Tensor, np.ndarray)):
         return NotImplemented
     a, b = promote((a, b))
+    left, right = a.data.shape, b.data.shape
+    if len(left) == len(right) == 2 and left[1] == right[0]:
+        return apply(_matmul, (a, b), {})
     if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else -1]:
         raise ShapeError(
             f"matmul: expected (..., n, k) and (..., k, m) with one k; got {a.shape} and {b.shape}"
@@ -124,9 +128,37 @@ def _einsum_transpose(grad: Tensor, node: Any, position: int) -> Tensor:
     return result.reshape(spread).expand(shape)
 
 
+def _contract(*xs: Any, terms: tuple[str, ...], out: str) -> Any:
+    """Two operands as a matrix product, where no index is summed that only one of them has."""
+    if len(xs) == 2:
+        (first, second), known = terms, set(out)
+        summed = [letter for letter in first if letter in second and letter not in known]
+        batch = [letter for letter in first if letter in second and letter in known]
+        rows = [letter for letter in first if letter not in second]
+        columns = [letter for letter in second if letter not in first]
+        if summed and known.issuperset(rows) and known.issuperset(columns):
+            sizes = dict(zip(first + second, xs[0].shape + xs[1].shape, strict=True))
+            a = _as_matrices(xs[0], first, sizes, batch, rows, summed)
+            b = _as_matrices(xs[1], second, sizes, batch, summed, columns)
+            product = kernels.lookup("matmul", backend.device_of(a))(a, b)
+            order = batch + rows + columns
+            shaped = product.reshape([sizes[letter] for letter in order])
+            return shaped.transpose([order.index(letter) for letter in out])
+    return np.einsum(f"{','.join(terms)}->{out}", *xs, optimize=len(xs) > 2)
+
+
+def _as_matrices(
+    x: Any, term: str, sizes: dict[str, int], batch: list[str], rows: list[str], columns: list[str]
+) -> Any:
+    """x as (batch..., rows, columns), each of the last two made of all the indices named."""
+    turned = x.transpose([term.index(letter) for letter in batch + rows + columns])
+    lengths = [math.prod(sizes[letter] for letter in letters) for letters in (rows, columns)]
+    return turned.reshape([sizes[letter] for letter in batch] + lengths)
+
+
 _einsum = bilinear(
     "einsum",
-    lambda *xs, terms, out: np.einsum(f"{','.join(terms)}->{out}", *xs, optimize=len(xs) > 2),
+    _contract,
     _einsum_transpose,
     autocast="lower",
     formula=r"\sum \prod_i x_i",
@@ -142,12 +174,57 @@ _einsum = bilinear(
 def einsum(equation: str, *operands: Tensor) -> Tensor:
     """Einstein's summation: "bij,bjk->bik" names each dimension by a letter.
 
-    Letters missing on the right are summed over; "..." stands for any leading dimensions. Without
-    "->" the result has the letters that occur once, in alphabetical order. A letter may occur only
-    once in each operand (take .diagonal() first).
+    Letters missing on the right are summed over; "..." stands for any further dimensions. Without
+    "->" the result has the letters that occur once, in alphabetical order. A letter that stands
+    twice in one operand means its diagonal: "ii->" is the trace. Dimensions of length 1 broadcast.
     """
     terms, out = _parse_einsum(equation, [x.shape for x in operands])
-    return apply(_einsum, list(_promote_all(operands)), {"terms": terms, "out": out})
+    inputs = _promote_all(operands)
+    parts = [_diagonals(x, term) for x, term in zip(inputs, terms, strict=True)]
+    lengths = _lengths(equation, parts)
+    parts = [_unbroadcast(x, term, lengths) for x, term in parts]
+    meta = {"terms": tuple(term for _, term in parts), "out": out}
+    return apply(_einsum, [x for x, _ in parts], meta)
+
+
+def _diagonals(x: Tensor, term: str) -> tuple[Tensor, str]:
+    """An operand with its diagonal in place of each letter that stands twice."""
+    for letter in sorted(set(term)):
+        while term.count(letter) > 1:
+            first = term.index(letter)
+            second = term.index(letter, first + 1)
+            if x.shape[first] != x.shape[second]:
+                raise ShapeError(
+                    f"einsum: the index {letter!r} stands twice in one operand, where the lengths "
+                    f"{x.shape[first]} and {x.shape[second]} disagree"
+                )
+            x = x.diagonal(0, first, second)
+            term = term[:first] + term[first + 1 : second] + term[second + 1 :] + letter
+    return x, term
+
+
+def _lengths(equation: str, parts: list[tuple[Tensor, str]]) -> dict[str, int]:
+    """The length of each index: that of all operands which have it, but for those of length 1."""
+    lengths: dict[str, int] = {}
+    for x, term in parts:
+        for letter, n in zip(term, x.shape, strict=True):
+            known = lengths.setdefault(letter, n)
+            if known == 1:
+                lengths[letter] = n
+            elif n not in (1, known):
+                raise ShapeError(
+                    f"einsum: in {equation!r} one index has lengths {known} and {n}; the latter "
+                    f"is dimension {term.index(letter)} of an operand of shape {x.shape}"
+                )
+    return lengths
+
+
+def _unbroadcast(x: Tensor, term: str, lengths: dict[str, int]) -> tuple[Tensor, str]:
+    """An operand without the dimensions of length 1 that are longer in others."""
+    kept = [letter for letter, n in zip(term, x.shape, strict=True) if n == lengths[letter]]
+    if len(kept) < len(term):
+        x = x.reshape([lengths[letter] for letter in kept])
+    return x, "".join(kept)
 
 
 def _promote_all(operands: tuple[Tensor, ...]) -> list[Tensor]:
@@ -157,7 +234,7 @@ def _promote_all(operands: tuple[Tensor, ...]) -> list[Tensor]:
     return [x.to(dtype) for x in operands]
 
 
-def _parse_einsum(equation: str, shapes: list[tuple[int, ...]]) -> tuple[tuple[str, ...], str]:
+def _parse_einsum(equation: str, shapes: list[tuple[int, ...]]) -> tuple[list[str], str]:
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != len(shapes):
@@ -178,19 +255,12 @@ def _parse_einsum(equation: str, shapes: list[tuple[int, ...]]) -> tuple[tuple[s
             sorted(letter for letter in set(joined) if joined.count(letter) == 1)
         )
     out = right.replace("...", ellipsis)
-    lengths: dict[str, int] = {}
     for term, shape in zip(named, shapes, strict=True):
-        if len(term) != len(shape) or len(set(term)) != len(term):
+        if len(term) != len(shape):
             raise ShapeError(
                 f"einsum: in {equation!r} the term {term!r} does not fit shape {shape}: expected "
-                "one letter for each dimension, none twice"
+                "one letter for each dimension"
             )
-        for letter, n in zip(term, shape, strict=True):
-            if lengths.setdefault(letter, n) != n:
-                raise ShapeError(
-                    f"einsum: in {equation!r} the index {letter!r} has lengths "
-                    f"{lengths[letter]} and {n}"
-                )
-    if not set(out) <= set(lengths) or len(set(out)) != len(out):
+    if not set(out) <= set("".join(named)) or len(set(out)) != len(out):
         raise ShapeError(f"einsum: the result of {equation!r} names unknown or repeated indices")
-    return tuple(named), out
+    return named, out
