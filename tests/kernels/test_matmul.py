@@ -10,7 +10,7 @@ from minitorch import kernels
 from minitorch.kernels import reference
 
 DTYPES = {"float32": 1e-6, "float64": 1e-14, "bfloat16": 8e-3}
-SIZE = st.one_of(st.integers(0, 40), st.sampled_from([64, 65, 96, 400]))
+SIZE = st.one_of(st.integers(0, 40), st.sampled_from([64, 65, 96, 400, 800]))
 FIXTURES = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -60,6 +60,63 @@ def test_against_numpy(instruction_set, sizes, dtype, layouts, biased, residual,
     np.testing.assert_allclose(wide(found), expected, rtol=0, atol=bound)
 
 
+@FIXTURES
+@given(
+    st.tuples(SIZE, SIZE, SIZE),
+    st.sampled_from(sorted(DTYPES)),
+    st.sampled_from(["relu", "silu", "gelu", "gelu_tanh"]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_activations(instruction_set, sizes, dtype, activation, keep, residual, accumulate):
+    m, n, k = sizes
+    kind = np.dtype(getattr(mt, dtype))
+    rng = np.random.default_rng(m + 41 * n + 1681 * k)
+    a, b = matrix(rng, m, k, kind, "plain"), matrix(rng, k, n, kind, "transposed")
+    bias = rng.standard_normal(n).astype(kind)
+    rest = rng.standard_normal((m, n)).astype(kind) if residual else None
+    out = rng.standard_normal((m, n)).astype(kind)
+    pre = np.empty((m, n), kind) if keep else None
+    wide_pre, expected = np.empty((m, n)), wide(out)
+    reference.matmul(
+        wide(a),
+        wide(b),
+        out=expected,
+        accumulate=accumulate,
+        bias=wide(bias),
+        activation=activation,
+        residual=None if rest is None else wide(rest),
+        pre=wide_pre,
+    )
+    compiled()(
+        a,
+        b,
+        out=out,
+        accumulate=accumulate,
+        bias=bias,
+        activation=activation,
+        residual=rest,
+        pre=pre,
+    )
+    scale = 1 + max(np.abs(x).max(initial=0) for x in (expected, wide_pre))
+    bound = 2 * DTYPES[dtype] * (k + 4) ** 0.5 * scale
+    np.testing.assert_allclose(wide(out), expected, rtol=0, atol=bound)
+    if pre is not None:
+        np.testing.assert_allclose(wide(pre), wide_pre, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_of_bfloat16_in_float32(instruction_set, biased):
+    rng = np.random.default_rng(0)
+    for m, n, k in [(3, 40, 30), (70, 90, 1000), (200, 40, 900)]:
+        a, b = (matrix(rng, *s, mt.bfloat16, "plain") for s in ((m, k), (k, n)))
+        bias = rng.standard_normal(n).astype(np.float32) if biased else None
+        out = compiled()(a, b, out=np.ones((m, n), np.float32), bias=bias, accumulate=True)
+        expected = wide(a) @ wide(b) + 1 + (wide(bias) if biased else 0)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=2e-6 * k)
+
+
 @pytest.mark.parametrize(
     "shapes", [((3, 1, 4, 5), (2, 5, 6)), ((7, 4, 3), (3, 2)), ((0, 2, 3), (3, 4))]
 )
@@ -79,7 +136,7 @@ def test_nan_and_infinity_go_through(instruction_set):
 
 def test_any_number_of_threads_gives_the_same_bits(instruction_set, threads):
     rng = np.random.default_rng(0)
-    for m, n, k in [(300, 200, 700), (5, 3000, 400), (1000, 65, 90)]:
+    for m, n, k in [(300, 200, 700), (5, 3000, 400), (1000, 65, 90), (90, 90, 90)]:
         a = rng.standard_normal((m, k)).astype(np.float32)
         b = rng.standard_normal((n, k)).astype(np.float32).T
         results = []
@@ -111,5 +168,13 @@ def test_gradients_of_linear(instruction_set, dtype):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="matmul"):
-        kernels.lookup("matmul")(np.ones((2, 3)), np.ones((4, 5)))
+    a, b = np.ones((2, 3)), np.ones((3, 5))
+    for function in (compiled(), reference.matmul):
+        with pytest.raises(ValueError, match="matmul"):
+            function(a, np.ones((4, 5)))
+        with pytest.raises(ValueError, match=r"activation|expected"):
+            function(a, b, activation="tanh")
+    with pytest.raises(ValueError, match="out has"):
+        compiled()(a, b, out=np.ones((5, 2)))
+    with pytest.raises(ValueError, match="pre has to be"):
+        compiled()(a, b, pre=np.ones((2, 5), np.float32))

@@ -1,272 +1,216 @@
 // The matrix product, with whatever strides, and what follows it fused into its last write:
 //
-//     out = alpha A B (+ out)  + bias + residual          A (m, k), B (k, n), out (m, n)
+//     out = f(alpha A B + out + bias) + residual          A (m, k), B (k, n), out (m, n)
 //
-// Large products are made of tiles, as in BLIS (Van Zee and van de Geijn 2015). A is copied into
-// panels of kRows rows and B into panels of kColumns columns, each cut along the middle dimension
-// into pieces of at most kDepth, in the order in which the micro-kernel reads them; this is also
-// where transposed operands are turned, and where bfloat16 becomes float. The micro-kernel keeps a
-// tile of kRows x kColumns sums in registers and adds one outer product to it for every k:
+// Large products are made of the tiles of tiles.h. The middle dimension is cut into pieces of at most
+// kDepth, whose products are added up in out. The smaller operand is packed whole, by all threads,
+// and read by all. A thread takes a group of panels of the larger one and packs them, a piece at a
+// time, into its second-level cache, where they are used at once. Pieces and groups follow from the
+// problem alone.
 //
-//     tile[i][j] += a[i] * b[j]                           a: one column of A, b: one row of B
-//
-// so that 2 kRows kColumns operations read kRows + kColumns numbers, from a near cache. A thread takes a block of tiles, whose sums stay in its second-level cache from one piece
-// of the middle dimension to the next. Blocks follow from the problem alone.
-//
-// With few rows there is nothing to gain from packing: all of B is read once, whatever is done, and
-// memory decides. `few_rows` reads B where it is.
+// Small products read the matrices where they lie: packing would cost as much as computing. With few
+// rows all of B is read once, whatever is done, and memory decides; `few_rows` reads it in place too.
 
 #pragma once
 
-#include <utility>
-
 #include "../array.h"
 #include "../threads.h"
-#include "vector.h"
+#include "activations.h"
+#include "tiles.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
-
-// A matrix somewhere in memory: element (i, j) at data[i * row + j * column].
-template <typename T>
-struct Matrix {
-    T* data;
-    long row;
-    long column;
-
-    T* at(long i, long j) const { return data + i * row + j * column; }
-    Matrix transposed() const { return {data, column, row}; }
-};
-
-// The register tile: 24 of AVX-512's 32 registers hold sums, 12 of the 16 that the others have.
-#if MT_VECTOR_BYTES == 64
-constexpr long kRows = 12;
-#elif MT_VECTOR_BYTES == 32
-constexpr long kRows = 6;
-#else
-constexpr long kRows = 4;
-#endif
-template <typename C>
-constexpr long kColumns = 2 * Lanes<C>::count;
 
 // The depth of a piece: a panel of B then has 48 KiB. Half of that would stay in a first-level cache
 // of 32 KiB, but twice as many passes over the sums cost more than reading it from the second.
 template <typename C>
 constexpr long kDepth = 48 * 1024 / (kColumns<C> * sizeof(C));
 
-// Panels in a block: what a thread works on at a time, in the second-level cache.
-constexpr long kBlockRows = 20;
-constexpr long kBlockColumns = 8;
-constexpr long kLeastBlocks = 16;
+// Panels that a thread packs at a time, at most, and how many such groups there should be at least.
+constexpr long kGroupRows = 20;
+constexpr long kGroupColumns = 8;
+constexpr long kLeastGroups = 16;
+// Panels of B that stay in the second-level cache beside a group of A's.
+constexpr long kNearColumns = 4;
 
-// What is packed at a time holds at most so many numbers.
+// What is packed whole holds at most so many numbers.
 constexpr long kLargestPacked = 1 << 23;
 
+// Products of at most so many multiplications are computed where the matrices lie; more, if no
+// panel of B has to be packed for it.
+constexpr long kSmall = 1 << 18;
+constexpr long kMedium = 1 << 21;
+
+enum class Activation { none, relu, silu, gelu_tanh };
+
+template <typename C>
+Vector<C> activate(Activation f, Vector<C> x) {
+    switch (f) {
+        case Activation::relu:
+            return x < C(0) ? Vector<C>{} : x;
+        case Activation::silu:
+            return Silu<C>().value(x);
+        case Activation::gelu_tanh:
+            return GeluTanh<C>().value(x);
+        default:
+            return x;
+    }
+}
+
+// Matrices here have column stride 1, or are null.
 template <typename O, typename C>
 struct Epilogue {
     C alpha = 1;
     bool accumulate = false;
-    const O* bias = nullptr;            // (n,), contiguous
-    Matrix<const O> residual{};         // (m, n), column stride 1, or null
+    const O* bias = nullptr;     // (n,), contiguous
+    Matrix<const O> residual{};  // (m, n)
+    Activation activation = Activation::none;
+    Matrix<O> before{};          // (m, n): receives what f is applied to
 
-    bool plain() const { return alpha == 1 && !accumulate && !bias && !residual.data; }
+    bool linear() const { return activation == Activation::none && !before.data; }
+
+    // What belongs to the elements from (i, j) on.
+    Epilogue at(long i, long j) const {
+        Epilogue part = *this;
+        if (bias) part.bias += j;
+        if (residual.data) part.residual.data = residual.at(i, j);
+        if (before.data) part.before.data = before.at(i, j);
+        return part;
+    }
 };
 
-inline long ceil_div(long a, long b) {
-    return (a + b - 1) / b;
-}
+// Where a tile goes, from registers: to = alpha sums (+ old) (+ bias) (+ residual).
+template <typename O, typename C>
+struct Target {
+    O* to;
+    long row;
+    C alpha = 1;
+    Matrix<const C> old{};
+    const O* bias = nullptr;
+    Matrix<const O> residual{};
+};
 
-// Exchange between two rows of a matrix what is on the wrong side of its diagonal blocks: of every
-// 2 * step columns, the second half of `low` and the first half of `high`.
-template <typename C, long step, long... i>
-[[gnu::always_inline]] inline void exchange(Vector<C>& low, Vector<C>& high, std::integer_sequence<long, i...>) {
-    constexpr long lanes = sizeof...(i);
-    const Vector<C> first =
-        __builtin_shufflevector(low, high, (i / step % 2 ? lanes + i - step : i)...);
-    high = __builtin_shufflevector(low, high, (i / step % 2 ? lanes + i : i + step)...);
-    low = first;
-}
-
-template <typename C, long step>
-[[gnu::always_inline]] inline void turn_blocks(Vector<C>* rows) {
-    constexpr long lanes = Lanes<C>::count;
-    if constexpr (step < lanes) {
-#pragma GCC unroll 16
-        for (long i = 0; i < lanes; ++i)
-            if (i / step % 2 == 0)
-                exchange<C, step>(rows[i], rows[i + step],
-                                  std::make_integer_sequence<long, lanes>());
-        turn_blocks<C, 2 * step>(rows);
-    }
-}
-
-// One panel: `width` of at most `full` rows of `from` (rows, depth), turned to (depth, full) and
-// filled up with zeros.
-template <typename T, typename C, long full>
-void pack_panel(Matrix<const T> from, long width, long depth, C* to) {
-    constexpr long lanes = Lanes<C>::count;
-    long p = 0;
-    if (from.column == 1) {
-        for (; p + lanes <= depth; p += lanes) {
-            for (long begin = 0; begin < full; begin += lanes) {
-                Vector<C> v[lanes];
-#pragma GCC unroll 16
-                for (long i = 0; i < lanes; ++i)
-                    v[i] = begin + i < width ? load(from.at(begin + i, p)) : Vector<C>{};
-                turn_blocks<C, 1>(v);
-                const long part = full - begin < lanes ? full - begin : lanes;
-#pragma GCC unroll 16
-                for (long j = 0; j < lanes; ++j) {
-                    C* row = to + (p + j) * full + begin;
-                    if (part == lanes)
-                        store(row, v[j]);
-                    else
-                        __builtin_memcpy(row, &v[j], part * sizeof(C));
-                }
-            }
-        }
-    }
-    for (; p < depth; ++p)
-        for (long i = 0; i < full; ++i)
-            to[p * full + i] = i < width ? load_one(from.at(i, p)) : C(0);
-}
-
-// The same of (rows, depth) with consecutive elements of a column next to each other: a few panels
-// at a time, so that more than a cache line is read from each place.
-template <typename T, typename C, long full>
-void pack_columns(Matrix<const T> from, long panels, long depth, C* to) {
-    constexpr long lanes = Lanes<C>::count;
-    for (long p = 0; p < depth; ++p) {
-        const T* source = from.at(0, p);
-        for (long panel = 0; panel < panels; ++panel, source += full) {
-            C* row = to + (panel * depth + p) * full;
-            long i = 0;
-#pragma GCC unroll 4
-            for (; i + lanes <= full; i += lanes) store(row + i, load(source + i));
-#pragma GCC unroll 16
-            for (; i < full; ++i) row[i] = load_one(source + i);
-        }
-    }
-}
-
-// Copy (rows, depth) into panels of `full` rows.
-template <typename T, typename C, long full>
-void pack_rows(Matrix<const T> from, long rows, long depth, C* to) {
-    long i = 0;
-    if (from.row == 1) {
-        i = rows / full * full;
-        pack_columns<T, C, full>(from, rows / full, depth, to);
-    }
-    for (; i < rows; i += full)
-        pack_panel<T, C, full>({from.at(i, 0), from.row, from.column},
-                               rows - i < full ? rows - i : full, depth, to + i * depth);
-}
-
-// to[i * stride + j] (+)= row i, column j of A B, of one panel of each, by `depth` outer products.
-template <typename C, long rows, long vectors, bool add>
-[[gnu::noinline]] void micro_kernel(long depth, const C* a, const C* b, C* to, long stride) {
+template <typename O, typename C, long rows, long vectors, bool packed>
+[[gnu::noinline]] void multiply_tile(long depth, const Operands<C>& from, const Target<O, C>& target) {
     constexpr long lanes = Lanes<C>::count;
     Vector<C> sum[rows][vectors];
+    outer_products<C, rows, vectors, packed>(depth, from, sum, [&](long i) {
+        __builtin_prefetch(target.to + i * target.row, 1);
+        __builtin_prefetch(target.to + i * target.row + (vectors * lanes - 1), 1);
+    });
+    const auto each = [&](const auto& change) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-    for (long i = 0; i < rows; ++i) {
-        __builtin_prefetch(to + i * stride, 1);
-        __builtin_prefetch(to + i * stride + (vectors * lanes - 1), 1);
+        for (long i = 0; i < rows; ++i)
 #pragma GCC unroll 2
-        for (long v = 0; v < vectors; ++v) sum[i][v] = Vector<C>{};
-    }
-    for (long p = 0; p < depth; ++p, a += kRows, b += kColumns<C>) {
-        Vector<C> row[vectors];
-#pragma GCC unroll 2
-        for (long v = 0; v < vectors; ++v) row[v] = load(b + v * lanes);
-        __builtin_prefetch(a + 16 * kRows);
-#pragma GCC unroll 16
-        for (long i = 0; i < rows; ++i) {
-            Vector<C> factor = broadcast(a[i]);
-            in_register<C>(factor);  // or the compiler reads it from memory for each vector
-#pragma GCC unroll 2
-            for (long v = 0; v < vectors; ++v) sum[i][v] += factor * row[v];
-        }
-    }
-#pragma GCC unroll 16
-    for (long i = 0; i < rows; ++i, to += stride)
-#pragma GCC unroll 2
-        for (long v = 0; v < vectors; ++v) {
-            if constexpr (add) sum[i][v] += load(to + v * lanes);
-            store(to + v * lanes, sum[i][v]);
-        }
+            for (long v = 0; v < vectors; ++v) change(sum[i][v], i, v * lanes);
+    };
+    if (target.alpha != 1) each([&](Vector<C>& x, long, long) { x *= target.alpha; });
+    if (target.old.data) each([&](Vector<C>& x, long i, long j) { x += load(target.old.at(i, j)); });
+    if (target.bias) each([&](Vector<C>& x, long, long j) { x += load(target.bias + j); });
+    if (target.residual.data)
+        each([&](Vector<C>& x, long i, long j) { x += load(target.residual.at(i, j)); });
+    each([&](Vector<C>& x, long i, long j) { store(target.to + i * target.row + j, x); });
 }
 
-// The tile of up to kRows rows and two vectors of columns; panels hold zeros where the matrices
-// end, so that more than is asked for may be written.
-template <typename C, bool add>
-void compute_tile(long rows, long columns, long depth, const C* a, const C* b, C* to, long stride) {
+// The same of a tile that is not wanted whole. Panels hold zeros where the matrices end, so that
+// more than is asked for may be written.
+template <typename C, bool packed>
+void multiply_part(long rows, long columns, long depth, const Operands<C>& from,
+                   const Target<C, C>& target) {
     if (columns <= Lanes<C>::count)
-        micro_kernel<C, kRows, 1, add>(depth, a, b, to, stride);
+        multiply_tile<C, C, kRows, 1, packed>(depth, from, target);
     else if (rows > kRows / 2)
-        micro_kernel<C, kRows, 2, add>(depth, a, b, to, stride);
+        multiply_tile<C, C, kRows, 2, packed>(depth, from, target);
     else
-        micro_kernel<C, kRows / 2, 2, add>(depth, a, b, to, stride);
+        multiply_tile<C, C, kRows / 2, 2, packed>(depth, from, target);
 }
 
-// What is left to do with the sums of a tile: a block of `rows` rows and `columns` columns, with
-// `stride` from one row to the next, goes through the epilogue to its place (i, j) in out.
+// A block of sums, with `stride` from one row to the next, goes through the epilogue to out; `old`
+// (column stride 1) is what earlier pieces added up to, or null.
 template <typename O, typename C>
-void finish(const C* sums, long stride, long rows, long columns, long i, long j, Matrix<O> out,
-            const Epilogue<O, C> epilogue) {
+void finish(const C* sums, long stride, Matrix<const C> old, long rows, long columns, Matrix<O> out,
+            const Epilogue<O, C>& epilogue) {
     constexpr long lanes = Lanes<C>::count;
-    for (long r = 0; r < rows; ++r, ++i, sums += stride) {
-        O* to = out.at(i, j);
-        const O* bias = epilogue.bias + j;
-        const O* residual = epilogue.residual.at(i, j);
-        const auto value = [&](Vector<C> x, const auto& get) {
-            x *= epilogue.alpha;
-            if (epilogue.accumulate) x += get(to);
-            if (epilogue.bias) x += get(bias);
-            if (epilogue.residual.data) x += get(residual);
-            return x;
-        };
-        long v = 0;
-        for (; v + lanes <= columns; v += lanes)
-            store(to + v, value(load(sums + v), [&](const O* x) { return load(x + v); }));
-        if (const long rest = columns - v; rest > 0)
-            store_part(to + v,
-                       value(load_part(sums + v, rest, C(0)),
-                             [&](const O* x) { return load_part(x + v, rest, C(0)); }),
-                       rest);
+    for (long r = 0; r < rows; ++r) {
+        for (long v = 0; v < columns; v += lanes) {
+            const long rest = columns - v;
+            const auto get = [&](const auto* from) {
+                return rest >= lanes ? load(from) : load_part(from, rest, C(0));
+            };
+            const auto put = [&](O* to, Vector<C> x) {
+                rest >= lanes ? store(to, x) : store_part(to, x, rest);
+            };
+            Vector<C> x = get(sums + r * stride + v) * epilogue.alpha;
+            if (old.data) x += get(old.at(r, v));
+            if (epilogue.accumulate) x += get(out.at(r, v));
+            if (epilogue.bias) x += get(epilogue.bias + v);
+            if (epilogue.before.data) put(epilogue.before.at(r, v), x);
+            x = activate<C>(epilogue.activation, x);
+            if (epilogue.residual.data) x += get(epilogue.residual.at(r, v));
+            put(out.at(r, v), x);
+        }
     }
 }
 
-// A and B in panels. B's are packed when they are needed where only one block of rows needs them.
-template <typename T>
-struct Packing {
+template <typename T, typename O>
+struct Product {
     using C = Compute<T>;
-    Matrix<const T> a, b;
+    static constexpr bool in_place = __is_same(O, C);  // out can hold sums that are not complete
+    static constexpr long columns = kColumns<C>;
+
     long m, n, k, depth;
-    C* packed_a;
-    C* packed_b;  // null: not in advance
-    C* a_sums;    // (m,): the sums of A's rows; or null
+    Matrix<const T> a, b;
+    Matrix<O> out;
+    Epilogue<O, C> epilogue;
+    C* a_sums;  // (m,): receives the sums of A's rows; or null
 
     long row_panels() const { return ceil_div(m, kRows); }
-    long column_panels() const { return ceil_div(n, kColumns<C>); }
+    long column_panels() const { return ceil_div(n, columns); }
     long depth_at(long p) const { return k - p < depth ? k - p : depth; }
 
-    // Where the piece that begins at p of a panel is.
-    C* a_piece(long panel, long p) const {
-        return packed_a + (p * row_panels() + panel * depth_at(p)) * kRows;
-    }
-    C* b_piece(long panel, long p) const {
-        return packed_b + (p * column_panels() + panel * depth_at(p)) * kColumns<C>;
+    // The tile at (i, j), of the piece that begins at p. `sums` is where those of earlier pieces are
+    // kept, if not in out.
+    template <bool packed>
+    void tile(long i, long j, long p, const Operands<C>& from, Matrix<C> sums) const {
+        const long rows = m - i < kRows ? m - i : kRows;
+        const long width = n - j < columns ? n - j : columns;
+        const long count = depth_at(p);
+        const bool last = p + depth >= k;
+        const Matrix<O> to{out.at(i, j), out.row, 1};
+        Epilogue<O, C> rest;
+        if (last) rest = epilogue.at(i, j);
+        rest.alpha = epilogue.alpha;
+        Matrix<const C> old{};
+        if constexpr (in_place) {
+            if (p > 0 || epilogue.accumulate) old = {to.data, to.row, 1};
+            rest.accumulate = false;
+        } else {
+            if (p > 0) old = {sums.data, sums.row, 1};
+            if (!last)
+                return multiply_part<C, packed>(rows, width, count, from,
+                                                {sums.data, sums.row, rest.alpha, old});
+        }
+        if (rows == kRows && width == columns && rest.linear() && !rest.accumulate)
+            return multiply_tile<O, C, kRows, 2, packed>(
+                count, from, {to.data, to.row, rest.alpha, old, rest.bias, rest.residual});
+        alignas(64) C buffer[kRows * columns];
+        multiply_part<C, packed>(rows, width, count, from, {buffer, columns});
+        finish(buffer, columns, old, rows, width, to, rest);
     }
 
-    // The panels [begin, end) of A, and what their rows sum up to.
-    void pack_a(long begin, long end) const {
-        const long i = begin * kRows, rows = (end * kRows < m ? end * kRows : m) - i;
-        for (long p = 0; p < k; p += depth) {
-            C* to = a_piece(begin, p);
-            pack_rows<T, C, kRows>({a.at(i, p), a.row, a.column}, rows, depth_at(p), to);
-            if (a_sums)
-                for (long panel = begin; panel < end; ++panel, to += depth_at(p) * kRows)
-                    add_sums(panel, to, depth_at(p), p == 0);
-        }
+    // `panels` panels of A, or of B, from a number on, of the piece that begins at p.
+    void pack_a(long panel, long panels, long p, C* to) const {
+        const long i = panel * kRows, count = depth_at(p);
+        pack_rows<T, C, kRows>({a.at(i, p), a.row, a.column},
+                               m - i < panels * kRows ? m - i : panels * kRows, count, to);
+        if (a_sums)
+            for (long last = panel + panels; panel < last; ++panel, to += count * kRows)
+                add_sums(panel, to, count, p == 0);
+    }
+    void pack_b(long panel, long panels, long p, C* to) const {
+        const long j = panel * columns;
+        pack_rows<T, C, columns>({b.at(p, j), b.column, b.row},
+                                 n - j < panels * columns ? n - j : panels * columns, depth_at(p),
+                                 to);
     }
     void add_sums(long panel, const C* packed, long count, bool first) const {
         C sums[kRows] = {};
@@ -277,118 +221,105 @@ struct Packing {
             to = first ? sums[r] : to + sums[r];
         }
     }
-    void pack_b(long panel, long panels, long p, C* to) const {
-        constexpr long columns = kColumns<C>;
-        const long j = panel * columns;
-        pack_rows<T, C, columns>({b.at(p, j), b.column, b.row},
-                                 n - j < panels * columns ? n - j : panels * columns, depth_at(p),
-                                 to);
+
+    // Of an operand that is packed whole: where the piece of a panel is that begins at p.
+    C* piece(C* whole, long panels, long width, long panel, long p) const {
+        return whole + (p * panels + panel * depth_at(p)) * width;
+    }
+    template <typename Pack>
+    C* pack_whole(long panels, long width, const Pack& pack) const {
+        constexpr long together = 8;
+        C* whole = scratch<C>(0, panels * width * k + 64);
+        parallel_ranges(ceil_div(panels, together), rows_per_piece(k * width * together),
+                        [&](long begin, long end) {
+            begin *= together;
+            end = end * together < panels ? end * together : panels;
+            for (long p = 0; p < k; p += depth)
+                for (long panel = begin; panel < end; panel += together)
+                    pack(panel, end - panel < together ? end - panel : together, p,
+                         piece(whole, panels, width, panel, p));
+        });
+        return whole;
     }
 
-    void pack_all() const {
-        constexpr long group = 8;  // panels
-        const long a_groups = ceil_div(row_panels(), group);
-        const long b_groups = packed_b ? ceil_div(column_panels(), group) : 0;
-        parallel_ranges(a_groups + b_groups, rows_per_piece(k * kRows * group),
-                        [&](long begin, long end) {
-            for (long i = begin; i < end; ++i) {
-                if (i < a_groups) {
-                    const long stop = (i + 1) * group;
-                    pack_a(i * group, stop < row_panels() ? stop : row_panels());
-                    continue;
+    // Panels in a group.
+    static long group_of(long panels, long most) {
+        const long fair = ceil_div(panels, kLeastGroups);
+        return fair < most ? fair : most;
+    }
+    C* kept_sums(long rows, long width) const {
+        return !in_place && depth < k ? scratch<C>(2, rows * width) : nullptr;
+    }
+
+    // A packed whole, B by groups of columns.
+    void by_columns() const {
+        const long down = row_panels(), across = column_panels();
+        C* whole = pack_whole(down, kRows, [&](auto... which) { pack_a(which...); });
+        parallel_ranges(across, group_of(across, kGroupColumns), [&](long begin, long end) {
+            C* group = scratch<C>(1, (end - begin) * columns * depth + 64);
+            const long width = (end - begin) * columns;
+            C* sums = kept_sums(down * kRows, width);
+            for (long p = 0; p == 0 || p < k; p += depth) {
+                pack_b(begin, end - begin, p, group);
+                for (long i = 0; i < down; ++i)
+                    for (long j = begin; j < end; ++j)
+                        tile<true>(i * kRows, j * columns, p,
+                                   Operands<C>::panels(
+                                       piece(whole, down, kRows, i, p),
+                                       group + (j - begin) * columns * depth_at(p)),
+                                   {sums + i * kRows * width + (j - begin) * columns, width, 1});
+            }
+        });
+    }
+
+    // B packed whole, A by groups of rows.
+    void by_rows() const {
+        const long down = row_panels(), across = column_panels();
+        C* whole = pack_whole(across, columns, [&](auto... which) { pack_b(which...); });
+        parallel_ranges(down, group_of(down, kGroupRows), [&](long begin, long end) {
+            C* group = scratch<C>(1, (end - begin) * kRows * depth + 64);
+            const long width = across * columns;
+            C* sums = kept_sums((end - begin) * kRows, width);
+            for (long p = 0; p == 0 || p < k; p += depth) {
+                pack_a(begin, end - begin, p, group);
+                for (long near = 0; near < across; near += kNearColumns)
+                    for (long i = begin; i < end; ++i)
+                        for (long j = near; j < across && j < near + kNearColumns; ++j)
+                            tile<true>(
+                                i * kRows, j * columns, p,
+                                Operands<C>::panels(group + (i - begin) * kRows * depth_at(p),
+                                                    piece(whole, across, columns, j, p)),
+                                {sums + (i - begin) * kRows * width + j * columns, width, 1});
+            }
+        });
+    }
+
+    // Panels are packed only where a matrix ends, or where its elements do not lie as they are read.
+    void unpacked(long row_panels_together) const {
+        parallel_ranges(row_panels(), row_panels_together, [&](long begin, long end) {
+            C* a_panel = scratch<C>(0, kRows * k + 64);
+            C* b_panel = scratch<C>(1, columns * k + 64);
+            for (long j = 0; j < n; j += columns) {
+                Operands<C> from{nullptr, 0, 0, b_panel, columns};
+                if constexpr (__is_same(T, C)) {
+                    if (b.column == 1 && n - j >= columns) from.b = b.at(0, j), from.b_step = b.row;
                 }
-                const long panel = (i - a_groups) * group;
-                for (long p = 0; p < k; p += depth) pack_b(panel, group, p, b_piece(panel, p));
+                if (from.b == b_panel) pack_b(j / columns, 1, 0, b_panel);
+                for (long panel = begin; panel < end; ++panel) {
+                    const long i = panel * kRows;
+                    from.a = a_panel, from.a_row = 1, from.a_step = kRows;
+                    if constexpr (__is_same(T, C)) {
+                        if (m - i >= kRows)
+                            from.a = a.at(i, 0), from.a_row = a.row, from.a_step = a.column;
+                    }
+                    if (from.a == a_panel && (j == 0 || !__is_same(T, C)))
+                        pack_a(panel, 1, 0, a_panel);
+                    tile<false>(i, j, 0, from, {});
+                }
             }
         });
     }
 };
-
-struct Block {
-    long first_row, last_row, first_column, last_column;  // in panels
-};
-
-template <typename T, typename O>
-void block_product(const Packing<T>& panels, Block block, Matrix<O> out,
-                   const Epilogue<O, Compute<T>>& epilogue) {
-    using C = Compute<T>;
-    constexpr long columns = kColumns<C>;
-    const long width = (block.last_column - block.first_column) * columns;
-    const long height = (block.last_row - block.first_row) * kRows;
-    const bool plain = __is_same(O, C) && epilogue.plain();
-    // Sums are kept apart while there are more to come, and for an epilogue.
-    C* sums = panels.depth < panels.k ? scratch<C>(2, height * width) : nullptr;
-    C* own_piece = panels.packed_b ? nullptr : scratch<C>(3, columns * panels.depth);
-    alignas(64) C tile[kRows * columns];
-    for (long p = 0; p == 0 || p < panels.k; p += panels.depth) {
-        const long depth = panels.depth_at(p);
-        const bool last = p + panels.depth >= panels.k;
-        for (long across = block.first_column; across < block.last_column; ++across) {
-            const long j = across * columns;
-            const long columns_left = panels.n - j < columns ? panels.n - j : columns;
-            if (own_piece) panels.pack_b(across, 1, p, own_piece);
-            const C* b = own_piece ? own_piece : panels.b_piece(across, p);
-            for (long down = block.first_row; down < block.last_row; ++down) {
-                const long i = down * kRows;
-                const long rows = panels.m - i < kRows ? panels.m - i : kRows;
-                const C* a = panels.a_piece(down, p);
-                C* to = tile;
-                long stride = columns;
-                if (sums) {
-                    stride = width;
-                    to = sums + (down - block.first_row) * kRows * width +
-                         (across - block.first_column) * columns;
-                }
-                if (p > 0) {
-                    compute_tile<C, true>(rows, columns_left, depth, a, b, to, stride);
-                } else if (last && plain && rows == kRows && columns_left == columns) {
-                    if constexpr (__is_same(O, C))
-                        compute_tile<C, false>(rows, columns, depth, a, b, out.at(i, j), out.row);
-                    continue;
-                } else {
-                    compute_tile<C, false>(rows, columns_left, depth, a, b, to, stride);
-                }
-                if (last) finish(to, stride, rows, columns_left, i, j, out, epilogue);
-            }
-        }
-    }
-}
-
-template <typename T, typename O>
-void packed_product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
-                    const Epilogue<O, Compute<T>>& epilogue, Compute<T>* a_sums) {
-    using C = Compute<T>;
-    const long depth = k ? ceil_div(k, ceil_div(k, kDepth<C>)) : 1;
-    Packing<T> panels{a, b, m, n, k, depth, nullptr, nullptr, a_sums};
-    const long row_panels = panels.row_panels(), column_panels = panels.column_panels();
-
-    long block_rows = row_panels <= 2 * kBlockRows ? row_panels : kBlockRows;
-    long block_columns = kBlockColumns;
-    const auto blocks = [&] {
-        return ceil_div(row_panels, block_rows) * ceil_div(column_panels, block_columns);
-    };
-    while (blocks() < kLeastBlocks && block_rows * block_columns * k > (1 << 12)) {
-        if (block_columns > 1 && block_columns * 3 >= block_rows)
-            block_columns = ceil_div(block_columns, 2);
-        else
-            block_rows = ceil_div(block_rows, 2);
-    }
-    const long blocks_down = ceil_div(row_panels, block_rows);
-    const long blocks_across = ceil_div(column_panels, block_columns);
-
-    panels.packed_a = scratch<C>(0, row_panels * kRows * k + 64);
-    if (blocks_down > 1) panels.packed_b = scratch<C>(1, column_panels * kColumns<C> * k + 64);
-    panels.pack_all();
-    parallel_for(blocks_down * blocks_across, [&](long number) {
-        const long down = number % blocks_down * block_rows;
-        const long across = number / blocks_down * block_columns;
-        const long last_row = down + block_rows, last_column = across + block_columns;
-        block_product(panels,
-                      Block{down, last_row < row_panels ? last_row : row_panels, across,
-                            last_column < column_panels ? last_column : column_panels},
-                      out, epilogue);
-    });
-}
 
 // A few rows of A (m, at most `rows`) against all of B, which is read where it is.
 constexpr long kFewRows = 8;
@@ -399,33 +330,45 @@ void few_rows_by_dots(long m, long n, long k, Matrix<const T> a, Matrix<const T>
                       const Epilogue<O, Compute<T>>& epilogue) {
     using C = Compute<T>;
     constexpr long lanes = Lanes<C>::count;
-    constexpr long together = rows <= 4 ? 4 : 2;
-    parallel_ranges(n, ceil_div(rows_per_piece(k), together) * together,
-                    [&](long begin, long end) {
-        for (long j = begin; j < end; j += together) {
-            const long count = end - j < together ? end - j : together;
-            const T* from[together];
-            for (long c = 0; c < together; ++c) from[c] = b.at(0, j + (c < count ? c : 0));
-            Vector<C> sum[rows][together] = {};
-            long p = 0;
-            for (; p + lanes <= k; p += lanes) {
-                Vector<C> column[together];
+    constexpr long together = rows <= 4 && lanes >= 4 ? 4 : 2;
+    parallel_ranges(n, ceil_div(rows_per_piece(k), lanes) * lanes, [&](long begin, long end) {
+        for (long j = begin; j < end; j += lanes) {
+            const long count = end - j < lanes ? end - j : lanes;
+            Vector<C> dots[rows][lanes] = {};
+            for (long first = 0; first < count; first += together) {
+                const T* from[together];
+                for (long c = 0; c < together; ++c)
+                    from[c] = b.at(0, j + (first + c < count ? first + c : first));
+                Vector<C> sum[rows][together] = {};
+                const auto add = [&](long p, const auto& get) __attribute__((always_inline)) {
+                    Vector<C> column[together];
 #pragma GCC unroll 4
-                for (long c = 0; c < together; ++c) column[c] = load(from[c] + p);
+                    for (long c = 0; c < together; ++c) column[c] = get(from[c] + p);
 #pragma GCC unroll 8
-                for (long r = 0; r < rows; ++r) {
-                    const Vector<C> left = load(a.at(r < m ? r : 0, p));
+                    for (long r = 0; r < rows; ++r) {
+                        const Vector<C> left = get(a.at(r < m ? r : 0, p));
 #pragma GCC unroll 4
-                    for (long c = 0; c < together; ++c) sum[r][c] += left * column[c];
+                        for (long c = 0; c < together; ++c) sum[r][c] += left * column[c];
+                    }
+                };
+                long p = 0;
+                for (; p + lanes <= k; p += lanes) {
+                    for (long c = 0; c < together; ++c)
+                        __builtin_prefetch(from[c] + p + together * b.column);
+                    add(p, [](const T* x) { return load(x); });
                 }
+                if (p < k) add(p, [&](const T* x) { return load_part(x, k - p, C(0)); });
+                for (long r = 0; r < rows; ++r)
+                    for (long c = 0; c < together; ++c) dots[r][first + c] = sum[r][c];
             }
-            for (long r = 0; r < m; ++r)
-                for (long c = 0; c < count; ++c) {
-                    C total = sum_of_lanes<C>(sum[r][c]);
-                    for (long q = p; q < k; ++q)
-                        total += load_one(a.at(r, q)) * load_one(from[c] + q);
-                    finish(&total, 1, 1, 1, r, j + c, out, epilogue);
-                }
+            for (long r = 0; r < m; ++r) {
+                turn_blocks<C, 1>(dots[r]);
+                Vector<C> total = dots[r][0];
+                for (long i = 1; i < lanes; ++i) total += dots[r][i];
+                C sums[lanes];
+                store(sums, total);
+                finish(sums, lanes, {}, 1, count, {out.at(r, j), out.row, 1}, epilogue.at(r, j));
+            }
         }
     });
 }
@@ -459,8 +402,8 @@ void few_rows_by_tiles(long m, long n, long k, Matrix<const T> a, Matrix<const T
                 }
             }
             for (long r = 0; r < m; ++r)
-                finish(reinterpret_cast<const C*>(sum[r]), width, 1, left < width ? left : width, r,
-                       j, out, epilogue);
+                finish(reinterpret_cast<const C*>(sum[r]), width, {}, 1, left < width ? left : width,
+                       {out.at(r, j), out.row, 1}, epilogue.at(r, j));
         }
     });
 }
@@ -476,24 +419,41 @@ void few_rows(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matr
         few_rows_by_tiles<T, O, rows>(m, n, k, a, b, out, epilogue);
 }
 
-// out's column stride must be 1, and residual's. a_sums (m,), if it is not null, receives the sums of
-// A's rows, which come with packing it.
+
+// Whether a matrix of one column is as good as a row.
+template <typename T>
+bool lies_along(Matrix<T> x) {
+    return !x.data || x.row == 1;
+}
+
+// out's column stride must be 1, and those of the epilogue's matrices. a_sums (m,), if it is not
+// null, receives the sums of A's rows, which come with packing it.
 template <typename T, typename O>
 void product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
-             Epilogue<O, Compute<T>> epilogue, Compute<T>* a_sums = nullptr) {
+             const Epilogue<O, Compute<T>>& epilogue, Compute<T>* a_sums = nullptr) {
     if (!a_sums && m <= kFewRows && ((b.row == 1 && a.column == 1) || b.column == 1))
         return few_rows<T, O>(m, n, k, a, b, out, epilogue);
+    if (!a_sums && n == 1 && out.row == 1 && !epilogue.bias && lies_along(epilogue.residual) &&
+        lies_along(epilogue.before) && (a.row == 1 || (a.column == 1 && b.row == 1)))
+        return few_rows<T, O>(1, m, k, b.transposed(), a.transposed(), out, epilogue);
+    if (!a_sums && (m * n * k <= kSmall ||
+                    (m * n * k <= kMedium && __is_same(T, Compute<T>) && b.column == 1)))
+        return Product<T, O>{m, n, k, k + 1, a, b, out, epilogue, nullptr}.unpacked(
+            m * n * k <= kSmall ? ceil_div(m, kRows) : ceil_div(kSmall / 2, kRows * n * k));
+    const long depth = k ? ceil_div(k, ceil_div(k, kDepth<Compute<T>>)) : 1;
     const long most = k < kLargestPacked / 512 ? kLargestPacked / (k + 1) / 256 * 256 : 256;
-    for (long i = 0; i < m; i += most)
-        for (long j = 0; j < n; j += most) {
-            Epilogue<O, Compute<T>> part = epilogue;
-            if (part.bias) part.bias += j;
-            if (part.residual.data) part.residual.data = part.residual.at(i, j);
-            packed_product<T, O>(m - i < most ? m - i : most, n - j < most ? n - j : most, k,
-                                 {a.at(i, 0), a.row, a.column}, {b.at(0, j), b.row, b.column},
-                                 {out.at(i, j), out.row, 1}, part,
-                                 a_sums && j == 0 ? a_sums + i : nullptr);
-        }
+    if (m <= n) {
+        for (long i = 0; i < m; i += most)
+            Product<T, O>{m - i < most ? m - i : most, n, k, depth, {a.at(i, 0), a.row, a.column}, b,
+                          {out.at(i, 0), out.row, 1}, epilogue.at(i, 0),
+                          a_sums ? a_sums + i : nullptr}
+                .by_columns();
+    } else {
+        for (long j = 0; j < n; j += most)
+            Product<T, O>{m, n - j < most ? n - j : most, k, depth, a, {b.at(0, j), b.row, b.column},
+                          {out.at(0, j), out.row, 1}, epilogue.at(0, j), j ? nullptr : a_sums}
+                .by_rows();
+    }
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

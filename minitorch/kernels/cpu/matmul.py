@@ -1,4 +1,4 @@
-"""Matrix products (csrc/cpu/kernels/matmul.h): any strides, batches, bias and residual fused.
+"""Matrix products (csrc/cpu/kernels/matmul.h): any strides, batches, what follows them fused.
 
 bfloat16 is read and written as it is; products are added up in float32.
 """
@@ -9,11 +9,13 @@ import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels import reference
+from minitorch.kernels.cpu.activations import gelu
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.table import register
 
 _DTYPES = frozenset({float32, float64, bfloat16})
 _MOST_DIMS = 8
+_ACTIVATIONS = {None: 0.0, "relu": 1.0, "silu": 2.0, "gelu_tanh": 3.0}  # enum Activation
 
 Array = np.ndarray
 
@@ -27,28 +29,67 @@ def matmul(
     alpha: float = 1.0,
     accumulate: bool = False,
     bias: Array | None = None,
+    activation: str | None = None,
     residual: Array | None = None,
+    pre: Array | None = None,
 ) -> Array:
-    """The reference's. out, if given, is written where it is; its last dimension has stride 1."""
-    if a.dtype not in _DTYPES or a.dtype != b.dtype or max(a.ndim, b.ndim) > _MOST_DIMS:
+    """The reference's. out and pre, if given, have stride 1 in their last dimension.
+
+    out may also be float32 where a and b are bfloat16.
+    """
+    dtype = a.dtype
+    if dtype not in _DTYPES or b.dtype != dtype or a.ndim > _MOST_DIMS or b.ndim > _MOST_DIMS:
         return reference.matmul(
-            a, b, out=out, alpha=alpha, accumulate=accumulate, bias=bias, residual=residual
+            a,
+            b,
+            out=out,
+            alpha=alpha,
+            accumulate=accumulate,
+            bias=bias,
+            activation=activation,
+            residual=residual,
+            pre=pre,
         )
-    if a.ndim > 2 or b.ndim > 2:
+    if a.ndim != 2 or b.ndim != 2:
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         a = np.broadcast_to(a, batch + a.shape[-2:])
         b = np.broadcast_to(b, batch + b.shape[-2:])
     shape = (*a.shape[:-1], b.shape[-1])
-    if a.shape[-1] != b.shape[-2] or (out is not None and out.shape != shape):
-        raise ValueError(f"matmul: {a.shape} and {b.shape} do not make {shape}")
     if out is None:
-        out = np.empty(shape, a.dtype)
-    if residual is not None:
-        residual = np.ascontiguousarray(np.broadcast_to(residual, shape), out.dtype)
+        out = np.empty(shape, dtype)
+        accumulate = False
+    elif out.shape != shape:
+        raise ValueError(f"matmul: {a.shape} and {b.shape} make {shape}; out has {out.shape}")
+    if activation is not None or pre is not None:
+        if activation == "gelu":
+            before = matmul(a, b, out=pre, alpha=alpha, bias=bias)
+            result = gelu(before)
+            for term in (residual, out if accumulate else None):
+                if term is not None:
+                    result += term
+            out[...] = result
+            return out
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"matmul: expected {reference.ACTIVATIONS}; got {activation!r}")
+        if pre is not None and (pre.shape != shape or pre.dtype != out.dtype):
+            raise ValueError(
+                f"matmul: pre has to be {shape} in {out.dtype}; it is {pre.shape} in {pre.dtype}"
+            )
+        if accumulate:  # the kernel adds what was in out before the activation
+            residual = out.copy() if residual is None else out + residual
+            accumulate = False
     if bias is not None:
         bias = np.ascontiguousarray(np.broadcast_to(bias, shape[-1:]), out.dtype)
-    extension.matmul(a, b, out, bias, residual, None, alpha, accumulate)
+    if residual is not None:
+        residual = np.ascontiguousarray(np.broadcast_to(residual, shape), out.dtype)
+    extension.matmul(
+        a, b, out, bias, residual, None, pre, alpha, accumulate, _ACTIVATIONS[activation]
+    )
     return out
+
+
+def _product(a: Array, b: Array, out: Array, bias: Any = None, row_sums: Any = None) -> None:
+    extension.matmul(a, b, out, bias, None, row_sums, None, 1.0, 0.0, 0.0)
 
 
 @register("linear", "cpu", half=(bfloat16,))
@@ -58,7 +99,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
         return reference.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(x.size, x.shape[-1])
     out = np.empty((rows.shape[0], weight.shape[0]), x.dtype)
-    extension.matmul(rows, weight.T, out, _contiguous(bias), None, None, 1.0, 0.0)
+    _product(rows, weight.T, out, bias=None if bias is None else np.ascontiguousarray(bias))
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -74,17 +115,11 @@ def linear_backward(
     dx = dweight = dbias = None
     if needs[0]:
         dx = np.empty(x_rows.shape, x.dtype)
-        extension.matmul(grad_rows, weight, dx, None, None, None, 1.0, 0.0)
+        _product(grad_rows, weight, dx)
         dx = dx.reshape(x.shape)
     if needs[1] or needs[2]:
         sums = np.zeros(features, float64 if x.dtype == float64 else float32)
         dweight = np.empty(weight.shape, x.dtype)
-        extension.matmul(
-            grad_rows.T, x_rows, dweight, None, None, sums if needs[2] else None, 1.0, 0.0
-        )
+        _product(grad_rows.T, x_rows, dweight, row_sums=sums if needs[2] else None)
         dbias = sums.astype(x.dtype, copy=False)
     return dx, dweight if needs[1] else None, dbias if needs[2] else None
-
-
-def _contiguous(x: Any) -> Any:
-    return None if x is None else np.ascontiguousarray(x)
