@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.errors import ConfigError
-
-_MASK = (1 << 64) - 1
+from minitorch.kernels.philox import stream
 
 
 class Generator:
@@ -57,15 +56,16 @@ class Generator:
         other.offset = self.offset
         return other
 
-    def draw(self) -> np.random.Generator:
-        """NumPy's generator for the next draw; advances the offset by one."""
+    def advance(self) -> tuple[int, int]:
+        """Seed and offset of the next draw, which this is."""
         if why := _forbidden.get():
             raise ConfigError(why)
-        counter = (0, 0, self.offset & _MASK, self.offset >> 64)
         self.offset += 1
-        return np.random.Generator(
-            np.random.Philox(key=(self.seed & _MASK, self.seed >> 64), counter=counter)
-        )
+        return self.seed, self.offset - 1
+
+    def draw(self) -> np.random.Generator:
+        """NumPy's generator for the next draw."""
+        return stream(*self.advance())
 
     def __repr__(self) -> str:
         return f"Generator(seed={self.seed}, offset={self.offset})"

@@ -6,8 +6,7 @@ and works in it. float32 and float64; the engine converts half precision before 
 that has a backward returns what that needs after its result, and never the input itself.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from minitorch.errors import ShapeError
 from minitorch.kernels.erf import erf, normal
+from minitorch.kernels.philox import stream
 from minitorch.kernels.table import register
 
 Array = np.ndarray
@@ -23,7 +23,7 @@ _BLOCK = 1 << 15
 """Elements that an elementwise kernel works on at a time: its temporaries stay in the cache."""
 
 
-def _blocks(*arrays: Array) -> Iterator[list[Array]]:
+def blocks(*arrays: Array) -> Iterator[list[Array]]:
     """Views of arrays of one shape, a block at a time; whole if any is not contiguous."""
     if not all(array.flags.c_contiguous for array in arrays):
         yield list(arrays)
@@ -43,7 +43,7 @@ def _in_blocks(kernel: Callable[..., Array]) -> Callable[..., Array]:
     def blocked(*arrays: Array, **metadata: Any) -> Array:
         out = np.empty(arrays[0].shape, arrays[0].dtype)
         with np.errstate(over="ignore", under="ignore"):
-            for result, *inputs in _blocks(out, *arrays):
+            for result, *inputs in blocks(out, *arrays):
                 result[...] = kernel(*inputs, **metadata)
         return out
 
@@ -56,6 +56,22 @@ def add(a: Any, b: Any) -> Any:
     return np.add(a, b)
 
 
+ACTIVATIONS = (None, "relu", "silu", "gelu", "gelu_tanh")
+"""What a matrix product may be followed by."""
+
+
+def _activate(x: Array, activation: str | None) -> Array:
+    if activation is None:
+        return x
+    if activation == "relu":
+        return np.maximum(x, 0)
+    if activation == "silu":
+        return silu(x)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"matmul: expected one of {ACTIVATIONS}; got {activation!r}")
+    return gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
 @register("matmul", "numpy")
 def matmul(
     a: Array,
@@ -65,16 +81,24 @@ def matmul(
     alpha: float = 1.0,
     accumulate: bool = False,
     bias: Array | None = None,
+    activation: str | None = None,
     residual: Array | None = None,
+    pre: Array | None = None,
 ) -> Array:
-    """alpha a b + bias + residual, and + out with accumulate; written into out if it is given.
+    """f(alpha a b + bias) + residual, and + out with accumulate; written into out if it is given.
 
-    a: (..., m, k); b: (..., k, n); out, residual: (..., m, n); bias: (n,).
+    a: (..., m, k); b: (..., k, n); out, residual, pre: (..., m, n); bias: (n,). f: one of
+    ACTIVATIONS. pre, if given, receives what f is applied to, which its backward needs.
     """
     result = np.matmul(a, b)
     if alpha != 1:
         result *= alpha
-    for term in (bias, residual, out if accumulate else None):
+    if bias is not None:
+        result += bias
+    if pre is not None:
+        pre[...] = result
+    result = _activate(result, activation)
+    for term in (residual, out if accumulate else None):
         if term is not None:
             result += term
     if out is None:
@@ -161,6 +185,30 @@ def log_softmax(x: Array, *, dim: int = -1) -> Array:
     out = np.subtract(x, largest, out=np.empty_like(x))
     out -= np.log(np.exp(out).sum(axis=dim, keepdims=True))
     return out
+
+
+@register("log_softmax_backward", "numpy")
+def log_softmax_backward(grad: Array, out: Array, *, dim: int = -1) -> Array:
+    """grad - exp(out) Σ grad along dim, where `out` is the output; all of one shape."""
+    result = np.exp(out)
+    result *= grad.sum(axis=dim, keepdims=True)
+    return np.subtract(grad, result, out=result)
+
+
+@register("logsumexp_backward", "numpy")
+def logsumexp_backward(
+    grad: Array, x: Array, out: Array, *, dim: int | tuple[int, ...] = -1, keepdim: bool = False
+) -> Array:
+    """grad exp(x - out), where `out` is the output; NaN where that is infinite.
+
+    grad, out: the shape of the result of logsumexp.
+    """
+    if not keepdim:
+        grad, out = np.expand_dims(grad, dim), np.expand_dims(out, dim)
+    result = x - out
+    np.exp(result, out=result)
+    result *= grad
+    return result
 
 
 @register("layer_norm", "numpy")
@@ -252,6 +300,62 @@ def rms_norm_backward(
     return dx.reshape(x.shape), dweight.reshape(x.shape[x.ndim - ndim :])
 
 
+@register("add_layer_norm", "numpy")
+def add_layer_norm(
+    x: Array,
+    residual: Array,
+    weight: Array | None,
+    bias: Array | None,
+    *,
+    eps: float = 1e-5,
+    ndim: int = 1,
+) -> tuple[Array, Array, Array, Array]:
+    """layer_norm of x + residual, which comes second: (out, x + residual, mean, rstd)."""
+    sum = x + residual
+    out, mean, rstd = layer_norm(sum, weight, bias, eps=eps, ndim=ndim)
+    return out, sum, mean, rstd
+
+
+@register("add_layer_norm_backward", "numpy")
+def add_layer_norm_backward(
+    grad: Array,
+    dsum: Array,
+    sum: Array,
+    weight: Array | None,
+    mean: Array,
+    rstd: Array,
+    *,
+    ndim: int = 1,
+) -> tuple[Array, Array, Array]:
+    """Gradients for the sum (for x and residual alike), weight and bias.
+
+    grad is for the normalised output, dsum what else comes back to the sum.
+    """
+    dx, dweight, dbias = layer_norm_backward(grad, sum, weight, mean, rstd, ndim=ndim)
+    dx += dsum
+    return dx, dweight, dbias
+
+
+@register("add_rms_norm", "numpy")
+def add_rms_norm(
+    x: Array, residual: Array, weight: Array | None, *, eps: float = 1e-6, ndim: int = 1
+) -> tuple[Array, Array, Array]:
+    """rms_norm of x + residual, which comes second: (out, x + residual, rstd)."""
+    sum = x + residual
+    out, rstd = rms_norm(sum, weight, eps=eps, ndim=ndim)
+    return out, sum, rstd
+
+
+@register("add_rms_norm_backward", "numpy")
+def add_rms_norm_backward(
+    grad: Array, dsum: Array, sum: Array, weight: Array | None, rstd: Array, *, ndim: int = 1
+) -> tuple[Array, Array]:
+    """Gradients for the sum and the weight; grad and dsum as in add_layer_norm_backward."""
+    dx, dweight = rms_norm_backward(grad, sum, weight, rstd, ndim=ndim)
+    dx += dsum
+    return dx, dweight
+
+
 def _row_sums(x: Array) -> Array:
     """x.sum(axis=-1), by a product with ones: BLAS is the fastest sum that NumPy has."""
     return x @ np.ones(x.shape[-1], x.dtype)
@@ -272,6 +376,23 @@ _CUBIC = 0.044715
 def error_function(x: Array) -> Array:
     """2/sqrt(pi) ∫₀ˣ exp(-t²) dt, elementwise."""
     return erf(x)
+
+
+@register("sigmoid", "numpy")
+@_in_blocks
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), elementwise."""
+    return _sigmoid(x)
+
+
+ELEMENTARY: dict[str, Callable[[Array], Array]] = {
+    "exp": register("exp", "numpy")(np.exp),
+    "log": register("log", "numpy")(np.log),
+    "tanh": register("tanh", "numpy")(np.tanh),
+    "sigmoid": sigmoid,
+    "erf": error_function,
+}
+"""Functions of one array, elementwise, by the name of their kernel."""
 
 
 @register("gelu", "numpy")
@@ -345,6 +466,61 @@ def silu_backward(grad: Array, x: Array) -> Array:
     return out
 
 
+@register("swiglu", "numpy")
+def swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) up, elementwise. Source: Shazeer 2020, "GLU variants improve transformer"."""
+    out = silu(np.ascontiguousarray(gate))
+    out *= up
+    return out
+
+
+@register("swiglu_backward", "numpy")
+def swiglu_backward(
+    grad: Array, gate: Array, up: Array, *, out: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """Gradients for gate and up: grad up silu'(gate), grad silu(gate); into `out` if given."""
+    gradients = silu_backward(grad * up, np.ascontiguousarray(gate)), grad * silu(gate)
+    if out is None:
+        return gradients
+    for result, gradient in zip(out, gradients, strict=True):
+        result[...] = gradient
+    return out
+
+
+@register("rope", "numpy")
+def rope(
+    x: Array,
+    cos: Array,
+    sin: Array,
+    *,
+    interleaved: bool = False,
+    inverse: bool = False,
+    out: Array | None = None,
+) -> Array:
+    """Pairs of features turned by the angle of their position; by minus that angle for `inverse`.
+
+        (a, b) -> (a cos - b sin, b cos + a sin)
+
+    x: (..., time, features), of which i and i + features/2 are a pair, or, interleaved, 2i and
+    2i + 1. cos, sin: (time, features/2). out: where to write, x itself perhaps; else a new array.
+    The rotation back is the transpose, so that `inverse` is also the backward.
+    Source: Su et al. 2021, equation 34.
+    """
+    half = x.shape[-1] // 2
+    if interleaved:
+        first, second = (..., slice(0, None, 2)), (..., slice(1, None, 2))
+    else:
+        first, second = (..., slice(0, half)), (..., slice(half, None))
+    if inverse:
+        sin = -sin
+    a, b = x[first], x[second]
+    turned = a * cos - b * sin, b * cos + a * sin
+    if out is None:
+        out = np.empty_like(x)
+    out[first], out[second] = turned
+    return out
+
+
 def _sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)); where exp overflows the quotient is the right limit, 0."""
     out = np.negative(x, out=np.empty_like(x))
@@ -360,6 +536,7 @@ def cross_entropy(
     *,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: str = "mean",
 ) -> tuple[Array, Array]:
     """Minus the log-probability that softmax(logits) gives to the smoothed target.
@@ -367,11 +544,12 @@ def cross_entropy(
     logits: (rows, classes); target: (rows,), integers below classes, or ignore_index. For row r,
     with ε = label_smoothing:
 
-        loss_r = logsumexp(logits_r) - (1 - ε) logits_r[target_r] - ε mean(logits_r)
+        loss_r = lse_r - (1 - ε) logits_r[target_r] - ε mean(logits_r) + z_loss lse_r²
 
-    and 0 where the target is ignore_index. reduction: "none" (rows,), "sum", or "mean" over the
-    rows that are not ignored (NaN if all are). Returns the loss and logsumexp(logits): (rows,),
-    from which the backward recomputes the probabilities, rather than keep (rows, classes) of them.
+    with lse_r = logsumexp(logits_r), and 0 where the target is ignore_index. reduction: "none"
+    (rows,), "sum", or "mean" over the rows that are not ignored (NaN if all are). z_loss: Chowdhery
+    et al. 2022, "PaLM", section 5. Returns the loss and logsumexp(logits): (rows,), from which the
+    backward recomputes the probabilities, rather than keep (rows, classes) of them.
     """
     kept, classes = kept_classes(logits, target, ignore_index)
     log_normaliser = logsumexp(logits)
@@ -379,6 +557,8 @@ def cross_entropy(
     loss = log_normaliser - (1 - label_smoothing) * picked
     if label_smoothing:
         loss -= label_smoothing * logits.mean(axis=1)
+    if z_loss:
+        loss += z_loss * np.square(log_normaliser)
     loss[~kept] = 0
     if reduction == "none":
         return loss, log_normaliser
@@ -398,16 +578,20 @@ def cross_entropy_backward(
     *,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: str = "mean",
+    out: Array | None = None,
 ) -> Array:
-    """grad (softmax(logits) - smoothed target), and 0 in the rows that are ignored.
+    """grad ((1 + 2 z lse) softmax(logits) - smoothed target), and 0 in the rows that are ignored.
 
-    grad: the shape of the loss; log_normaliser: (rows,), as the forward returned it.
-    Returns (rows, classes).
+    grad: the shape of the loss; log_normaliser: (rows,), as the forward returned it. out: where to
+    write, the logits themselves perhaps. Returns (rows, classes).
     """
     kept, classes = kept_classes(logits, target, ignore_index)
-    out = logits - log_normaliser[:, None]
+    out = np.subtract(logits, log_normaliser[:, None], out=out)
     np.exp(out, out=out)
+    if z_loss:
+        out *= 1 + 2 * z_loss * log_normaliser[:, None]
     out[np.arange(len(out)), classes] -= 1 - label_smoothing
     if label_smoothing:
         out -= label_smoothing / out.shape[1]
@@ -437,7 +621,7 @@ def embedding(weight: Array, index: Array) -> Array:
 
     Returns (*index.shape, features).
     """
-    _check_rows(index, weight.shape[0])
+    check_rows(index, weight.shape[0])
     return np.take(weight, index, axis=0)
 
 
@@ -447,7 +631,7 @@ def embedding_backward(grad: Array, index: Array, *, num_embeddings: int) -> Arr
 
     grad: (*index.shape, features). Returns (num_embeddings, features).
     """
-    _check_rows(index, num_embeddings)
+    check_rows(index, num_embeddings)
     features = grad.shape[-1]
     out = np.zeros((num_embeddings, features), grad.dtype)
     places = index.reshape(-1, 1) * features + np.arange(features)
@@ -455,7 +639,8 @@ def embedding_backward(grad: Array, index: Array, *, num_embeddings: int) -> Arr
     return out
 
 
-def _check_rows(index: Array, rows: int) -> None:
+def check_rows(index: Array, rows: int) -> None:
+    """Raises ShapeError unless all indices are in [0, rows)."""
     if index.size and not 0 <= index.min() <= index.max() < rows:
         raise ShapeError(
             f"embedding: expected indices in [0, {rows}), the rows of the table; "
@@ -637,82 +822,14 @@ def _group(x, kv_heads):
 
 
 @register("dropout", "numpy")
-@_in_blocks
-def dropout(x: Array, keep: Array, *, p: float) -> Array:
-    """x / (1 - p) where keep is true, 0 elsewhere. It is its own backward, on the gradient.
+def dropout(x: Array, *, p: float, seed: int, offset: int) -> Array:
+    """x / (1 - p) where a uniform number is at least p, 0 elsewhere.
 
-    x: any shape; keep: bool of the same shape, true with probability 1 - p.
+    The numbers are a function of (seed, offset), one for each element of x in row-major order: the
+    mask need not be kept, and dropout is its own backward, on the gradient.
     """
+    keep = stream(seed, offset).random(x.shape, np.float32) >= p
     out = x * keep
     if p < 1:
         out *= 1 / (1 - p)
     return out
-
-
-@register("adamw_step", "numpy")
-def adamw_step(
-    param: Array,
-    grad: Array,
-    exp_avg: Array,
-    exp_avg_sq: Array,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> None:
-    """One step of AdamW, in place on param and on the two moments; all of one shape.
-
-    step counts from 1. Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form: the
-    decay is lr * weight_decay * param, and eps is added after the bias correction.
-    """
-    beta1, beta2 = betas
-    rate = lr / (1 - beta1**step)
-    unbias = (1 - beta2**step) ** -0.5
-    for p, g, m, v in _blocks(param, grad, exp_avg, exp_avg_sq):
-        p *= 1 - lr * weight_decay
-        scratch = g * (1 - beta1)
-        m *= beta1
-        m += scratch
-
-        np.square(g, out=scratch)
-        scratch *= 1 - beta2
-        v *= beta2
-        v += scratch
-
-        np.sqrt(v, out=scratch)
-        scratch *= unbias
-        scratch += eps
-        np.divide(m, scratch, out=scratch)
-        scratch *= rate
-        p -= scratch
-
-
-@register("adamw_steps", "numpy")
-def adamw_steps(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    exp_avgs: Sequence[Array],
-    exp_avg_sqs: Sequence[Array],
-    numbers: Sequence[dict[str, Any]],
-    *,
-    grad_scale: float = 1.0,
-) -> None:
-    """adamw_step for every parameter, with its numbers; gradients count grad_scale times."""
-    for param, grad, exp_avg, exp_avg_sq, options in zip(
-        params, grads, exp_avgs, exp_avg_sqs, numbers, strict=True
-    ):
-        scaled = grad if grad_scale == 1 else grad * grad.dtype.type(grad_scale)
-        adamw_step(param, scaled, exp_avg, exp_avg_sq, **options)
-
-
-@register("l2_norm", "numpy")
-def l2_norm(arrays: Sequence[Array]) -> float:
-    """The root of the sum of the squares of all elements of all arrays."""
-    total = 0.0
-    for array in arrays:
-        flat = array.ravel()
-        flat = flat.astype(np.float32) if flat.dtype.itemsize == 2 else flat
-        total += float(np.dot(flat, flat))
-    return math.sqrt(total)

@@ -532,11 +532,12 @@ def _attention_with_dropout(
 
 _dropout: Primitive = linear_primitive(
     "dropout",
-    lambda x, keep, *, p: _kernel("dropout")(x, keep, p=p),
-    lambda grad, keep, p: apply(_dropout, [grad, keep], {"p": p}),
+    _kernel("dropout"),
+    lambda grad, p, seed, offset: _dropout(grad, p=p, seed=seed, offset=offset),
+    kernel="dropout",
     formula=r"x \odot m / (1 - p)",
     jacobian=r"\operatorname{diag}(m) / (1 - p)",
-    samples=lambda: [sample(real(3, 4), mask(3, 4), p=0.25)],
+    samples=lambda: [sample(real(3, 4), p=0.25, seed=1, offset=2)],
 )
 
 
@@ -545,13 +546,13 @@ def dropout(
 ) -> Tensor:
     """Each element zeroed with probability p, the others divided by 1 - p.
 
-    The draw is one step of the generator (the global one by default), so that checkpointing can
-    replay it. Source: Srivastava et al. 2014, inverted.
+    The mask is a function of the generator's state (the global one's by default), which moves on by
+    one step: it is computed again in the backward, not kept, and checkpointing can replay it.
+    Source: Srivastava et al. 2014, inverted.
     """
     if not 0 <= p <= 1:
         raise ConfigError(f"dropout: expected a probability p in [0, 1]; got {p}")
     if not training or p == 0:
         return x
-    draw = (generator or random.default_generator).draw()
-    keep = wrap(draw.random(x.shape, np.float32) >= p)
-    return apply(_dropout, [x, keep], {"p": p})
+    seed, offset = (generator or random.default_generator).advance()
+    return apply(_dropout, [x], {"p": p, "seed": seed, "offset": offset})

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import special
 
+import minitorch as mt
 from minitorch.errors import ShapeError
 from minitorch.kernels import lookup, prefer, reference
+from minitorch.kernels import reference_optimizers as optimizers
 
 RANDOM = np.random.default_rng(0)
 
@@ -204,21 +206,32 @@ def test_linear():
     ]
 
 
-def test_adamw_step():
+def test_adamw_steps():
     p, g, m, v = RANDOM.standard_normal((4, 6))
     v = v * v
     beta1, beta2, lr, eps, decay, step = 0.8, 0.95, 0.01, 1e-6, 0.1, 3
     m2, v2 = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
     direction = (m2 / (1 - beta1**step)) / (np.sqrt(v2 / (1 - beta2**step)) + eps)
     expected = p * (1 - lr * decay) - lr * direction
-    reference.adamw_step(
-        p, g, m, v, step=step, lr=lr, betas=(beta1, beta2), eps=eps, weight_decay=decay
-    )
+    numbers = {
+        "step": step,
+        "lr": lr,
+        "betas": (beta1, beta2),
+        "eps": eps,
+        "weight_decay": decay,
+    }
+    copy = np.empty(p.shape, mt.bfloat16)
+    optimizers.adamw_steps([p], [4 * g], [m], [v], [numbers], grad_scale=0.25, copies=[copy])
     np.testing.assert_allclose(p, expected, rtol=1e-12)
     np.testing.assert_allclose([m, v], [m2, v2], rtol=1e-14)
+    assert (copy == p.astype(mt.bfloat16)).all()
 
 
-def test_dropout_keeps_the_mean():
-    x = np.ones(6)
-    keep = np.array([1, 0, 1, 1, 0, 1], bool)
-    np.testing.assert_allclose(reference.dropout(x, keep, p=0.25), keep / 0.75)
+def test_dropout_is_a_function_of_seed_and_offset():
+    x = np.ones(100_000, np.float32)
+    out = reference.dropout(x, p=0.25, seed=3, offset=1)
+    assert set(np.unique(out)) == {0, np.float32(1 / 0.75)}
+    assert abs(out.mean() - 1) < 5 * np.sqrt(0.25 / 0.75 / x.size)
+    assert (out == reference.dropout(x, p=0.25, seed=3, offset=1)).all()
+    assert (out != reference.dropout(x, p=0.25, seed=3, offset=2)).any()
+    assert (out != reference.dropout(x, p=0.25, seed=4, offset=1)).any()

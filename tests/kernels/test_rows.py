@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import minitorch as mt
 from minitorch import kernels
-from minitorch.kernels import reference
+from minitorch.kernels import reference, reference_optimizers
 
 TOLERANCE = {np.dtype(np.float32): 4e-6, np.dtype(np.float64): 2e-14, mt.bfloat16: 1e-2}
 FIXTURES = settings(
@@ -174,7 +174,7 @@ def test_adamw_over_many_arrays(instruction_set, threads):
             for j in range(4)
         ]
         expected = [[a.astype(np.float64) for a in arrays] for arrays in start]
-        reference.adamw_steps(*expected, numbers, grad_scale=0.3)
+        reference_optimizers.adamw_steps(*expected, numbers, grad_scale=0.3)
         results = []
         for count in (1, 2):
             threads(count)

@@ -117,6 +117,13 @@ SAME_NAMES = (
 OF_TENSORS = ("maximum", "minimum", "atan2", "eq", "ne", "lt", "le", "gt", "ge")
 FUNCTIONAL = ("softplus", "logsigmoid", "leaky_relu", "gelu", "silu")
 
+
+def kept(shape, p, seed, offset):
+    """What dropout keeps, drawn from NumPy's generator in the state (seed, offset)."""
+    bits = np.random.Philox(key=[seed, 0], counter=[0, 0, offset, 0])
+    return torch.tensor(np.random.Generator(bits).random(shape, np.float32) >= p)
+
+
 PEERS = {
     **{name: same_name(name) for name in SAME_NAMES},
     **{name: of_tensors(name) for name in OF_TENSORS},
@@ -141,7 +148,7 @@ PEERS = {
     "cross_entropy": F.cross_entropy,
     "scaled_dot_product_attention": attention,
     "attention_qkvpacked": packed,
-    "dropout": lambda x, keep, p: x * keep / (1 - p),
+    "dropout": lambda x, p, seed, offset: x * kept(x.shape, p, seed, offset) / (1 - p),
     "getitem": getitem,
     "setitem": setitem,
     "scatter_index": scatter_index,

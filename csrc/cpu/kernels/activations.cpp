@@ -1,5 +1,7 @@
 #include "activations.h"
 
+#include "dispatch.h"
+
 namespace minitorch::MT_INSTRUCTION_SET {
 
 template <template <typename> typename F, typename T>
@@ -21,17 +23,12 @@ static void run(const Array* arrays, int count) {
     for (int i = 1; i < count; ++i)
         require(arrays[i].size == arrays[0].size && arrays[i].dtype == arrays[0].dtype,
                 "activation: arrays that do not fit");
-    const bool gradient = count == 3;
-    switch (arrays[0].dtype) {
-        case Dtype::float32:
-            return gradient ? backward<F, float>(arrays) : forward<F, float>(arrays);
-        case Dtype::float64:
-            return gradient ? backward<F, double>(arrays) : forward<F, double>(arrays);
-        case Dtype::bfloat16:
-            return gradient ? backward<F, bfloat16>(arrays) : forward<F, bfloat16>(arrays);
-        default:
-            fail("activation: expected float32, float64 or bfloat16");
-    }
+    by_dtype(arrays[0], "activation: expected float32, float64 or bfloat16", [&](auto kind) {
+        if (count == 3)
+            backward<F, decltype(kind)>(arrays);
+        else
+            forward<F, decltype(kind)>(arrays);
+    });
 }
 
 // x, out, or grad, x, out: contiguous, of one size.
@@ -40,6 +37,34 @@ KERNEL(silu) {
 }
 KERNEL(gelu_tanh) {
     run<GeluTanh>(arrays, num_arrays);
+}
+
+KERNEL(gelu) {
+    run<Gelu>(arrays, num_arrays);
+}
+
+// gate, up, out, or grad, gate, up, dgate, dup: (rows, columns) with any stride between the rows.
+KERNEL(swiglu) {
+    const Array& gate = arrays[0];
+    for (int i = 0; i < num_arrays; ++i) {
+        const Array& x = arrays[i];
+        require(x.ndim == 2 && x.shape[0] == gate.shape[0] && x.shape[1] == gate.shape[1] &&
+                    x.dtype == gate.dtype && (x.stride(-1) == 1 || x.shape[1] <= 1),
+                "swiglu: arrays that do not fit");
+    }
+    by_dtype(gate, "swiglu: expected float32, float64 or bfloat16", [&](auto kind) {
+        using T = decltype(kind);
+        const auto row = [=](int i, long r) { return arrays[i].as<T>() + r * arrays[i].stride(0); };
+        const long columns = gate.shape[1];
+        parallel_ranges(gate.shape[0], rows_per_piece(columns), [&](long begin, long end) {
+            for (long r = begin; r < end; ++r) {
+                if (num_arrays == 3)
+                    swiglu(row(0, r), row(1, r), row(2, r), columns);
+                else
+                    swiglu_backward(row(0, r), row(1, r), row(2, r), row(3, r), row(4, r), columns);
+            }
+        });
+    });
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

@@ -3,9 +3,11 @@
 //     silu(x) = x s(x)                  silu'(x) = s (1 + x (1 - s))         s: the logistic function
 //     gelu(x) = x s(2 u(x))             gelu'(x) = s + 2 x u' s (1 - s)
 //     u = sqrt(2 / pi) (x + 0.044715 x³)
+//     gelu(x) = x Φ(x)                  gelu'(x) = Φ(x) + x exp(-x²/2) / sqrt(2 pi)
+//     swiglu(x, y) = silu(x) y
 //
-// the latter being GPT-2's approximation, 0.5 x (1 + tanh(u)), since 0.5 (1 + tanh(u)) = s(2 u).
-// Source: Hendrycks and Gimpel 2016, section 2; Elfwing et al. 2017.
+// the first gelu being GPT-2's approximation, 0.5 x (1 + tanh(u)), since 0.5 (1 + tanh(u)) = s(2 u).
+// Source: Hendrycks and Gimpel 2016, section 2; Elfwing et al. 2017; Shazeer 2020.
 
 #pragma once
 
@@ -38,6 +40,38 @@ struct GeluTanh {
         return s + 2 * x * inner * s * (C(1) - s);
     }
 };
+
+template <typename C>
+struct Gelu {
+    Vector<C> value(Vector<C> x) const {
+        Vector<C> bell, below;
+        normal<C>(x, bell, below);
+        return x * below;
+    }
+    Vector<C> slope(Vector<C> x) const {
+        Vector<C> bell, below;
+        normal<C>(x, bell, below);
+        return below + x * bell * C(0.398942280401432677939946059934381868);  // 1 / sqrt(2 pi)
+    }
+};
+
+template <typename T>
+void swiglu(const T* gate, const T* up, T* out, long count) {
+    using C = Compute<T>;
+    for_each_vector<C>(count, [&](long, auto get, auto put) {
+        put(out, Silu<C>().value(get(gate)) * get(up));
+    });
+}
+
+template <typename T>
+void swiglu_backward(const T* grad, const T* gate, const T* up, T* dgate, T* dup, long count) {
+    using C = Compute<T>;
+    for_each_vector<C>(count, [&](long, auto get, auto put) {
+        const Vector<C> g = get(grad), x = get(gate), s = sigmoid<C>(x);
+        put(dgate, g * get(up) * (s * (C(1) + x * (C(1) - s))));
+        put(dup, g * x * s);
+    });
+}
 
 // out[i] = f(x[i]), vector by vector; `f` takes and gives vectors, from as many arrays as come.
 template <typename T, typename F, typename... From>

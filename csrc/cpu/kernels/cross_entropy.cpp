@@ -1,6 +1,10 @@
 #include "cross_entropy.h"
 
+#include "dispatch.h"
+
 namespace minitorch::MT_INSTRUCTION_SET {
+
+constexpr char kBadDtype[] = "cross_entropy: expected float32, float64 or bfloat16";
 
 static void check(const Array& logits, const Array& target) {
     require(logits.ndim == 2 && target.dtype == Dtype::int64 && target.size == logits.shape[0],
@@ -9,29 +13,32 @@ static void check(const Array& logits, const Array& target) {
         require(target.as<int64_t>()[row] < logits.shape[1], "cross_entropy: a target too large");
 }
 
-KERNEL(cross_entropy) {  // logits (rows, classes), target, loss, lse (rows,); smoothing
+// logits (rows, classes), target, loss, lse (rows,), the latter two of the compute type; smoothing,
+// z_loss.
+KERNEL(cross_entropy) {
     const Array &x = arrays[0], &target = arrays[1], &loss = arrays[2], &lse = arrays[3];
     check(x, target);
-    if (x.dtype == Dtype::float32)
-        cross_entropy(x.as<float>(), target.as<int64_t>(), loss.as<float>(), lse.as<float>(),
-                      x.shape[0], x.shape[1], static_cast<float>(numbers[0]));
-    else
-        cross_entropy(x.as<double>(), target.as<int64_t>(), loss.as<double>(), lse.as<double>(),
-                      x.shape[0], x.shape[1], numbers[0]);
+    by_dtype(x, kBadDtype, [&](auto kind) {
+        using T = decltype(kind);
+        using C = Compute<T>;
+        cross_entropy(x.as<const T>(), target.as<int64_t>(), loss.as<C>(), lse.as<C>(), x.shape[0],
+                      x.shape[1], C(numbers[0]), C(numbers[1]));
+    });
 }
 
-KERNEL(cross_entropy_backward) {  // scale (rows,), logits, target, lse, out; smoothing
+// scale (rows,), logits, target, lse, out; smoothing, z_loss.
+KERNEL(cross_entropy_backward) {
     const Array &scale = arrays[0], &x = arrays[1], &target = arrays[2], &lse = arrays[3],
                 &out = arrays[4];
     check(x, target);
-    if (x.dtype == Dtype::float32)
-        cross_entropy_backward(scale.as<float>(), x.as<float>(), target.as<int64_t>(),
-                               lse.as<float>(), out.as<float>(), x.shape[0], x.shape[1],
-                               static_cast<float>(numbers[0]));
-    else
-        cross_entropy_backward(scale.as<double>(), x.as<double>(), target.as<int64_t>(),
-                               lse.as<double>(), out.as<double>(), x.shape[0], x.shape[1],
-                               numbers[0]);
+    require(out.size == x.size && out.dtype == x.dtype, "cross_entropy: bad shapes");
+    by_dtype(x, kBadDtype, [&](auto kind) {
+        using T = decltype(kind);
+        using C = Compute<T>;
+        cross_entropy_backward(scale.as<const C>(), x.as<const T>(), target.as<int64_t>(),
+                               lse.as<const C>(), out.as<T>(), x.shape[0], x.shape[1],
+                               C(numbers[0]), C(numbers[1]));
+    });
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

@@ -1,59 +1,53 @@
-// Cross-entropy of logits with class indices, smoothed by e:
+// Cross-entropy of logits with class indices, smoothed by e, and the z-loss of weight z:
 //
-//     loss = lse - (1 - e) logits[target] - e mean(logits)          lse = log Σ exp(logits)
-//     dlogits = scale (exp(logits - lse) - (1 - e) [i = target] - e / classes)
+//     loss = lse - (1 - e) logits[target] - e mean(logits) + z lse²,     lse = log Σ exp(logits)
+//     dlogits = scale ((1 + 2 z lse) exp(logits - lse) - (1 - e) [i = target] - e / classes)
 //
-// Forward reads a row twice, for the maximum and for the sum, and keeps only lse of it; backward
-// computes the probabilities again.
+// Forward reads a row once, and keeps only lse of it; backward computes the probabilities again,
+// into an array of its own or into the logits. Source of the z-loss: Chowdhery et al. 2022
+// (PaLM), section 5.
 
 #pragma once
 
-#include "../array.h"
-#include "../threads.h"
-#include "vector.h"
+#include "softmax.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
 // logits (rows, classes); target (rows,), -1 for a row that does not count; loss, lse (rows,).
 template <typename T>
-void cross_entropy(const T* logits, const int64_t* target, T* loss, T* lse, long rows, long classes,
-                   T smoothing) {
-    constexpr long lanes = Lanes<T>::count;
+void cross_entropy(const T* logits, const int64_t* target, Compute<T>* loss, Compute<T>* lse,
+                   long rows, long classes, Compute<T> smoothing, Compute<T> z_loss) {
+    using C = Compute<T>;
     parallel_ranges(rows, rows_per_piece(classes), [=](long begin, long end) {
         for (long row = begin; row < end; ++row) {
             const T* x = logits + row * classes;
-            const long whole = classes - classes % lanes;
-            Vector<T> peaks = broadcast(-kInfinity<T>);
-            for (long i = 0; i < whole; i += lanes) peaks = maximum<T>(load(x + i), peaks);
-            T peak = largest_lane<T>(peaks);
-            for (long i = whole; i < classes; ++i) peak = x[i] > peak ? x[i] : peak;
-
-            Vector<T> sums{}, plain{};
-            for (long i = 0; i < whole; i += lanes) {
-                sums += exp_nonpositive<T>(load(x + i) - peak);
-                plain += load(x + i);
-            }
-            T sum = sum_of_lanes<T>(sums), total = sum_of_lanes<T>(plain);
-            if (const long rest = classes - whole) {
-                const Vector<T> tail = load_part(x + whole, rest, -kInfinity<T>);
-                sum += sum_of_lanes<T>(exp_nonpositive<T>(tail - peak));
-                for (long i = 0; i < rest; ++i) total += tail[i];
-            }
-            lse[row] = log_of(sum) + peak;
+            C peak, sum;
+            row_statistics(x, classes, C(1), peak, sum);
+            lse[row] = log_of(sum) + finite_or_zero(peak);
             loss[row] = 0;
-            if (target[row] >= 0) {
-                loss[row] = lse[row] - (1 - smoothing) * x[target[row]];
-                if (smoothing) loss[row] -= smoothing * (total / T(classes));
+            if (target[row] < 0) continue;
+            loss[row] = lse[row] - (1 - smoothing) * load_one(x + target[row]);
+            if (smoothing) {
+                constexpr long lanes = Lanes<C>::count;
+                Vector<C> totals{};
+                long i = 0;
+                for (; i + lanes <= classes; i += lanes) totals += load(x + i);
+                C total = sum_of_lanes<C>(totals);
+                for (; i < classes; ++i) total += load_one(x + i);
+                loss[row] -= smoothing * (total / C(classes));
             }
+            if (z_loss) loss[row] += z_loss * lse[row] * lse[row];
         }
     });
 }
 
-// scale (rows,): the gradient of each row's loss, 0 for a row that does not count.
+// scale (rows,): the gradient of each row's loss. out may be logits.
 template <typename T>
-void cross_entropy_backward(const T* scale, const T* logits, const int64_t* target, const T* lse,
-                            T* out, long rows, long classes, T smoothing) {
-    constexpr long lanes = Lanes<T>::count;
+void cross_entropy_backward(const Compute<T>* scale, const T* logits, const int64_t* target,
+                            const Compute<T>* lse, T* out, long rows, long classes,
+                            Compute<T> smoothing, Compute<T> z_loss) {
+    using C = Compute<T>;
+    constexpr long lanes = Lanes<C>::count;
     parallel_ranges(rows, rows_per_piece(classes), [=](long begin, long end) {
         for (long row = begin; row < end; ++row) {
             const T* x = logits + row * classes;
@@ -62,18 +56,18 @@ void cross_entropy_backward(const T* scale, const T* logits, const int64_t* targ
                 __builtin_memset(to, 0, sizeof(T) * classes);
                 continue;
             }
-            const T factor = scale[row], shift = lse[row], floor = smoothing / T(classes);
-            const auto probability = [&](Vector<T> value) {
-                const Vector<T> exponent = value - shift;
-                return exp_nonpositive<T>(exponent > T(0) ? Vector<T>{} : exponent);
+            const C shift = lse[row], floor = scale[row] * smoothing / C(classes);
+            const C factor = scale[row] * (1 + 2 * z_loss * shift);
+            const auto slope = [=](Vector<C> values) {
+                return factor * exp_rounded<C>(values - shift) - floor;
             };
+            const C of_target =
+                slope(broadcast<C>(load_one(x + target[row])))[0] - scale[row] * (1 - smoothing);
             long i = 0;
-            for (; i + lanes <= classes; i += lanes)
-                store(to + i, factor * (probability(load(x + i)) - floor));
+            for (; i + lanes <= classes; i += lanes) store(to + i, slope(load(x + i)));
             if (const long rest = classes - i)
-                store_part(to + i, factor * (probability(load_part(x + i, rest, T(0))) - floor),
-                           rest);
-            to[target[row]] -= factor * (1 - smoothing);
+                store_part(to + i, slope(load_part(x + i, rest, C(0))), rest);
+            store_one(to + target[row], of_target);
         }
     });
 }

@@ -17,53 +17,58 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-// f(i, get) for each vector of a row, get(pointer) giving its elements; the last may be a part.
-template <typename C, typename F>
-void for_each_vector(long columns, F&& f) {
+// Σ term(vector of x) over a row; the lanes beyond its end are not counted.
+template <typename T, typename F>
+Compute<T> row_sum(const T* x, long columns, F term) {
+    using C = Compute<T>;
     constexpr long lanes = Lanes<C>::count;
+    Vector<C> a{}, b{}, c{}, d{};
     long i = 0;
-    for (; i + lanes <= columns; i += lanes)
-        f(i, [i](const auto* from) { return load(from + i); },
-          [i](auto* to, Vector<C> x) { store(to + i, x); });
-    if (const long rest = columns - i; rest > 0)
-        f(i, [=](const auto* from) { return load_part(from + i, rest, C(0)); },
-          [=](auto* to, Vector<C> x) { store_part(to + i, x, rest); });
+    for (; i + 4 * lanes <= columns; i += 4 * lanes) {
+        a += term(load(x + i));
+        b += term(load(x + i + lanes));
+        c += term(load(x + i + 2 * lanes));
+        d += term(load(x + i + 3 * lanes));
+    }
+    for (; i + lanes <= columns; i += lanes) a += term(load(x + i));
+    C total = sum_of_lanes<C>((a + b) + (c + d));
+    if (const long rest = columns - i; rest > 0) {
+        const Vector<C> tail = term(load_part(x + i, rest, C(0)));
+        for (long lane = 0; lane < rest; ++lane) total += tail[lane];
+    }
+    return total;
 }
 
 // The reciprocal of the standard deviation, and the mean, which is 0 without `centred`.
 template <typename T, bool centred>
 void statistics(const T* x, long columns, Compute<T> eps, Compute<T>& mean, Compute<T>& rstd) {
     using C = Compute<T>;
-    constexpr long lanes = Lanes<C>::count;
     mean = 0;
-    if constexpr (centred) {
-        Vector<C> sum{};
-        for_each_vector<C>(columns, [&](long, auto get, auto) { sum += get(x); });
-        mean = sum_of_lanes<C>(sum) / C(columns);
-    }
-    Vector<C> squares{};
-    long i = 0;
-    for (; i + lanes <= columns; i += lanes) {
-        const Vector<C> d = load(x + i) - mean;
-        squares += d * d;
-    }
-    C total = sum_of_lanes<C>(squares);
-    for (; i < columns; ++i) {
-        const C d = load_one(x + i) - mean;
-        total += d * d;
-    }
-    rstd = C(1) / square_root(total / C(columns) + eps);
+    if constexpr (centred) mean = row_sum(x, columns, [](Vector<C> v) { return v; }) / C(columns);
+    const C squares = row_sum(x, columns, [mean](Vector<C> v) {
+        const Vector<C> d = v - mean;
+        return d * d;
+    });
+    rstd = C(1) / square_root(squares / C(columns) + eps);
 }
 
 // x, out (rows, columns); weight, bias (columns,) or null; means, rstds (rows,), means unused if
-// not centred.
+// not centred. With a residual, x + residual is normalised instead of x, and written to sum.
 template <typename T, bool centred>
-void norm(const T* x, const T* weight, const T* bias, T* out, Compute<T>* means, Compute<T>* rstds,
-          long rows, long columns, Compute<T> eps) {
+void norm(const T* x, const T* residual, const Compute<T>* weight, const Compute<T>* bias, T* out,
+          T* sum, Compute<T>* means, Compute<T>* rstds, long rows, long columns, Compute<T> eps) {
     using C = Compute<T>;
     parallel_ranges(rows, rows_per_piece(columns), [=](long begin, long end) {
         for (long row = begin; row < end; ++row) {
             const T* from = x + row * columns;
+            if (residual) {
+                const T* other = residual + row * columns;
+                T* total = sum + row * columns;
+                for_each_vector<C>(columns, [&](long, auto get, auto put) {
+                    put(total, get(from) + get(other));
+                });
+                from = total;
+            }
             T* to = out + row * columns;
             C mean, rstd;
             statistics<T, centred>(from, columns, eps, mean, rstd);
@@ -79,27 +84,29 @@ void norm(const T* x, const T* weight, const T* bias, T* out, Compute<T>* means,
     });
 }
 
-// dweight, dbias (columns,) of the compute type; dbias may be null.
+// dweight, dbias (columns,); dbias may be null. dsum (rows, columns) or null is added to dx: what
+// comes back to x + residual where that was kept.
 template <typename T, bool centred>
-void norm_backward(const T* grad, const T* x, const T* weight, const Compute<T>* means,
-                   const Compute<T>* rstds, T* dx, Compute<T>* dweight, Compute<T>* dbias,
-                   long rows, long columns) {
+void norm_backward(const T* grad, const T* x, const Compute<T>* weight, const Compute<T>* means,
+                   const Compute<T>* rstds, const T* dsum, T* dx, Compute<T>* dweight,
+                   Compute<T>* dbias, long rows, long columns) {
     using C = Compute<T>;
     // At most 32 pieces: as many partial sums have to be added.
     const long least = (rows + 31) / 32, worth = rows_per_piece(columns);
     const long rows_of_piece = least > worth ? least : worth;
     const long pieces = (rows + rows_of_piece - 1) / rows_of_piece;
     C* partial = scratch<C>(4, 2 * pieces * columns);
-    __builtin_memset(partial, 0, sizeof(C) * 2 * pieces * columns);
 
     parallel_for(pieces, [=](long piece) {
         C* weight_sum = partial + 2 * piece * columns;
         C* bias_sum = weight_sum + columns;
+        __builtin_memset(weight_sum, 0, sizeof(C) * 2 * columns);
         const long first = piece * rows_of_piece;
         const long last = first + rows_of_piece < rows ? first + rows_of_piece : rows;
         for (long row = first; row < last; ++row) {
             const T* g_row = grad + row * columns;
             const T* x_row = x + row * columns;
+            const T* d_row = dsum + row * columns;
             T* to = dx + row * columns;
             const C mean = centred ? means[row] : C(0), rstd = rstds[row];
             Vector<C> sum_g{}, sum_gn{};
@@ -107,7 +114,7 @@ void norm_backward(const T* grad, const T* x, const T* weight, const Compute<T>*
                 const Vector<C> upstream = get(g_row);
                 const Vector<C> n = (get(x_row) - mean) * rstd;
                 const Vector<C> g = weight ? upstream * get(weight) : upstream;
-                sum_g += g;
+                if constexpr (centred) sum_g += g;
                 sum_gn += g * n;  // beyond the end g is 0
                 put(weight_sum, get(weight_sum) + upstream * n);
                 if (dbias) put(bias_sum, get(bias_sum) + upstream);
@@ -118,17 +125,23 @@ void norm_backward(const T* grad, const T* x, const T* weight, const Compute<T>*
                 const Vector<C> upstream = get(g_row);
                 const Vector<C> n = (get(x_row) - mean) * rstd;
                 const Vector<C> g = weight ? upstream * get(weight) : upstream;
-                put(to, rstd * (g - mean_g - n * mean_gn));
+                Vector<C> slope = rstd * (g - mean_g - n * mean_gn);
+                if (dsum) slope += get(d_row);
+                put(to, slope);
             });
         }
     });
-    __builtin_memset(dweight, 0, sizeof(C) * columns);
-    if (dbias) __builtin_memset(dbias, 0, sizeof(C) * columns);
-    for (long piece = 0; piece < pieces; ++piece)
-        for (long i = 0; i < columns; ++i) {
-            dweight[i] += partial[2 * piece * columns + i];
-            if (dbias) dbias[i] += partial[(2 * piece + 1) * columns + i];
+    parallel_ranges(columns, rows_per_piece(2 * pieces), [=](long begin, long end) {
+        for (long i = begin; i < end; ++i) {
+            dweight[i] = 0;
+            if (dbias) dbias[i] = 0;
         }
+        for (long piece = 0; piece < pieces; ++piece)
+            for (long i = begin; i < end; ++i) {
+                dweight[i] += partial[2 * piece * columns + i];
+                if (dbias) dbias[i] += partial[(2 * piece + 1) * columns + i];
+            }
+    });
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

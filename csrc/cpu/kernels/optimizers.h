@@ -1,11 +1,13 @@
-// AdamW over all parameters of a model in one sweep, and the norm of all their gradients.
+// The rules of optimizers, each over all parameters of a model in one sweep, and the norm of all
+// their gradients.
 //
-//     g = scale grad                                      scale: what clipping by norm asks for
-//     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g²
-//     p = p (1 - lr decay) - rate m / (sqrt(v) unbias + eps)
-//     rate = lr / (1 - beta1^t),     unbias = (1 - beta2^t)^-1/2
+// A rule turns a vector of a parameter, of its gradient and of what is kept for it (m, v, b) into
+// new ones. The sweep reads and writes each array once, so that memory is all that it waits for; on
+// the way it scales the gradient (what clipping by norm asks for) and writes the new parameter a
+// second time in bfloat16, where a copy for matrix products is wanted.
 //
-// Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form.
+// Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form (AdamW); Sutskever et al. 2013
+// in PyTorch's form (SGD); Chen et al. 2023, program 1 (Lion).
 
 #pragma once
 
@@ -16,53 +18,143 @@
 namespace minitorch::MT_INSTRUCTION_SET {
 
 template <typename T>
+Vector<T> square_roots(Vector<T> x) {
+    for (long lane = 0; lane < Lanes<T>::count; ++lane) x[lane] = square_root(T(x[lane]));
+    return x;
+}
+
+// m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g²
+// p = keep p - rate m / (sqrt(v) unbias + eps)
+// keep = 1 - lr decay,   rate = lr / (1 - beta1^t),   unbias = (1 - beta2^t)^-1/2
+template <typename T>
 struct AdamW {
-    T scale, beta1, beta2, keep, rate, unbias, eps;
+    static constexpr int kStates = 2, kNumbers = 6;
+    T beta1, beta2, keep, rate, unbias, eps;
     T new1, new2;  // 1 - beta, rounded once: in float 1 - 0.999f is wrong in the fifth digit
 
-    void operator()(T* p, const T* grad, T* m, T* v, long count) const {
-        constexpr long lanes = Lanes<T>::count;
-        long i = 0;
-        for (; i + lanes <= count; i += lanes) {
-            const Vector<T> g = load(grad + i) * scale;
-            const Vector<T> first = beta1 * load(m + i) + new1 * g;
-            const Vector<T> second = beta2 * load(v + i) + new2 * (g * g);
-            store(m + i, first);
-            store(v + i, second);
-            Vector<T> root;
-            for (long lane = 0; lane < lanes; ++lane) root[lane] = square_root(T(second[lane]));
-            store(p + i, load(p + i) * keep - rate * first / (root * unbias + eps));
-        }
-        for (; i < count; ++i) {
-            const T g = grad[i] * scale;
-            m[i] = beta1 * m[i] + new1 * g;
-            v[i] = beta2 * v[i] + new2 * (g * g);
-            p[i] = p[i] * keep - rate * m[i] / (square_root(v[i]) * unbias + eps);
-        }
+    explicit AdamW(const double* n)
+        : beta1(n[0]), beta2(n[1]), keep(n[2]), rate(n[3]), unbias(n[4]), eps(n[5]),
+          new1(1 - n[0]), new2(1 - n[1]) {}
+
+    Vector<T> operator()(Vector<T> p, Vector<T> g, Vector<T>* state) const {
+        const Vector<T> m = beta1 * state[0] + new1 * g;
+        const Vector<T> v = beta2 * state[1] + new2 * (g * g);
+        state[0] = m;
+        state[1] = v;
+        return p * keep - rate * m / (square_roots<T>(v) * unbias + eps);
     }
 };
 
-// Σ x², each lane's partial sum in double.
+// g = g + decay p,   b = momentum b + fresh g
+// p = p - lr b, or with Nesterov p - lr (g + momentum b)
+template <typename T>
+struct Momentum {
+    static constexpr int kStates = 1, kNumbers = 5;
+    T lr, decay, momentum, fresh;
+    bool nesterov;
+
+    explicit Momentum(const double* n)
+        : lr(n[0]), decay(n[1]), momentum(n[2]), fresh(n[3]), nesterov(n[4] != 0) {}
+
+    Vector<T> operator()(Vector<T> p, Vector<T> g, Vector<T>* state) const {
+        g += decay * p;
+        const Vector<T> b = momentum * state[0] + fresh * g;
+        state[0] = b;
+        return p - lr * (nesterov ? g + momentum * b : b);
+    }
+};
+
+// p = p - lr (g + decay p)
+template <typename T>
+struct Descent {
+    static constexpr int kStates = 0, kNumbers = 2;
+    T lr, decay;
+
+    explicit Descent(const double* n) : lr(n[0]), decay(n[1]) {}
+
+    Vector<T> operator()(Vector<T> p, Vector<T> g, Vector<T>*) const {
+        return p - lr * (g + decay * p);
+    }
+};
+
+// p = keep p - lr sign(beta1 m + (1 - beta1) g),   m = beta2 m + (1 - beta2) g
+template <typename T>
+struct Lion {
+    static constexpr int kStates = 1, kNumbers = 4;
+    T beta1, beta2, keep, lr, new1, new2;
+
+    explicit Lion(const double* n)
+        : beta1(n[0]), beta2(n[1]), keep(n[2]), lr(n[3]), new1(1 - n[0]), new2(1 - n[1]) {}
+
+    Vector<T> operator()(Vector<T> p, Vector<T> g, Vector<T>* state) const {
+        const Vector<T> c = beta1 * state[0] + new1 * g;
+        const Vector<T> sign = c > T(0) ? broadcast<T>(1) : c < T(0) ? broadcast<T>(-1) : c;
+        state[0] = beta2 * state[0] + new2 * g;
+        return p * keep - lr * sign;
+    }
+};
+
+// p = p + rate (g - p): a mean p that follows g.
+template <typename T>
+struct Follow {
+    static constexpr int kStates = 0, kNumbers = 1;
+    T rate;
+
+    explicit Follow(const double* n) : rate(n[0]) {}
+
+    Vector<T> operator()(Vector<T> p, Vector<T> g, Vector<T>*) const {
+        return p + rate * (g - p);
+    }
+};
+
+// The rule over `count` elements. copy: bfloat16 for the new p, or null.
+template <typename T, typename Rule>
+void apply_rule(const Rule& rule, T scale, T* p, const T* grad, bfloat16* copy, T* const* states,
+                long count) {
+    for_each_vector<T>(count, [&](long, auto get, auto put) {
+        Vector<T> state[Rule::kStates + 1];
+        for (int s = 0; s < Rule::kStates; ++s) state[s] = get(states[s]);
+        const Vector<T> next = rule(get(p), get(grad) * scale, state);
+        put(p, next);
+        for (int s = 0; s < Rule::kStates; ++s) put(states[s], state[s]);
+        if constexpr (__is_same(T, float)) {
+            if (copy) put(copy, next);
+        }
+    });
+}
+
+// As many elements as there are lanes of double, widened.
+inline Vector<double> load_wide(const double* from) {
+    return load(from);
+}
+inline Vector<double> load_wide(const float* from) {
+    typedef float Half __attribute__((vector_size(MT_VECTOR_BYTES / 2)));
+    Half stored;
+    __builtin_memcpy(&stored, from, sizeof stored);
+    return __builtin_convertvector(stored, Vector<double>);
+}
+inline Vector<double> load_wide(const bfloat16* from) {
+    typedef uint16_t Quarter __attribute__((vector_size(MT_VECTOR_BYTES / 4)));
+    typedef uint32_t Bits __attribute__((vector_size(MT_VECTOR_BYTES / 2)));
+    typedef float Half __attribute__((vector_size(MT_VECTOR_BYTES / 2)));
+    Quarter stored;
+    __builtin_memcpy(&stored, from, sizeof stored);
+    return __builtin_convertvector((Half)(__builtin_convertvector(stored, Bits) << 16),
+                                   Vector<double>);
+}
+
+// Σ x² in double, so that no square overflows or vanishes; conversion is hidden behind memory.
 template <typename T>
 double sum_of_squares(const T* x, long count) {
-    constexpr long lanes = Lanes<Compute<T>>::count;
-    constexpr long run = 64 * lanes;  // after so many, partial sums in T go into the double
-    double total = 0;
+    constexpr long lanes = Lanes<double>::count, chains = 4;
+    Vector<double> sums[chains] = {};
     long i = 0;
-    while (i + lanes <= count) {
-        Vector<Compute<T>> sums[2] = {};
-        const long stop = i + run < count ? i + run : count;
-        for (; i + 2 * lanes <= stop; i += 2 * lanes) {
-            const auto a = load(x + i), b = load(x + i + lanes);
-            sums[0] += a * a;
-            sums[1] += b * b;
+    for (; i + chains * lanes <= count; i += chains * lanes)
+        for (long chain = 0; chain < chains; ++chain) {
+            const Vector<double> a = load_wide(x + i + chain * lanes);
+            sums[chain] += a * a;
         }
-        for (; i + lanes <= stop; i += lanes) {
-            const auto a = load(x + i);
-            sums[0] += a * a;
-        }
-        total += sum_of_lanes<Compute<T>>(sums[0] + sums[1]);
-    }
+    double total = sum_of_lanes<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
     for (; i < count; ++i) total += double(load_one(x + i)) * load_one(x + i);
     return total;
 }

@@ -1,53 +1,135 @@
 #include "softmax.h"
 
+#include "dispatch.h"
+
 namespace minitorch::MT_INSTRUCTION_SET {
 
-template <typename T>
-static void softmax_rows(const Array& x, const Array& out, double scale) {
-    const long columns = x.dim(-1);
-    const long rows = columns ? x.size / columns : 0;
-    parallel_ranges(rows, rows_per_piece(columns), [&](long begin, long end) {
-        softmax(x.as<T>() + begin * columns, out.as<T>() + begin * columns, end - begin, columns,
-                static_cast<T>(scale));
+constexpr char kBadDtype[] = "softmax: expected float32, float64 or bfloat16";
+
+static void check(const Array* arrays, int count, const Array& whole) {
+    require(whole.ndim == 3, "softmax: expected (outer, columns, inner)");
+    for (int i = 0; i < count; ++i)
+        require(arrays[i].dtype == whole.dtype &&
+                    (arrays[i].size == whole.size || (whole.shape[2] == 1 && arrays[i].size == whole.shape[0])),
+                "softmax: arrays that do not fit");
+}
+
+// rows(first element, rows) where inner is 1, strided(first element, begin, end) where it is not.
+template <typename Rows, typename Strided>
+static void by_layout(const Array& x, Rows rows, Strided strided) {
+    const long outer = x.shape[0], columns = x.shape[1], inner = x.shape[2];
+    if (inner == 1) {
+        parallel_ranges(outer, rows_per_piece(columns),
+                        [&](long begin, long end) { rows(begin, end - begin, columns); });
+        return;
+    }
+    constexpr long kWidth = 64;
+    const long groups = (inner + kWidth - 1) / kWidth;
+    parallel_ranges(outer * groups, rows_per_piece(columns * kWidth), [&](long from, long to) {
+        for (long piece = from; piece < to; ++piece) {
+            const long begin = piece % groups * kWidth;
+            strided(piece / groups * columns * inner, columns, inner, begin,
+                    begin + kWidth < inner ? begin + kWidth : inner);
+        }
     });
 }
 
-KERNEL(softmax) {  // x, out: (..., columns), contiguous; scale
-    const auto& x = arrays[0];
-    const auto& out = arrays[1];
-    require(num_arrays == 2 && x.ndim && x.size == out.size && x.dtype == out.dtype,
-            "softmax: x needs a dimension, and out the size and dtype of x");
-    if (x.dtype == Dtype::float32)
-        softmax_rows<float>(x, out, numbers[0]);
-    else if (x.dtype == Dtype::float64)
-        softmax_rows<double>(x, out, numbers[0]);
-    else
-        fail("softmax: expected float32 or float64");
-}
-
-template <typename T>
-static void softmax_backward_rows(const Array* arrays, double scale) {
-    const Array &grad = arrays[0], &out = arrays[1], &dx = arrays[2];
-    const long columns = dx.dim(-1);
-    const long rows = columns ? dx.size / columns : 0;
-    parallel_ranges(rows, rows_per_piece(columns), [&](long begin, long end) {
-        const long first = begin * columns;
-        softmax_backward(grad.as<T>() + first, out.as<T>() + first, dx.as<T>() + first,
-                         end - begin, columns, static_cast<T>(scale));
+template <bool logarithm>
+static void forward(const Array* arrays, int count, double factor) {
+    const Array &x = arrays[0], &out = arrays[1];
+    check(arrays, count, x);
+    require(out.size == x.size, "softmax: arrays that do not fit");
+    by_dtype(x, kBadDtype, [&](auto kind) {
+        using T = decltype(kind);
+        const T* from = x.as<T>();
+        T* to = out.as<T>();
+        const auto scale = static_cast<Compute<T>>(factor);
+        by_layout(
+            x,
+            [=](long row, long rows, long columns) {
+                if constexpr (logarithm)
+                    log_softmax_rows(from + row * columns, to + row * columns, rows, columns, scale);
+                else
+                    softmax_rows(from + row * columns, to + row * columns, rows, columns, scale);
+            },
+            [=](long first, long columns, long inner, long begin, long end) {
+                softmax_strided<T, logarithm>(from + first, to + first, columns, inner, begin, end,
+                                              scale);
+            });
     });
 }
 
-KERNEL(softmax_backward) {  // grad, out, dx: (..., columns), contiguous; scale
-    const Array& dx = arrays[2];
-    require(num_arrays == 3 && dx.ndim && arrays[0].size == dx.size && arrays[1].size == dx.size &&
-                arrays[0].dtype == dx.dtype && arrays[1].dtype == dx.dtype,
-            "softmax_backward: arrays that do not fit");
-    if (dx.dtype == Dtype::float32)
-        softmax_backward_rows<float>(arrays, numbers[0]);
-    else if (dx.dtype == Dtype::float64)
-        softmax_backward_rows<double>(arrays, numbers[0]);
-    else
-        fail("softmax_backward: expected float32 or float64");
+template <bool logarithm>
+static void backward(const Array* arrays, int count, double factor) {
+    const Array& x = arrays[2];
+    check(arrays, count, x);
+    require(arrays[0].size == x.size && arrays[1].size == x.size, "softmax: arrays that do not fit");
+    by_dtype(x, kBadDtype, [&](auto kind) {
+        using T = decltype(kind);
+        const T *grad = arrays[0].as<T>(), *out = arrays[1].as<T>();
+        T* dx = x.as<T>();
+        const auto scale = static_cast<Compute<T>>(factor);
+        by_layout(
+            x,
+            [=](long row, long rows, long columns) {
+                const long first = row * columns;
+                if constexpr (logarithm)
+                    log_softmax_backward_rows(grad + first, out + first, dx + first, rows, columns);
+                else
+                    softmax_backward_rows(grad + first, out + first, dx + first, rows, columns,
+                                          scale);
+            },
+            [=](long first, long columns, long inner, long begin, long end) {
+                softmax_backward_strided<T, logarithm>(grad + first, out + first, dx + first,
+                                                       columns, inner, begin, end, scale);
+            });
+    });
+}
+
+// x, out: (outer, columns, inner), contiguous; scale.
+KERNEL(softmax) {
+    forward<false>(arrays, num_arrays, numbers[0]);
+}
+KERNEL(log_softmax) {
+    forward<true>(arrays, num_arrays, 1);
+}
+
+// grad, out, dx: (outer, columns, inner), contiguous; scale.
+KERNEL(softmax_backward) {
+    backward<false>(arrays, num_arrays, numbers[0]);
+}
+KERNEL(log_softmax_backward) {
+    backward<true>(arrays, num_arrays, 1);
+}
+
+KERNEL(logsumexp) {  // x (rows, columns, 1), out (rows,)
+    const Array &x = arrays[0], &out = arrays[1];
+    check(arrays, num_arrays, x);
+    require(x.shape[2] == 1 && out.size == x.shape[0], "logsumexp: arrays that do not fit");
+    by_dtype(x, kBadDtype, [&](auto kind) {
+        using T = decltype(kind);
+        const long columns = x.shape[1];
+        parallel_ranges(x.shape[0], rows_per_piece(columns), [&](long begin, long end) {
+            logsumexp_rows(x.as<T>() + begin * columns, out.as<T>() + begin, end - begin, columns,
+                           Compute<T>(1));
+        });
+    });
+}
+
+KERNEL(logsumexp_backward) {  // grad (rows,), x (rows, columns, 1), out (rows,), dx
+    const Array &grad = arrays[0], &x = arrays[1], &out = arrays[2], &dx = arrays[3];
+    check(arrays, num_arrays, x);
+    require(x.shape[2] == 1 && grad.size == x.shape[0] && out.size == grad.size && dx.size == x.size,
+            "logsumexp: arrays that do not fit");
+    by_dtype(x, kBadDtype, [&](auto kind) {
+        using T = decltype(kind);
+        const long columns = x.shape[1];
+        parallel_ranges(x.shape[0], rows_per_piece(columns), [&](long begin, long end) {
+            const long first = begin * columns;
+            logsumexp_backward_rows(grad.as<T>() + begin, x.as<T>() + first, out.as<T>() + begin,
+                                    dx.as<T>() + first, end - begin, columns);
+        });
+    });
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

@@ -11,8 +11,11 @@ if extension:
     from minitorch.kernels.cpu import activations as activations
     from minitorch.kernels.cpu import attention as attention
     from minitorch.kernels.cpu import cross_entropy as cross_entropy
+    from minitorch.kernels.cpu import dropout as dropout
     from minitorch.kernels.cpu import elementwise as elementwise
+    from minitorch.kernels.cpu import embedding as embedding
     from minitorch.kernels.cpu import matmul as matmul
     from minitorch.kernels.cpu import norms as norms
     from minitorch.kernels.cpu import optimizers as optimizers
+    from minitorch.kernels.cpu import rope as rope
     from minitorch.kernels.cpu import softmax as softmax

@@ -1,5 +1,7 @@
 """Activations (csrc/cpu/kernels/activations.h), forward and backward in one pass each."""
 
+from typing import Any
+
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
@@ -28,40 +30,73 @@ def silu_backward(grad: Array, x: Array) -> Array:
 
 @register("gelu", "cpu", half=(bfloat16,))
 def gelu(x: Array, *, approximate: str = "none") -> Array:
-    """The reference's; the exact one, which needs erf, is left to it."""
-    if approximate != "tanh" or x.dtype not in _DTYPES:
-        return _in_float32(reference.gelu, x, approximate=approximate)
-    return _forward(extension.gelu_tanh, x)
+    """The reference's."""
+    if x.dtype not in _DTYPES:
+        return reference.gelu(x, approximate=approximate)
+    return _forward(extension.gelu_tanh if approximate == "tanh" else extension.gelu, x)
 
 
 @register("gelu_backward", "cpu", half=(bfloat16,))
 def gelu_backward(grad: Array, x: Array, *, approximate: str = "none") -> Array:
-    """The reference's; the exact one, which needs erf, is left to it."""
-    if approximate != "tanh" or x.dtype not in _DTYPES:
-        return _in_float32(reference.gelu_backward, grad, x, approximate=approximate)
-    return _backward(extension.gelu_tanh, grad, x)
+    """The reference's."""
+    if x.dtype not in _DTYPES:
+        return reference.gelu_backward(grad, x, approximate=approximate)
+    return _backward(extension.gelu_tanh if approximate == "tanh" else extension.gelu, grad, x)
 
 
-def _forward(kernel, x: Array) -> Array:
-    x = np.ascontiguousarray(x)
+@register("swiglu", "cpu", half=(bfloat16,))
+def swiglu(gate: Array, up: Array) -> Array:
+    """The reference's; of the halves of one array without a copy."""
+    if not _fit(gate, up):
+        return reference.swiglu(gate, up)
+    out = np.empty(gate.shape, gate.dtype)
+    extension.swiglu(_rows(gate), _rows(up), _rows(out))
+    return out
+
+
+@register("swiglu_backward", "cpu", half=(bfloat16,))
+def swiglu_backward(
+    grad: Array, gate: Array, up: Array, *, out: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """The reference's."""
+    if not _fit(grad, gate, up, *(out or ())):
+        return reference.swiglu_backward(grad, gate, up, out=out)
+    dgate, dup = out or (np.empty(gate.shape, gate.dtype), np.empty(gate.shape, gate.dtype))
+    into = [_rows(dgate), _rows(dup)]
+    if not all(np.shares_memory(rows, whole) for rows, whole in zip(into, (dgate, dup))):
+        return reference.swiglu_backward(grad, gate, up, out=out)
+    extension.swiglu(_rows(grad), _rows(gate), _rows(up), *into)
+    return dgate, dup
+
+
+def _fit(*arrays: Array) -> bool:
+    """Whether these are arrays of one shape and dtype, and one that there is code for."""
+    first = arrays[0]
+    return (
+        first.dtype in _DTYPES
+        and first.size > 0
+        and first.ndim > 0
+        and all(x.shape == first.shape and x.dtype == first.dtype for x in arrays)
+    )
+
+
+def _rows(x: Array) -> Array:
+    """x as (rows, columns), each row contiguous; a view where strides allow."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.strides[1] == rows.itemsize else np.ascontiguousarray(rows)
+
+
+def _forward(kernel: Any, x: Array) -> Array:
+    x = np.asarray(x, order="C")
     out = np.empty_like(x)
     kernel(x, out)
     return out
 
 
-def _backward(kernel, grad: Array, x: Array) -> Array:
+def _backward(kernel: Any, grad: Array, x: Array) -> Array:
     if grad.shape != x.shape or grad.dtype != x.dtype:
         raise ValueError(f"expected a gradient like x, {x.shape} {x.dtype}; got {grad.shape}")
-    grad, x = np.ascontiguousarray(grad), np.ascontiguousarray(x)
+    grad, x = np.ascontiguousarray(grad), np.asarray(x, order="C")
     out = np.empty_like(x)
     kernel(grad, x, out)
     return out
-
-
-def _in_float32(kernel, *arrays: Array, approximate: str) -> Array:
-    """The reference, which knows no bfloat16."""
-    dtype = arrays[0].dtype
-    if dtype != bfloat16:
-        return kernel(*arrays, approximate=approximate)
-    wide = [array.astype(float32) for array in arrays]
-    return kernel(*wide, approximate=approximate).astype(dtype)

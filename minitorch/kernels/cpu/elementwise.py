@@ -1,10 +1,11 @@
-"""Arithmetic on large arrays (csrc/cpu/kernels/elementwise.cpp), on all threads."""
+"""Arithmetic and elementary functions (csrc/cpu/kernels/elementwise.cpp), on all threads."""
 
 from typing import Any
 
 import numpy as np
 
-from minitorch.backend import float32, float64
+from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels import reference
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.table import register
 
@@ -30,3 +31,22 @@ def add(a: Any, b: Any) -> Any:
         extension.add(a, b, out)
         return out
     return np.add(a, b)
+
+
+def _elementary(name: str) -> None:
+    """Register the extension's function of this name."""
+    kernel = getattr(extension, name)
+    fallback = reference.ELEMENTARY[name]
+
+    @register(name, "cpu", half=(bfloat16,))
+    def function(x: np.ndarray) -> np.ndarray:
+        if x.dtype not in _DTYPES and x.dtype != bfloat16:
+            return fallback(x)
+        x = np.asarray(x, order="C")
+        out = np.empty(x.shape, x.dtype)
+        kernel(x, out)
+        return out
+
+
+for _name in reference.ELEMENTARY:
+    _elementary(_name)

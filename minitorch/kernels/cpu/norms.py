@@ -1,92 +1,175 @@
-"""Layer norm and RMS norm (csrc/cpu/kernels/norms.h)."""
+"""Layer norm and RMS norm (csrc/cpu/kernels/norms.h), alone and with the addition before them."""
 
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from minitorch.backend import float32, float64
+from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels import reference
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.table import register
 
-_DTYPES = frozenset({float32, float64})
+_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
 
-@register("layer_norm", "cpu")
+@register("layer_norm", "cpu", half=(bfloat16,))
 def layer_norm(
     x: Array, weight: Array | None, bias: Array | None, *, eps: float = 1e-5, ndim: int = 1
 ) -> tuple[Array, Array, Array]:
     """The reference's."""
     if not _takes(x):
         return reference.layer_norm(x, weight, bias, eps=eps, ndim=ndim)
-    rows, leading = _rows(x, ndim), x.shape[: x.ndim - ndim]
-    out, mean, rstd = np.empty_like(rows), *np.empty((2, len(rows)), x.dtype)
-    extension.layer_norm(rows, _flat(weight, x), _flat(bias, x), out, mean, rstd, eps)
-    return out.reshape(x.shape), mean.reshape(leading), rstd.reshape(leading)
+    out, _, mean, rstd = _forward(extension.layer_norm, x, None, weight, bias, eps, ndim, True)
+    return out, mean, rstd
 
 
-@register("layer_norm_backward", "cpu")
+@register("layer_norm_backward", "cpu", half=(bfloat16,))
 def layer_norm_backward(
     grad: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, *, ndim: int = 1
 ) -> tuple[Array, Array, Array]:
-    """The reference's."""
+    """The reference's; gradients of weights are of the dtype of the statistics."""
     if not _takes(x):
         return reference.layer_norm_backward(grad, x, weight, mean, rstd, ndim=ndim)
-    rows, features = _rows(x, ndim), x.shape[x.ndim - ndim :]
-    dx, dweight, dbias = np.empty_like(rows), *np.empty((2, rows.shape[1]), x.dtype)
-    extension.layer_norm_backward(
-        _rows(grad, ndim),
-        rows,
-        _flat(weight, x),
-        np.ascontiguousarray(mean),
-        np.ascontiguousarray(rstd),
-        dx,
-        dweight,
-        dbias,
-    )
-    return dx.reshape(x.shape), dweight.reshape(features), dbias.reshape(features)
+    return _backward(extension.layer_norm_backward, grad, x, weight, mean, rstd, None, ndim)
 
 
-@register("rms_norm", "cpu")
+@register("rms_norm", "cpu", half=(bfloat16,))
 def rms_norm(
     x: Array, weight: Array | None, *, eps: float = 1e-6, ndim: int = 1
 ) -> tuple[Array, Array]:
     """The reference's."""
     if not _takes(x):
         return reference.rms_norm(x, weight, eps=eps, ndim=ndim)
-    rows = _rows(x, ndim)
-    out, rstd = np.empty_like(rows), np.empty(len(rows), x.dtype)
-    extension.rms_norm(rows, _flat(weight, x), None, out, None, rstd, eps)
-    return out.reshape(x.shape), rstd.reshape(x.shape[: x.ndim - ndim])
+    out, _, _, rstd = _forward(extension.rms_norm, x, None, weight, None, eps, ndim, False)
+    return out, rstd
 
 
-@register("rms_norm_backward", "cpu")
+@register("rms_norm_backward", "cpu", half=(bfloat16,))
 def rms_norm_backward(
     grad: Array, x: Array, weight: Array | None, rstd: Array, *, ndim: int = 1
 ) -> tuple[Array, Array]:
-    """The reference's."""
+    """The reference's; the gradient of the weight is of the dtype of rstd."""
     if not _takes(x):
         return reference.rms_norm_backward(grad, x, weight, rstd, ndim=ndim)
-    rows = _rows(x, ndim)
-    dx, dweight = np.empty_like(rows), np.empty(rows.shape[1], x.dtype)
-    extension.rms_norm_backward(
-        _rows(grad, ndim),
+    dx, dweight, _ = _backward(extension.rms_norm_backward, grad, x, weight, None, rstd, None, ndim)
+    return dx, dweight
+
+
+@register("add_layer_norm", "cpu", half=(bfloat16,))
+def add_layer_norm(
+    x: Array,
+    residual: Array,
+    weight: Array | None,
+    bias: Array | None,
+    *,
+    eps: float = 1e-5,
+    ndim: int = 1,
+) -> tuple[Array, Array, Array, Array]:
+    """The reference's, in one visit of each row."""
+    if not _takes(x) or residual.dtype != x.dtype or residual.shape != x.shape:
+        return reference.add_layer_norm(x, residual, weight, bias, eps=eps, ndim=ndim)
+    return _forward(extension.layer_norm, x, residual, weight, bias, eps, ndim, True)
+
+
+@register("add_layer_norm_backward", "cpu", half=(bfloat16,))
+def add_layer_norm_backward(
+    grad: Array,
+    dsum: Array,
+    sum: Array,
+    weight: Array | None,
+    mean: Array,
+    rstd: Array,
+    *,
+    ndim: int = 1,
+) -> tuple[Array, Array, Array]:
+    """The reference's."""
+    if not _takes(sum):
+        return reference.add_layer_norm_backward(grad, dsum, sum, weight, mean, rstd, ndim=ndim)
+    return _backward(extension.layer_norm_backward, grad, sum, weight, mean, rstd, dsum, ndim)
+
+
+@register("add_rms_norm", "cpu", half=(bfloat16,))
+def add_rms_norm(
+    x: Array, residual: Array, weight: Array | None, *, eps: float = 1e-6, ndim: int = 1
+) -> tuple[Array, Array, Array]:
+    """The reference's, in one visit of each row."""
+    if not _takes(x) or residual.dtype != x.dtype or residual.shape != x.shape:
+        return reference.add_rms_norm(x, residual, weight, eps=eps, ndim=ndim)
+    out, sum, _, rstd = _forward(extension.rms_norm, x, residual, weight, None, eps, ndim, False)
+    return out, sum, rstd
+
+
+@register("add_rms_norm_backward", "cpu", half=(bfloat16,))
+def add_rms_norm_backward(
+    grad: Array, dsum: Array, sum: Array, weight: Array | None, rstd: Array, *, ndim: int = 1
+) -> tuple[Array, Array]:
+    """The reference's."""
+    if not _takes(sum):
+        return reference.add_rms_norm_backward(grad, dsum, sum, weight, rstd, ndim=ndim)
+    dx, dweight, _ = _backward(
+        extension.rms_norm_backward, grad, sum, weight, None, rstd, dsum, ndim
+    )
+    return dx, dweight
+
+
+def _forward(
+    kernel: Any,
+    x: Array,
+    residual: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+    ndim: int,
+    centred: bool,
+) -> tuple[Array, Any, Any, Array]:
+    """out; x + residual, or None; mean, if centred; rstd."""
+    wide = _wide(x)
+    rows, leading = _rows(x, ndim), x.shape[: x.ndim - ndim]
+    other = None if residual is None else _rows(residual, ndim)
+    out, sum = np.empty_like(rows), None if residual is None else np.empty_like(rows)
+    mean, rstd = np.empty(leading, wide) if centred else None, np.empty(leading, wide)
+    kernel(rows, other, _flat(weight, wide), _flat(bias, wide), out, sum, mean, rstd, eps)
+    return out.reshape(x.shape), None if sum is None else sum.reshape(x.shape), mean, rstd
+
+
+def _backward(
+    kernel: Any,
+    grad: Array,
+    x: Array,
+    weight: Array | None,
+    mean: Array | None,
+    rstd: Array,
+    dsum: Array | None,
+    ndim: int,
+) -> tuple[Array, Array, Any]:
+    """Gradients for x, weight and, if there is a mean, bias."""
+    wide, rows, features = _wide(x), _rows(x, ndim), x.shape[x.ndim - ndim :]
+    dx, dweight = np.empty_like(rows), np.empty(features, wide)
+    dbias = None if mean is None else np.empty(features, wide)
+    kernel(
+        _rows(grad.astype(x.dtype, copy=False), ndim),
         rows,
-        _flat(weight, x),
-        None,
-        np.ascontiguousarray(rstd),
+        _flat(weight, wide),
+        None if mean is None else np.ascontiguousarray(mean, wide),
+        np.ascontiguousarray(rstd, wide),
+        None if dsum is None else _rows(dsum.astype(x.dtype, copy=False), ndim),
         dx,
         dweight,
-        None,
+        dbias,
     )
-    return dx.reshape(x.shape), dweight.reshape(x.shape[x.ndim - ndim :])
+    return dx.reshape(x.shape), dweight, dbias
 
 
 def _takes(x: Array) -> bool:
     return x.dtype in _DTYPES and x.size > 0
+
+
+def _wide(x: Array) -> np.dtype:
+    """What the kernel computes in."""
+    return float64 if x.dtype == float64 else float32
 
 
 def _rows(x: Array, ndim: int) -> Array:
@@ -94,5 +177,5 @@ def _rows(x: Array, ndim: int) -> Array:
     return np.ascontiguousarray(x).reshape(-1, prod(x.shape[x.ndim - ndim :]))
 
 
-def _flat(weight: Array | None, x: Array) -> Any:
-    return None if weight is None else np.ascontiguousarray(weight, x.dtype).reshape(-1)
+def _flat(weight: Array | None, wide: np.dtype) -> Any:
+    return None if weight is None else np.ascontiguousarray(weight, wide).reshape(-1)

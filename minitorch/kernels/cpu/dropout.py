@@ -1,0 +1,25 @@
+"""Dropout with a mask that is computed, not stored (csrc/cpu/kernels/dropout.h)."""
+
+import numpy as np
+
+from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels import reference
+from minitorch.kernels.cpu.extension import extension
+from minitorch.kernels.philox import words
+from minitorch.kernels.table import register
+
+_DTYPES = frozenset({float32, float64, bfloat16})
+
+Array = np.ndarray
+
+
+@register("dropout", "cpu", half=(bfloat16,))
+def dropout(x: Array, *, p: float, seed: int, offset: int) -> Array:
+    """The reference's, to the bit in which elements it keeps."""
+    if x.dtype not in _DTYPES:
+        return reference.dropout(x, p=p, seed=seed, offset=offset)
+    x = np.asarray(x, order="C")
+    out = np.empty(x.shape, x.dtype)
+    key, counter = words(seed, offset)
+    extension.dropout(x, out, np.array([*key, *counter], np.uint64).view(np.int64), p)
+    return out

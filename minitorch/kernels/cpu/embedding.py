@@ -1,0 +1,40 @@
+"""Embedding and its transpose (csrc/cpu/kernels/embedding.h)."""
+
+import numpy as np
+
+from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels import reference
+from minitorch.kernels.cpu.extension import extension
+from minitorch.kernels.reference import check_rows
+from minitorch.kernels.table import register
+
+_DTYPES = frozenset({float32, float64, bfloat16})
+
+Array = np.ndarray
+
+
+@register("embedding", "cpu", half=(bfloat16,))
+def embedding(weight: Array, index: Array) -> Array:
+    """The reference's."""
+    if weight.dtype not in _DTYPES or not weight.flags.c_contiguous or not index.size:
+        return reference.embedding(weight, index)
+    check_rows(index, weight.shape[0])
+    out = np.empty((index.size, weight.shape[1]), weight.dtype)
+    extension.embedding(weight, _flat(index), out)
+    return out.reshape(*index.shape, weight.shape[1])
+
+
+@register("embedding_backward", "cpu", half=(bfloat16,))
+def embedding_backward(grad: Array, index: Array, *, num_embeddings: int) -> Array:
+    """The reference's, rows added in their order; float32 sums for bfloat16."""
+    if grad.dtype not in _DTYPES or not grad.size:
+        return reference.embedding_backward(grad, index, num_embeddings=num_embeddings)
+    check_rows(index, num_embeddings)
+    rows = np.ascontiguousarray(grad).reshape(-1, grad.shape[-1])
+    out = np.empty((num_embeddings, grad.shape[-1]), grad.dtype)
+    extension.embedding_backward(rows, _flat(index), out)
+    return out
+
+
+def _flat(index: Array) -> Array:
+    return np.ascontiguousarray(index, np.int64).reshape(-1)

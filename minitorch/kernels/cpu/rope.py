@@ -1,0 +1,56 @@
+"""Rotary position embedding (csrc/cpu/kernels/rope.h)."""
+
+import numpy as np
+
+from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels import reference
+from minitorch.kernels.cpu.extension import extension
+from minitorch.kernels.table import register
+
+_DTYPES = frozenset({float32, float64, bfloat16})
+
+Array = np.ndarray
+
+
+@register("rope", "cpu", half=(bfloat16,))
+def rope(
+    x: Array,
+    cos: Array,
+    sin: Array,
+    *,
+    interleaved: bool = False,
+    inverse: bool = False,
+    out: Array | None = None,
+) -> Array:
+    """The reference's; x and out may have any strides but for the features."""
+    if x.dtype not in _DTYPES or not x.size or not _rows_contiguous(x, out):
+        return reference.rope(x, cos, sin, interleaved=interleaved, inverse=inverse, out=out)
+    table = float64 if x.dtype == float64 else float32
+    shape = (x.shape[-2], x.shape[-1] // 2)
+    if x.ndim < 2 or x.shape[-1] % 2 or cos.shape != shape or sin.shape != shape:
+        raise ValueError(
+            f"rope: expected x (..., time, features) and cos, sin (time, features / 2); "
+            f"got {x.shape}, {cos.shape} and {sin.shape}"
+        )
+    if out is None:
+        out = np.empty_like(x)
+    extension.rope(
+        x,
+        out,
+        np.ascontiguousarray(cos, table),
+        np.ascontiguousarray(sin, table),
+        interleaved,
+        inverse,
+    )
+    return out
+
+
+def _rows_contiguous(x: Array, out: Array | None) -> bool:
+    return (
+        x.ndim >= 2
+        and x.strides[-1] == x.itemsize
+        and (
+            out is None
+            or (out.strides[-1] == x.itemsize and out.shape == x.shape and out.dtype == x.dtype)
+        )
+    )

@@ -1,0 +1,172 @@
+"""The references of the optimizers' kernels: one step of a rule for every parameter, in place.
+
+All take lists, one array for each parameter: the parameters, their gradients, and what the rule
+keeps for each (of the parameter's shape and dtype, float32 or float64). Then
+
+    numbers     for each parameter the keyword arguments of its rule
+    grad_scale  a factor of all gradients, which are not changed: clipping by norm asks for one
+    copies      bfloat16 arrays, or None, into which the new parameters are also written, rounded
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minitorch.kernels.reference import blocks
+from minitorch.kernels.table import register
+
+Array = np.ndarray
+Numbers = Sequence[dict[str, Any]]
+Copies = Sequence[Array | None] | None
+
+
+@register("adamw_steps", "numpy")
+def adamw_steps(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avgs: Sequence[Array],
+    exp_avg_sqs: Sequence[Array],
+    numbers: Numbers,
+    *,
+    grad_scale: float = 1.0,
+    copies: Copies = None,
+) -> None:
+    """AdamW. numbers: step (from 1), lr, betas, eps, weight_decay."""
+    _each(_adamw, (params, grads, exp_avgs, exp_avg_sqs), numbers, grad_scale, copies)
+
+
+def _adamw(
+    param: Array,
+    grad: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form.
+
+    The decay is lr * weight_decay * param, and eps is added after the bias correction.
+    """
+    beta1, beta2 = betas
+    param *= 1 - lr * weight_decay
+    exp_avg *= beta1
+    exp_avg += (1 - beta1) * grad
+    exp_avg_sq *= beta2
+    exp_avg_sq += (1 - beta2) * np.square(grad)
+    update = np.sqrt(exp_avg_sq)
+    update *= (1 - beta2**step) ** -0.5
+    update += eps
+    np.divide(exp_avg, update, out=update)
+    update *= lr / (1 - beta1**step)
+    param -= update
+
+
+@register("sgd_steps", "numpy")
+def sgd_steps(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    buffers: Sequence[Array | None],
+    numbers: Numbers,
+    *,
+    grad_scale: float = 1.0,
+    copies: Copies = None,
+) -> None:
+    """Gradient descent; with momentum where a buffer is not None.
+
+    numbers: step (from 1), lr, momentum, dampening, weight_decay, nesterov.
+    """
+    _each(_sgd, (params, grads, buffers), numbers, grad_scale, copies)
+
+
+def _sgd(
+    param: Array,
+    grad: Array,
+    buffer: Array | None = None,
+    *,
+    step: int,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> None:
+    """b = momentum b + (1 - dampening) g, where g counts whole in the first step."""
+    direction = grad + weight_decay * param
+    if buffer is not None:
+        buffer *= momentum
+        buffer += direction if step == 1 else (1 - dampening) * direction
+        direction = direction + momentum * buffer if nesterov else buffer
+    param -= lr * direction
+
+
+@register("lion_steps", "numpy")
+def lion_steps(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avgs: Sequence[Array],
+    numbers: Numbers,
+    *,
+    grad_scale: float = 1.0,
+    copies: Copies = None,
+) -> None:
+    """Lion. numbers: lr, betas, weight_decay."""
+    _each(_lion, (params, grads, exp_avgs), numbers, grad_scale, copies)
+
+
+def _lion(
+    param: Array,
+    grad: Array,
+    exp_avg: Array,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float = 0.0,
+) -> None:
+    """Source: Chen et al. 2023 (arXiv 2302.06675), program 1."""
+    beta1, beta2 = betas
+    direction = beta1 * exp_avg + (1 - beta1) * grad
+    param *= 1 - lr * weight_decay
+    param -= lr * np.sign(direction)
+    exp_avg *= beta2
+    exp_avg += (1 - beta2) * grad
+
+
+def _each(
+    rule: Callable[..., None],
+    lists: Sequence[Sequence[Array | None]],
+    numbers: Numbers,
+    grad_scale: float,
+    copies: Copies,
+) -> None:
+    for i, arrays in enumerate(zip(*lists, strict=True)):
+        param, *rest = (array for array in arrays if array is not None)
+        for p, grad, *states in blocks(param, *rest):
+            rule(p, grad * grad.dtype.type(grad_scale), *states, **numbers[i])
+        copy = None if copies is None else copies[i]
+        if copy is not None:
+            copy[...] = param.astype(copy.dtype)
+
+
+@register("follow", "numpy")
+def follow(means: Sequence[Array], values: Sequence[Array], *, rate: float) -> None:
+    """mean += rate (value - mean) for each pair, in place; rate = 1 - decay of a moving average."""
+    for mean, value in zip(means, values, strict=True):
+        for m, x in blocks(mean, value):
+            m += rate * (x.astype(m.dtype, copy=False) - m)
+
+
+@register("l2_norm", "numpy")
+def l2_norm(arrays: Sequence[Array]) -> float:
+    """The root of the sum of the squares of all elements of all arrays, added up in float64."""
+    total = 0.0
+    for array in arrays:
+        for (block,) in blocks(array):
+            wide = block.astype(np.float64, copy=False).ravel()
+            total += float(np.dot(wide, wide))
+    return math.sqrt(total)
