@@ -3,13 +3,13 @@
 // `state_` holds the number of the loop, whether it is open, and how many workers are in it. A
 // worker that sees an open loop of a new number enters, takes pieces from `next_` until there are
 // none, and leaves. The caller works on the loop too, closes it, and waits only for workers that
-// are in it: one that is still asleep costs nothing. Between loops a worker spins for some
-// microseconds, since the next loop of a training step is near, and then sleeps.
+// are in it: one that is still asleep costs nothing. Between loops a worker stays awake for two
+// milliseconds, since the next loop of a training step is near and waking takes longer than many a
+// loop: it spins at first, then offers its processor to others again and again, and at last sleeps.
 //
 // Where other programs want the processors too, a worker may be put to sleep in the middle of a
-// piece, and its caller has to wait for its next turn: milliseconds, for a loop of microseconds. After
-// such a wait loops run on their callers alone for ten times as long, and longer each time that it
-// happens again. The result is the same.
+// piece. Its caller offers its processor while it waits, so that the worker's turn comes: each of two
+// programs with two threads on two cores then takes about twice its time, and not more.
 //
 // A child process after fork() has no workers; it gets a pool of its own, which starts them at its
 // first loop. The pool is never destroyed: at exit its threads sleep, and end with the process.
@@ -22,7 +22,6 @@
 #include <sys/mman.h>
 #endif
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -47,9 +46,7 @@ void relax() {
 constexpr int kSpins = 2000;
 
 using Clock = std::chrono::steady_clock;
-constexpr auto kLongWait = std::chrono::milliseconds(1);
-constexpr auto kLongestPause = std::chrono::nanoseconds(std::chrono::seconds(2));
-constexpr int kLoopsToForget = 300;
+constexpr auto kAwake = std::chrono::milliseconds(2);
 constexpr uint64_t kOpen = uint64_t{1} << 15;
 constexpr uint64_t kWorkers = kOpen - 1;
 constexpr uint64_t kLoop = ~(kOpen | kWorkers);
@@ -64,7 +61,6 @@ public:
     void run(long count, void (*body)(void*, long), void* context) {
         if (in_loop || wanted_ == 1 || !busy_.try_lock()) return alone(count, body, context);
         const std::lock_guard lock(busy_, std::adopt_lock);
-        if (pausing()) return alone(count, body, context);
         start();
         body_ = body;
         context_ = context;
@@ -78,10 +74,11 @@ public:
         take_pieces();
         state_.fetch_and(~kOpen);
         for (int spins = 0; state_.load(std::memory_order_acquire) & kWorkers; ++spins) {
-            if (spins == kSpins) return wait_long();
-            relax();
+            if (spins < kSpins)
+                relax();
+            else
+                sched_yield();
         }
-        if (++good_loops_ == kLoopsToForget) pause_ = {};
     }
 
     void resize(int threads) {
@@ -98,24 +95,6 @@ public:
 private:
     static void alone(long count, void (*body)(void*, long), void* context) {
         for (long i = 0; i < count; ++i) body(context, i);
-    }
-
-    bool pausing() {
-        if (pause_end_ == Clock::time_point{}) return false;
-        if (Clock::now() < pause_end_) return true;
-        pause_end_ = {};
-        return false;
-    }
-
-    void wait_long() {
-        const auto begun = Clock::now();
-        while (state_.load(std::memory_order_acquire) & kWorkers) sched_yield();
-        const auto end = Clock::now();
-        const std::chrono::nanoseconds waited = end - begun;
-        if (waited < kLongWait) return;
-        pause_ = std::min(std::max(10 * waited, 2 * pause_), kLongestPause);
-        pause_end_ = end + pause_;
-        good_loops_ = 0;
     }
 
     void start() {
@@ -152,11 +131,17 @@ private:
 
     // Returns the state with a loop of another number than `seen`, or any when stopping.
     uint64_t wait_for_loop(uint64_t seen) {
+        Clock::time_point begun;
         for (int spins = 0;; ++spins) {
             uint64_t now = state_.load(std::memory_order_acquire);
             if (stopping_ || (now & kLoop) != seen) return now;
             if (spins < kSpins) {
                 relax();
+                continue;
+            }
+            if (spins == kSpins) begun = Clock::now();
+            if (Clock::now() - begun < kAwake) {
+                sched_yield();
                 continue;
             }
             // Announce the sleep, then look once more: the caller opens the loop before it looks
@@ -166,7 +151,7 @@ private:
             now = state_.load();
             if (!stopping_ && (now & kLoop) == seen) wakes_.wait(ticket);
             sleepers_.fetch_sub(1);
-            spins = 0;
+            spins = -1;
         }
     }
 
@@ -186,9 +171,6 @@ private:
     std::atomic<uint32_t> wakes_ = 0;
     alignas(64) std::atomic<uint64_t> state_ = 0;
     alignas(64) std::atomic<long> next_ = 0;
-    std::chrono::nanoseconds pause_{};
-    Clock::time_point pause_end_{};
-    int good_loops_ = 0;
     void (*body_)(void*, long) = nullptr;
     void* context_ = nullptr;
     long count_ = 0;

@@ -1,8 +1,11 @@
 """Timing several implementations of the same work in turns.
 
 The libraries take turns, round after round, so that a change of the machine's speed meets all of
-them. What a library takes in a round is the mean over enough calls to fill `SLICE` seconds; the
-figure is the median over the rounds, and the spread the distance of the quartiles over the median.
+them. After its turn the threads of a library keep the processor busy for a while, waiting for more
+work (OpenBLAS's for 0.1 s), which would slow the next one down several times: so each turn begins
+with `REST` seconds of sleep and a call that does not count. What a library takes in a round is the
+mean over enough calls to fill `SLICE` seconds; the figure is the median over the rounds, and the
+spread the distance of the quartiles over the median.
 """
 
 import statistics
@@ -13,6 +16,9 @@ from typing import Any
 
 SLICE = 0.02
 """Seconds that a library is timed for in one round, at least; a longer call is timed once."""
+
+REST = 0.15
+"""Seconds of sleep before a library's turn, after which the other's threads sleep too."""
 
 OURS = "minitorch"
 
@@ -89,6 +95,8 @@ def measure(case: Case, rounds: int) -> Result:
     for _ in range(rounds):
         for library, run in runs.items():
             count = repeats[library]
+            time.sleep(REST)
+            run()
             begun = time.perf_counter()
             for _ in range(count):
                 run()
@@ -98,6 +106,7 @@ def measure(case: Case, rounds: int) -> Result:
 
 def _warm_up(run: Callable[[], Any]) -> int:
     """How many calls fill a slice, found by running some."""
+    time.sleep(REST)
     run()
     count = 1
     while True:
