@@ -24,7 +24,7 @@ import numpy as np
 
 from minitorch import backend, kernels
 from minitorch.backend import arithmetic
-from minitorch.errors import GraphError, MinitorchError, ShapeError
+from minitorch.errors import DtypeError, GraphError, MinitorchError, ShapeError
 from minitorch.modes import (
     Mode,
     set_grad_enabled,
@@ -203,7 +203,7 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
             arrays.append(x)
     try:
         array = arithmetic.copy().run(primitive.compute, arrays, meta)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise _misfit(primitive, arrays, error) from error
     except Unfused:
         return primitive.reference(*inputs, **meta)
@@ -242,10 +242,15 @@ def _cast(primitive: Any, inputs: Sequence[Any], mode: Mode) -> list[Any]:
     return [x.to(after) if isinstance(x, Tensor) and x.data.dtype == before else x for x in inputs]
 
 
-def _misfit(primitive: Any, arrays: Sequence[Any], error: ValueError) -> ValueError:
-    """NumPy's complaint about shapes as an error that names the operation."""
+def _misfit(
+    primitive: Any, arrays: Sequence[Any], error: ValueError | TypeError
+) -> ValueError | TypeError:
+    """NumPy's complaint about shapes or dtypes as an error that names the operation."""
     if isinstance(error, MinitorchError):
         return error
+    if isinstance(error, TypeError):
+        dtypes = ", ".join(str(getattr(array, "dtype", array)) for array in arrays)
+        return DtypeError(f"{primitive.name}: inputs of {dtypes} do not fit ({error})")
     shapes = ", ".join(str(getattr(array, "shape", ())) for array in arrays)
     return ShapeError(f"{primitive.name}: inputs of shapes {shapes} do not fit ({error})")
 

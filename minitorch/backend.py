@@ -64,6 +64,11 @@ from. The calling program's own settings are neither used nor changed."""
 arithmetic.run(np.seterr, all="ignore")
 
 
+def cast(array: Any, dtype: np.dtype) -> Any:
+    """The array in another dtype, itself if it has that already; what is too large becomes inf."""
+    return array if array.dtype == dtype else arithmetic.copy().run(array.astype, dtype)
+
+
 def as_dtype(dtype: Any) -> np.dtype:
     """The dtype meant by a dtype, a NumPy scalar type, or a name such as "bfloat16"."""
     if isinstance(dtype, np.dtype) and str(dtype) in DTYPES:

@@ -196,7 +196,14 @@ class Tensor(Methods):
     def __dlpack__(self, **options: Any) -> Any:
         if self.requires_grad:
             raise GraphError("__dlpack__: this tensor is on a tape; call detach() first")
-        return self.data.__dlpack__(**options)
+        if self.dtype == backend.bfloat16:
+            raise DtypeError("__dlpack__: NumPy cannot hand out bfloat16; call float() first")
+        array = self.data
+        if any(step < 0 for step in array.strides):
+            if options.get("copy") is False:
+                raise BufferError("__dlpack__: negative strides need a copy; call contiguous()")
+            array = array.copy()  # other libraries have no negative strides, and may abort
+        return array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.data.__dlpack_device__()
@@ -318,8 +325,20 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 
 def from_dlpack(source: Any) -> Tensor:
-    """A tensor that shares memory with any CPU array that speaks DLPack."""
-    return Tensor(np.from_dlpack(source))
+    """A tensor that shares memory with any CPU array that speaks DLPack, but for bfloat16."""
+    if not hasattr(source, "__dlpack__"):
+        raise DtypeError(
+            "from_dlpack: expected an array with a method __dlpack__; got "
+            f"{type(source).__name__}. Use minitorch.tensor(...)"
+        )
+    try:
+        return Tensor(np.from_dlpack(source))
+    except RuntimeError as error:
+        kind = f"{getattr(source, 'dtype', '')} on {getattr(source, 'device', 'its device')}"
+        raise DtypeError(
+            f"from_dlpack: NumPy cannot take {kind} ({error}); convert it before, such as to "
+            "float32 in main memory"
+        ) from None
 
 
 def _as_array(data: Any, dtype: Any) -> Any:
@@ -334,7 +353,7 @@ def _as_array(data: Any, dtype: Any) -> Any:
         data = np.asarray(data)
     if wanted is None:
         wanted = backend.DEFAULT_FLOAT if python and data.dtype == np.float64 else data.dtype
-    return data.astype(backend.as_dtype(wanted), copy=False)
+    return backend.cast(data, backend.as_dtype(wanted))
 
 
 def _from_python(data: Any) -> np.ndarray:

@@ -41,7 +41,9 @@ def full(
 ) -> Tensor:
     """One value everywhere; the dtype follows the value unless given."""
     dtype = backend.scalar_dtype(fill_value) if dtype is None else backend.as_dtype(dtype)
-    return _finish(np.full(tuple(shape), fill_value, dtype), requires_grad)
+    return _finish(
+        np.full(tuple(shape), backend.cast(np.asarray(fill_value), dtype)), requires_grad
+    )
 
 
 def zeros_like(x: Tensor, dtype: Any = None, requires_grad: bool = False) -> Tensor:

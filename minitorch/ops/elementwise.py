@@ -12,6 +12,7 @@ import numpy as np
 
 from minitorch import kernels
 from minitorch.autograd import apply
+from minitorch.errors import DtypeError
 from minitorch.ops.primitive import Sample, elementwise, linear, nondifferentiable, promote
 from minitorch.ops.samples import binary, distinct, positive, real, sample, unary, unit
 from minitorch.tensor import Tensor, method, method_as
@@ -224,7 +225,7 @@ abs_ = _unary(
 relu = _unary(
     "relu",
     lambda x: np.maximum(x, 0),
-    lambda out: (out > 0).to(out.dtype),
+    lambda out: Tensor((~(out.data <= 0)).astype(out.dtype)),  # 1 for NaN, whose result is NaN
     formula=r"\max(x, 0)",
     samples=unary(distinct, 0.0),
     floating=False,
@@ -374,6 +375,17 @@ div = elementwise(
 )
 
 
+def _of_numbers(ufunc: np.ufunc) -> Callable[..., Any]:
+    """The function of two numbers alone: of truth values NumPy would make an int8."""
+
+    def forward(a: Any, b: Any) -> Any:
+        if (a if hasattr(a, "dtype") else b).dtype.kind == "b":
+            raise DtypeError(f"{ufunc.__name__}: not defined for bool; convert with long()")
+        return ufunc(a, b)
+
+    return forward
+
+
 def _where_zero(condition: Tensor, otherwise: Tensor) -> Tensor:
     return otherwise.masked_fill(condition, 0.0)
 
@@ -400,7 +412,7 @@ def _as_tensors(a: Any, b: Any, dtype: np.dtype) -> tuple[Tensor, Tensor]:
 
 pow_ = elementwise(
     "pow",
-    np.power,
+    _of_numbers(np.power),
     _pow_base,
     _pow_exponent,
     inputs=("a", "b"),
@@ -473,9 +485,9 @@ atan2 = elementwise(
 )
 remainder = elementwise(
     "remainder",
-    np.remainder,
+    _of_numbers(np.remainder),
     lambda a: 1.0,
-    lambda a, b: -(a / b).floor(),
+    lambda a, b: -(a // b),
     inputs=("a", "b"),
     formula=r"a - b \lfloor a / b \rfloor",
     samples=lambda: [Sample((distinct(3, 4), 0.83)), Sample((distinct(3, 4), positive(3, 4)))],
@@ -529,6 +541,11 @@ def _rpow(a: Tensor, b: Any) -> Tensor:
 @method_as("__mod__")
 def _mod(a: Tensor, b: Any) -> Tensor:
     return _operator(remainder, a, b)
+
+
+@method_as("__rmod__")
+def _rmod(a: Tensor, b: Any) -> Tensor:
+    return _operator(remainder, b, a)
 
 
 @method_as("__neg__", "neg")
@@ -632,7 +649,7 @@ def _invert(x: Tensor) -> Tensor:
 
 floor_divide = nondifferentiable(
     "floor_divide",
-    np.floor_divide,
+    _of_numbers(np.floor_divide),
     inputs=("a", "b"),
     formula=r"\lfloor a / b \rfloor",
     samples=binary(distinct, positive),
@@ -643,3 +660,8 @@ floor_divide = nondifferentiable(
 @method_as("__floordiv__")
 def _floordiv(a: Tensor, b: Any) -> Tensor:
     return _operator(floor_divide, a, b)
+
+
+@method_as("__rfloordiv__")
+def _rfloordiv(a: Tensor, b: Any) -> Tensor:
+    return _operator(floor_divide, b, a)

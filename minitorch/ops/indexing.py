@@ -12,6 +12,7 @@ import numpy as np
 from minitorch import backend, kernels, modes
 from minitorch.autograd import apply, levels
 from minitorch.errors import DtypeError, GraphError, ShapeError
+from minitorch.ops.creation import full
 from minitorch.ops.dims import one_dim
 from minitorch.ops.primitive import Primitive, linear, nondifferentiable
 from minitorch.ops.reductions import ValuesAndIndices
@@ -219,7 +220,7 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
     """
     slots, tensors = _parse_key("setitem", x, key)
     if not isinstance(value, Tensor):
-        value = Tensor(np.asarray(value).astype(x.dtype))
+        value = Tensor(value, x.dtype)
     try:
         if recording(x, value):
             new = apply(
@@ -228,7 +229,7 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
             rebase(x, new)
         else:
             target, where = _select(x.data, slots, tuple(t.data for t in tensors))
-            target[where] = value.data
+            target[where] = backend.cast(value.data, x.dtype)
             x.bump_version()
     except (IndexError, ValueError) as error:
         if isinstance(error, ShapeError):
@@ -363,7 +364,7 @@ def scatter(x: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
     """x with src[i][j] written at [i][index[i][j]] for dim = 1; src may be a number."""
     dim = _check_index("scatter", x, dim, index)
     if not isinstance(src, Tensor):
-        src = Tensor(np.full(index.shape, src, x.dtype))
+        src = full(index.shape, src, x.dtype)
     out = x.clone()
     key = tuple(Tensor(part) for part in _along(index.data, dim))
     setitem(out, key, _leading(src, index.shape, -1) if src.shape != index.shape else src)
@@ -525,7 +526,7 @@ def _fitting(name: str, x: Tensor, result: Tensor) -> Tensor:
 
 def _broadcast_value(x: Tensor, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
-        return Tensor(np.full(x.shape, value, x.dtype))
+        return full(x.shape, value, x.dtype)
     return value.to(x.dtype).expand(x.shape)
 
 

@@ -604,7 +604,7 @@ def where(condition: Tensor, a: Any = None, b: Any = None) -> Any:
 def _plain(pair: Sequence[Any]) -> list[Any]:
     """Python numbers as arrays of the other's dtype: np.where would widen them."""
     dtype = next(x.dtype for x in pair if isinstance(x, Tensor))
-    return [x if isinstance(x, Tensor) else Tensor(np.asarray(x, dtype)) for x in pair]
+    return [x if isinstance(x, Tensor) else Tensor(x, dtype) for x in pair]
 
 
 method_as("where")(lambda a, condition, b: where(condition, a, b))
@@ -614,7 +614,7 @@ method_as("where")(lambda a, condition, b: where(condition, a, b))
 def masked_fill(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """The tensor with value where mask (bool, broadcast) is true."""
     if not isinstance(value, Tensor):
-        value = Tensor(np.asarray(value, x.dtype))
+        value = Tensor(value, x.dtype)
     return where(mask, to(value, x.dtype), x)
 
 
