@@ -8,6 +8,7 @@ that has a backward returns what that needs after its result, and never the inpu
 
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -363,8 +364,8 @@ def _row_sums(x: Array) -> Array:
 
 def _as_rows(x: Array, ndim: int) -> Array:
     """x as (slices, features), the last ndim dimensions being the features."""
-    features = int(np.prod(x.shape[x.ndim - ndim :]))
-    return x.reshape(-1, features) if x.size else x.reshape(0, features)
+    split = x.ndim - ndim
+    return x.reshape(prod(x.shape[:split]), prod(x.shape[split:]))
 
 
 _SQRT_2_OVER_PI = float(np.sqrt(2 / np.pi))
@@ -634,7 +635,7 @@ def embedding_backward(grad: Array, index: Array, *, num_embeddings: int) -> Arr
     check_rows(index, num_embeddings)
     features = grad.shape[-1]
     out = np.zeros((num_embeddings, features), grad.dtype)
-    places = index.reshape(-1, 1) * features + np.arange(features)
+    places = index.reshape(-1, 1).astype(np.int64) * features + np.arange(features)
     np.add.at(out.reshape(-1), places.reshape(-1), grad.reshape(-1))  # 4 times faster than by rows
     return out
 

@@ -18,36 +18,6 @@ compiled = pytest.mark.skipif(
 
 
 @compiled
-@pytest.mark.parametrize("instruction_set", kernels.instruction_sets())
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("width", [1, 3, 16, 17, 64, 1000])
-def test_softmax(instruction_set, dtype, width):
-    before = kernels.instruction_sets()[0]
-    x = (5 * np.random.default_rng(width).standard_normal((7, width))).astype(dtype)
-    kernels.use_instruction_set(instruction_set)
-    try:
-        found = kernels.implementations("softmax")["cpu"](x, dim=-1, scale=0.7)
-        columns = kernels.implementations("softmax")["cpu"](x, dim=0)
-    finally:
-        kernels.use_instruction_set(before)
-    eps = np.finfo(dtype).eps
-    exact = x.astype(np.float64)
-    np.testing.assert_allclose(found, reference.softmax(exact, scale=0.7), rtol=32 * eps)
-    np.testing.assert_allclose(columns, reference.softmax(exact, dim=0), rtol=32 * eps)
-    assert found.dtype == dtype
-
-
-@compiled
-def test_softmax_of_extremes_and_of_odd_memory():
-    softmax = kernels.implementations("softmax")["cpu"]
-    x = np.array([[1e4, -1e4, 0], [-np.inf, 0, -np.inf]], np.float32)
-    np.testing.assert_array_equal(softmax(x), [[1, 0, 0], [0, 1, 0]])
-    strided = np.random.default_rng(0).standard_normal((6, 8))[::2, ::-1]
-    np.testing.assert_allclose(softmax(strided), reference.softmax(strided), rtol=1e-14)
-    assert softmax(np.zeros((0, 3))).shape == (0, 3)
-
-
-@compiled
 def test_large_buffers_are_reused_and_still_right():
     shape = (300, 1000)
     np.zeros(shape).sum()

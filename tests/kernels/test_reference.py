@@ -65,6 +65,19 @@ def test_softmax_family(dim):
         _slope(lambda x: special.softmax(x, dim), grad, small),
         atol=1e-9,
     )
+    np.testing.assert_allclose(
+        reference.log_softmax_backward(grad, reference.log_softmax(small, dim=dim), dim=dim),
+        _slope(lambda x: special.log_softmax(x, dim), grad, small),
+        atol=1e-8,
+    )
+    for keepdim in (False, True):
+        out = reference.logsumexp(small, dim=dim, keepdim=keepdim)
+        grad = RANDOM.standard_normal(out.shape)
+        np.testing.assert_allclose(
+            reference.logsumexp_backward(grad, small, out, dim=dim, keepdim=keepdim),
+            _slope(lambda x: special.logsumexp(x, dim, keepdims=keepdim), grad, small),  # noqa: B023
+            atol=1e-8,
+        )
 
 
 def test_nothing_overflows():
@@ -109,6 +122,25 @@ def test_rms_norm():
     np.testing.assert_allclose(dweight, _slope(lambda v: formula(x, v), grad, weight), atol=1e-8)
 
 
+def test_norm_of_a_sum():
+    x, residual, grad, dsum = RANDOM.standard_normal((4, 3, 5))
+    weight, bias = RANDOM.standard_normal((2, 5))
+    out, total, mean, rstd = reference.add_layer_norm(x, residual, weight, bias, eps=1e-5)
+    np.testing.assert_allclose(out, _layer_norm(x + residual, weight, bias), rtol=1e-12)
+    np.testing.assert_array_equal(total, x + residual)
+    dx, dweight, dbias = reference.add_layer_norm_backward(grad, dsum, total, weight, mean, rstd)
+    alone = reference.layer_norm_backward(grad, total, weight, mean, rstd)
+    for found, expected in zip((dx, dweight, dbias), (alone[0] + dsum, *alone[1:])):
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+    normed, total, rstd = reference.add_rms_norm(x, residual, weight)
+    expected, expected_rstd = reference.rms_norm(x + residual, weight)
+    np.testing.assert_array_equal(normed, expected)
+    np.testing.assert_array_equal(rstd, expected_rstd)
+    dx, _ = reference.add_rms_norm_backward(grad, dsum, total, weight, rstd)
+    expected, _ = reference.rms_norm_backward(grad, total, weight, rstd)
+    np.testing.assert_allclose(dx, expected + dsum, rtol=1e-13)
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_backward(approximate):
     x, grad = 2 * RANDOM.standard_normal(9), RANDOM.standard_normal(9)
@@ -125,19 +157,46 @@ def test_silu_and_its_backward():
     )
 
 
+def test_swiglu_and_its_backward():
+    gate, up, grad = 2 * RANDOM.standard_normal((3, 9))
+    expected = gate * special.expit(gate) * up
+    np.testing.assert_allclose(reference.swiglu(gate, up), expected, rtol=1e-14)
+    for found, f, x in zip(
+        reference.swiglu_backward(grad, gate, up),
+        (lambda x: x * special.expit(x) * up, lambda x: gate * special.expit(gate) * x),
+        (gate, up),
+    ):
+        np.testing.assert_allclose(found, _slope(f, grad, x), atol=1e-8)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_turns_pairs(interleaved):
+    x, angle = RANDOM.standard_normal((2, 3, 8)), RANDOM.standard_normal((3, 4))
+    pairs = [(2 * i, 2 * i + 1) if interleaved else (i, i + 4) for i in range(4)]
+    out = reference.rope(x, np.cos(angle), np.sin(angle), interleaved=interleaved)
+    for i, (a, b) in enumerate(pairs):
+        c, s = np.cos(angle[:, i]), np.sin(angle[:, i])
+        np.testing.assert_allclose(out[..., a], x[..., a] * c - x[..., b] * s, rtol=1e-12)
+        np.testing.assert_allclose(out[..., b], x[..., b] * c + x[..., a] * s, rtol=1e-12)
+    back = reference.rope(out, np.cos(angle), np.sin(angle), interleaved=interleaved, inverse=True)
+    np.testing.assert_allclose(back, x, rtol=1e-12)
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
-def test_cross_entropy(reduction, label_smoothing):
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_cross_entropy(reduction, label_smoothing, z_loss):
     logits, target = RANDOM.standard_normal((4, 5)), np.array([1, -100, 4, 0])
     kept = target != -100
 
     def formula(logits):
         smoothed = np.full((4, 5), label_smoothing / 5)
         smoothed[kept, target[kept]] += 1 - label_smoothing
-        losses = -(smoothed * special.log_softmax(logits, -1)).sum(-1) * kept
+        losses = -(smoothed * special.log_softmax(logits, -1)).sum(-1)
+        losses = (losses + z_loss * special.logsumexp(logits, -1) ** 2) * kept
         return {"none": losses, "sum": losses.sum(), "mean": losses.sum() / 3}[reduction]
 
-    options = {"label_smoothing": label_smoothing, "reduction": reduction}
+    options = {"label_smoothing": label_smoothing, "z_loss": z_loss, "reduction": reduction}
     loss, log_normaliser = reference.cross_entropy(logits, target, **options)
     np.testing.assert_allclose(loss, formula(logits), rtol=1e-13)
     grad = RANDOM.standard_normal(np.shape(loss))
@@ -155,6 +214,9 @@ def test_embedding_adds_up_repeated_rows():
         expected[place] += row
     found = reference.embedding_backward(grad, index, num_embeddings=5)
     np.testing.assert_allclose(found, expected, rtol=1e-15)
+    narrow = np.array([200], np.uint8)  # of which 3 * 200 would be none
+    found = reference.embedding_backward(np.ones((1, 3)), narrow, num_embeddings=201)
+    assert found.sum(1).nonzero()[0].tolist() == [200]
     with pytest.raises(ShapeError, match=r"indices in \[0, 5\).*from 5 to 5"):
         reference.embedding(weight, np.array([5]))
 
@@ -225,6 +287,39 @@ def test_adamw_steps():
     np.testing.assert_allclose(p, expected, rtol=1e-12)
     np.testing.assert_allclose([m, v], [m2, v2], rtol=1e-14)
     assert (copy == p.astype(mt.bfloat16)).all()
+
+
+def test_sgd_and_lion_steps():
+    p, g, b = RANDOM.standard_normal((3, 6))
+    lr, decay, momentum, dampening = 0.1, 0.2, 0.9, 0.3
+    penalised = 0.5 * g + decay * p
+    numbers = {"lr": lr, "weight_decay": decay}
+    plain = p.copy()
+    optimizers.sgd_steps([plain], [g], [None], [{"step": 1, **numbers}], grad_scale=0.5)
+    np.testing.assert_allclose(plain, p - lr * penalised, rtol=1e-13)
+    for step, nesterov in ((1, False), (2, False), (2, True)):
+        buffer = momentum * b + (1 if step == 1 else 1 - dampening) * penalised
+        expected = p - lr * (penalised + momentum * buffer if nesterov else buffer)
+        own = {**numbers, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+        found, kept = p.copy(), b.copy()
+        optimizers.sgd_steps([found], [g], [kept], [{"step": step, **own}], grad_scale=0.5)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        np.testing.assert_allclose(kept, buffer, rtol=1e-13)
+    found, kept = p.copy(), b.copy()
+    numbers = {"lr": lr, "betas": (0.9, 0.99), "weight_decay": decay}
+    optimizers.lion_steps([found], [g], [kept], [numbers])
+    expected = (1 - lr * decay) * p - lr * np.sign(0.9 * b + 0.1 * g)
+    np.testing.assert_allclose(found, expected, rtol=1e-13)
+    np.testing.assert_allclose(kept, 0.99 * b + 0.01 * g, rtol=1e-12)
+
+
+def test_follow_and_the_norm():
+    mean, value = RANDOM.standard_normal((2, 6))
+    found = mean.copy()
+    optimizers.follow([found], [value], rate=0.1)
+    np.testing.assert_allclose(found, 0.9 * mean + 0.1 * value, rtol=1e-12)
+    norm = np.linalg.norm(np.concatenate([mean, value]))
+    assert optimizers.l2_norm([mean, value]) == pytest.approx(norm, rel=1e-14)
 
 
 def test_dropout_is_a_function_of_seed_and_offset():

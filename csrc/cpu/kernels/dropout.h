@@ -35,7 +35,7 @@ struct Philox {
     }
 };
 
-// out = x / (1 - p) where kept, 0 elsewhere; threshold: the least of the 24-bit numbers that is kept.
+// out = x / (1 - p) where kept, 0 x elsewhere; threshold: the least of the 24-bit numbers that is kept.
 template <typename T>
 void dropout(const T* x, T* out, long count, Philox random, uint32_t threshold, Compute<T> factor) {
     using C = Compute<T>;
@@ -48,14 +48,14 @@ void dropout(const T* x, T* out, long count, Philox random, uint32_t threshold, 
             const auto keep = [&](long i, Vector<C> values) {
                 BitVector bits;
                 __builtin_memcpy(&bits, numbers + i, sizeof bits);
-                return (bits >> 8) >= threshold ? values * factor : Vector<C>{};
+                return values * ((bits >> 8) >= threshold ? broadcast<C>(factor) : Vector<C>{});
             };
             for_each_vector<C>(end - begin, [&](long i, auto get, auto put) {
                 put(out + begin, keep(i, get(x + begin)));
             });
         } else {
             for (long i = begin; i < end; ++i)
-                out[i] = (numbers[i - begin] >> 8) >= threshold ? x[i] * factor : C(0);
+                out[i] = x[i] * ((numbers[i - begin] >> 8) >= threshold ? factor : C(0));
         }
     });
 }

@@ -83,7 +83,8 @@ def _fit(*arrays: Array) -> bool:
 def _rows(x: Array) -> Array:
     """x as (rows, columns), each row contiguous; a view where strides allow."""
     rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.strides[1] == rows.itemsize else np.ascontiguousarray(rows)
+    fits = rows.shape[1] == 1 or rows.strides[1] == rows.itemsize
+    return rows if fits else np.ascontiguousarray(rows)
 
 
 def _forward(kernel: Any, x: Array) -> Array:

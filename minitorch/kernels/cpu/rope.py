@@ -23,19 +23,19 @@ def rope(
     out: Array | None = None,
 ) -> Array:
     """The reference's; x and out may have any strides but for the features."""
-    if x.dtype not in _DTYPES or not x.size or not _rows_contiguous(x, out):
+    if x.dtype not in _DTYPES or x.ndim < 2 or not x.size or not _writable_in_rows(out, x):
         return reference.rope(x, cos, sin, interleaved=interleaved, inverse=inverse, out=out)
     table = float64 if x.dtype == float64 else float32
     shape = (x.shape[-2], x.shape[-1] // 2)
-    if x.ndim < 2 or x.shape[-1] % 2 or cos.shape != shape or sin.shape != shape:
+    if x.shape[-1] % 2 or cos.shape != shape or sin.shape != shape:
         raise ValueError(
             f"rope: expected x (..., time, features) and cos, sin (time, features / 2); "
             f"got {x.shape}, {cos.shape} and {sin.shape}"
         )
     if out is None:
-        out = np.empty_like(x)
+        out = np.empty(x.shape, x.dtype)
     extension.rope(
-        x,
+        x if x.strides[-1] == x.itemsize else np.ascontiguousarray(x),
         out,
         np.ascontiguousarray(cos, table),
         np.ascontiguousarray(sin, table),
@@ -45,12 +45,7 @@ def rope(
     return out
 
 
-def _rows_contiguous(x: Array, out: Array | None) -> bool:
-    return (
-        x.ndim >= 2
-        and x.strides[-1] == x.itemsize
-        and (
-            out is None
-            or (out.strides[-1] == x.itemsize and out.shape == x.shape and out.dtype == x.dtype)
-        )
+def _writable_in_rows(out: Array | None, x: Array) -> bool:
+    return out is None or (
+        out.strides[-1] == x.itemsize and out.shape == x.shape and out.dtype == x.dtype
     )

@@ -1,0 +1,110 @@
+"""Embedding, its transpose, and rotary positions, compiled, against references and formulas."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import minitorch as mt
+from minitorch import kernels
+from minitorch.errors import ShapeError
+
+DTYPES = [np.dtype(np.float32), np.dtype(np.float64), mt.bfloat16]
+FIXTURES = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def draw(shape, dtype, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+@FIXTURES
+@given(
+    st.tuples(st.integers(1, 40), st.sampled_from([1, 7, 16, 33, 300])),
+    st.sampled_from([(), (1,), (0,), (5, 3), (300,), (2, 0)]),
+    st.sampled_from(DTYPES),
+    st.sampled_from([np.int64, np.int32, np.uint8]),
+    st.booleans(),
+)
+def test_embedding(hold, table, index, dtype, kind, transposed):
+    """Indices that repeat (every one of them where the table has one row), none at all, or one."""
+    rows, features = table
+    weight = draw((features, rows), dtype).T if transposed else draw(table, dtype)
+    places = np.random.default_rng(rows).integers(0, rows, index).astype(kind)
+    found = hold("embedding", weight, places)
+    assert found.dtype == dtype
+    assert (found == weight[places]).all()
+    grad = draw((*index, features), dtype, seed=1)
+    back = hold("embedding_backward", grad, places, num_embeddings=rows)
+    assert back.dtype == dtype
+    unused = np.setdiff1d(np.arange(rows), places)
+    assert not back[unused].any()
+
+
+def test_sums_of_bfloat16_rows_are_rounded_once(instruction_set):
+    grad = np.full((1000, 3), 1, mt.bfloat16)  # added up in bfloat16 they would stay at 256
+    back = kernels.implementations("embedding_backward")["cpu"]
+    found = back(grad, np.zeros(1000, np.int64), num_embeddings=2)
+    assert found.tolist() == [[1000] * 3, [0] * 3]
+
+
+def test_an_index_out_of_range(instruction_set):
+    weight = draw((4, 3), np.float32)
+    for bad in (4, -1):
+        with pytest.raises(ShapeError, match=r"indices in \[0, 4\)"):
+            kernels.implementations("embedding")["cpu"](weight, np.array([0, bad]))
+        with pytest.raises(ShapeError, match=r"indices in \[0, 4\)"):
+            kernels.implementations("embedding_backward")["cpu"](
+                weight[:2], np.array([0, bad]), num_embeddings=4
+            )
+
+
+@st.composite
+def rotations(data):
+    """x (..., time, features) in some memory order, and angles (time, features / 2)."""
+    leading = data(st.sampled_from([(), (1,), (3,), (2, 4), (2, 0)]))
+    time, half = data(st.sampled_from([1, 2, 9, 300])), data(st.sampled_from([1, 4, 16, 35]))
+    dtype = data(st.sampled_from(DTYPES))
+    x = draw((*leading, time, 2 * half), dtype)
+    order = data(st.sampled_from(["plain", "by heads", "features apart"]))
+    if order == "by heads" and leading:
+        x = np.moveaxis(draw((*leading[:-1], time, leading[-1], 2 * half), dtype), -3, -2)
+    elif order == "features apart":
+        x = np.repeat(x, 2, -1)[..., ::2]
+    angle = np.random.default_rng(time).uniform(-4, 4, (time, half))
+    wide = np.float64 if dtype == np.float64 else np.float32
+    return x, np.cos(angle).astype(wide), np.sin(angle).astype(wide)
+
+
+@FIXTURES
+@given(rotations(), st.booleans(), st.booleans())
+def test_rope(hold, case, interleaved, inverse):
+    """A rotation of complex numbers a + ib, also into x itself; then back again."""
+    x, cos, sin = case
+    found = hold("rope", x, cos, sin, interleaved=interleaved, inverse=inverse)
+    assert found.dtype == x.dtype
+
+    def as_complex(x):
+        wide = x.astype(np.float64)
+        a, b = (wide[..., ::2], wide[..., 1::2]) if interleaved else np.split(wide, 2, -1)
+        return a + 1j * b
+
+    turn = cos.astype(np.float64) + (-1j if inverse else 1j) * sin
+    bound = {4: 1e-6, 8: 1e-14, 2: 3e-2}[x.dtype.itemsize]
+    np.testing.assert_allclose(as_complex(found), as_complex(x) * turn, atol=bound)
+
+    kernel = kernels.implementations("rope")["cpu"]
+    into = x.copy()
+    meta = {"interleaved": interleaved, "inverse": inverse}
+    assert kernel(into, cos, sin, out=into, **meta) is into
+    assert (into == found).all()
+    meta["inverse"] = not inverse
+    back = kernel(found, cos, sin, **meta).astype(np.float64)
+    np.testing.assert_allclose(back, x.astype(np.float64), atol=2 * bound)
+
+
+def test_rope_of_what_does_not_fit(instruction_set):
+    x, angle = draw((2, 5, 8), np.float32), draw((5, 3), np.float32)
+    with pytest.raises(ValueError, match=r"features / 2\); got \(2, 5, 8\), \(5, 3\)"):
+        kernels.implementations("rope")["cpu"](x, angle, angle)
