@@ -49,6 +49,7 @@ class Node:
         goes there.
     signature: (shape, dtype) of each input; ((), None) for Python scalars.
     saved: position of the input (or OUT) -> what the rule asked to keep.
+    freed: no sweep may come here any more; in the last step through here it is already true.
     levels: the vmaps of which the result holds all samples, see `minitorch.vmap`.
     """
 
@@ -111,8 +112,8 @@ class Node:
         return self._unpack(OUT, self)
 
     def extra(self, name: str) -> Any:
-        """An array that the forward kernel left for the backward kernel."""
-        array = self.extras[name]  # type: ignore[index]
+        """An array that the forward kernel left for the backward kernel; None if it left none."""
+        array = self.extras.get(name)  # type: ignore[union-attr]
         return array.recompute() if isinstance(array, Recomputed) else array
 
     def _unpack(self, position: int, maker: "Node | None") -> Any:
@@ -485,6 +486,7 @@ def _sweep(
             if targets is not None and id(node) in targets:
                 found[id(node)] = cotangent
             if useful is None or id(node) in useful:
+                node.freed = not retain_graph  # already now: its rule may use up what it kept
                 _step(node, cotangent, pending, leaves, owned, kept)
                 if not retain_graph:
                     node.free()

@@ -223,17 +223,26 @@ class GPT2(nn.Module):
 
         cache: from new_cache(). ids are then the positions that follow those already in it.
         """
+        logits = self.lm_head(self.features(ids, cache))
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+        return logits, loss
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """The loss of forward() alone, for which the logits need never be whole in memory."""
+        head = self.lm_head
+        return F.linear_cross_entropy(self.features(ids), head.weight, targets, head.bias)
+
+    def features(self, ids: Tensor, cache: list[nn.KVCache] | None = None) -> Tensor:
+        """What the head reads: (batch, time, n_embd)."""
         past = cache[0].length if cache else 0
         self._check(ids, past)
         positions = Tensor(np.arange(past, past + ids.shape[1]))
         x = self.dropout(self.wte(ids) + self.wpe(positions))
         for i, block in enumerate(self.h):
             x = block(x, cache[i] if cache else None)
-        logits = self.lm_head(self.ln_f(x))
-        if targets is None:
-            return logits, None
-        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
-        return logits, loss
+        return self.ln_f(x)
 
     def _check(self, ids: Tensor, past: int) -> None:
         if ids.is_floating_point():

@@ -86,7 +86,7 @@ class Run:
         total = sum(targets.size for _, targets in batches)
         loss = 0.0
         for ids, targets in batches:
-            _, mean = self.model(mt.from_numpy(ids), mt.from_numpy(targets))
+            mean = self.model.loss(mt.from_numpy(ids), mt.from_numpy(targets))
             part = mean * (targets.size / total)
             part.backward()
             loss += part.item()
@@ -126,7 +126,7 @@ class Run:
             ):
                 if stop():
                     return None
-                _, mean = self.model(mt.from_numpy(ids), mt.from_numpy(targets))
+                mean = self.model.loss(mt.from_numpy(ids), mt.from_numpy(targets))
                 total += mean.item() * targets.size
                 tokens += targets.size
         if not math.isfinite(total):

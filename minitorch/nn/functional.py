@@ -13,7 +13,6 @@ from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
 from minitorch.ops.fused import (
     attention_qkvpacked,
-    cross_entropy,
     dropout,
     gelu,
     layer_norm,
@@ -26,6 +25,7 @@ from minitorch.ops.general import log_softmax, logsumexp, softmax
 from minitorch.ops.indexing import embedding, one_hot
 from minitorch.ops.layout import pad as pad_with_constant
 from minitorch.ops.layout import where
+from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.tensor import Tensor
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "layer_norm",
     "leaky_relu",
     "linear",
+    "linear_cross_entropy",
     "log_softmax",
     "logsigmoid",
     "logsumexp",

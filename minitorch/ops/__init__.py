@@ -12,6 +12,7 @@ from minitorch.ops import (
     general,
     indexing,
     layout,
+    losses,
     products,
     reductions,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "general",
     "indexing",
     "layout",
+    "losses",
     "products",
     "reductions",
     "registry",

@@ -11,8 +11,8 @@ import numpy as np
 
 from minitorch import backend, modes, random
 from minitorch.autograd import apply
-from minitorch.errors import ConfigError, DtypeError, ShapeError
-from minitorch.ops.general import _kernel, log_softmax
+from minitorch.errors import ConfigError, ShapeError
+from minitorch.ops.general import _kernel
 from minitorch.ops.primitive import Primitive, fused
 from minitorch.ops.primitive import linear as linear_primitive
 from minitorch.ops.samples import mask, positive, real, sample
@@ -209,115 +209,6 @@ def rms_norm(
     if eps is None:
         eps = float(np.finfo(np.float64 if x.dtype == np.float64 else np.float32).eps)
     return apply(_rms_norm, [x, weight], {"eps": eps, "ndim": ndim})
-
-
-def _cross_entropy_forward(logits: Any, target: Any, **meta: Any) -> Any:
-    loss, log_normaliser = _kernel("cross_entropy")(logits, target, **meta)
-    return loss, {"log_normaliser": log_normaliser}
-
-
-def _cross_entropy_backward(
-    grad: Any,
-    logits: Any,
-    target: Any,
-    log_normaliser: Any,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-) -> Any:
-    return [
-        _kernel("cross_entropy_backward")(
-            grad,
-            logits,
-            target,
-            log_normaliser,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-        )
-    ]
-
-
-def _cross_entropy_reference(
-    logits: Tensor, target: Tensor, *, ignore_index: int, label_smoothing: float, reduction: str
-) -> Tensor:
-    kept = target != ignore_index
-    log_probs = log_softmax(logits, 1)
-    classes = target.masked_fill(~kept, 0).unsqueeze(1)
-    loss = -(1 - label_smoothing) * log_probs.gather(1, classes).squeeze(1)
-    if label_smoothing:
-        loss = loss - label_smoothing * log_probs.mean(1)
-    loss = loss.masked_fill(~kept, 0.0)
-    if reduction == "none":
-        return loss
-    return loss.sum() / (kept.sum() if reduction == "mean" else 1)
-
-
-_cross_entropy = fused(
-    "cross_entropy",
-    _cross_entropy_forward,
-    reference=_cross_entropy_reference,
-    backward=_cross_entropy_backward,
-    autocast="raise",
-    inputs=("logits", "target"),
-    extras=("log_normaliser",),
-    formula=r"-\ln \operatorname{softmax}(x)_t",
-    jacobian=r"(s - e_t)^\top",
-    samples=lambda: [
-        sample(
-            real(4, 5),
-            np.array([0, 3, -100, 4]),
-            ignore_index=-100,
-            label_smoothing=smoothing,
-            reduction=reduction,
-        )
-        for smoothing, reduction in [(0.0, "mean"), (0.1, "sum"), (0.1, "none"), (0.1, "mean")]
-    ],
-)
-
-
-def cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Minus the log-probability of the target class under softmax(logits).
-
-    logits: (rows, classes), target: (rows,) of class indices, or both with further dimensions
-    after the classes as in PyTorch: (batch, classes, ...), (batch, ...). Rows whose target is
-    ignore_index count neither in the loss nor in its mean. label_smoothing moves that share of the
-    target to the uniform distribution. reduction: "mean", "sum" or "none".
-    In PyTorch: torch.nn.functional.cross_entropy.
-    """
-    if reduction not in ("mean", "sum", "none") or not 0 <= label_smoothing <= 1:
-        raise ConfigError(
-            'cross_entropy: expected reduction "mean", "sum" or "none" and label_smoothing in '
-            f"[0, 1]; got {reduction!r} and {label_smoothing}"
-        )
-    if backend.is_float(target.dtype):
-        raise DtypeError(
-            f"cross_entropy: expected integer class indices as the target; got {target.dtype}. "
-            "For probabilities use -(target * logits.log_softmax(-1)).sum(-1).mean()"
-        )
-    class_dim = 0 if logits.ndim == 1 else 1
-    expected = logits.shape[:class_dim] + logits.shape[class_dim + 1 :]
-    if logits.ndim == 0 or target.shape != expected:
-        raise ShapeError(
-            f"cross_entropy: logits of shape {logits.shape} need a target of shape {expected}; got "
-            f"{target.shape}"
-        )
-    rows = logits
-    if logits.ndim != 2:
-        rows = logits.movedim(class_dim, -1).reshape(-1, logits.shape[class_dim])
-    meta = {
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "reduction": reduction,
-    }
-    loss = apply(_cross_entropy, [rows, target.reshape(-1)], meta)
-    return loss.reshape(target.shape) if reduction == "none" else loss
 
 
 def _attention_forward(query: Any, key: Any, value: Any, mask: Any, **meta: Any) -> Any:

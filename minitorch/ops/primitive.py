@@ -18,6 +18,9 @@ A rule is a function of Tensors, and its signature is the declaration of what th
     out       the result (kept)
     x, index  an input, by its name in the forward function (kept)
     shape     the shape of the first input; shapes: of all (free)
+    needs     for each input whether its gradient is wanted (free)
+    last      whether the tape is freed behind the sweep, so that a backward kernel may overwrite
+              what the forward left for it (free)
     dim, ...  an option of the call, by its name (free)
 
 Rules ignore broadcasting: the sweep sums a gradient down to the shape of its input.
@@ -95,7 +98,7 @@ class Rule:
         return result
 
 
-_FREE = ("shape", "shapes", "needs")  # what a rule may ask for at no cost
+_FREE = ("shape", "shapes", "needs", "last")  # what a rule may ask for at no cost
 _REQUIRED = inspect.Parameter.empty
 _ANY = "**"
 
@@ -117,6 +120,8 @@ def _fetcher(
         return lambda node, _: node.shapes
     if name == "needs":
         return lambda node, _: tuple(edge is not None for edge in node.edges)
+    if name == "last":
+        return lambda node, _: node.freed
     if name in extras:
         return lambda node, _: node.extra(name)
     if name in inputs:

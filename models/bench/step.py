@@ -47,7 +47,7 @@ class Step:
     def __call__(self) -> float:
         self.optimizer.zero_grad()
         with mt.autocast("bfloat16") if self.precision == "bfloat16" else nullcontext():
-            _, loss = self.model(self.ids, self.targets)
+            loss = self.model.loss(self.ids, self.targets)
         loss.backward()
         _, scale = optim.clip_grad_scale(self.model.parameters(), 1.0)
         self.optimizer.step(scale)

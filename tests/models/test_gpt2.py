@@ -86,6 +86,18 @@ def test_logits_and_loss_are_the_formula(bias, time):
     assert model(mt.from_numpy(ids))[1] is None
 
 
+def test_the_loss_without_the_logits_is_the_same():
+    gradients = []
+    for loss_of in (lambda model, *args: model(*args)[1], GPT2.loss):
+        model = randomised(SMALL)
+        ids, targets = mt.from_numpy(tokens((3, 6))), mt.from_numpy(tokens((3, 6), seed=2))
+        loss = loss_of(model, ids, targets)
+        loss.backward()
+        gradients.append([loss.item(), *(param.grad.numpy() for param in model.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-13)
+
+
 def test_gradient_is_the_slope_along_a_random_direction():
     model = randomised(SMALL)
     ids, targets = mt.from_numpy(tokens((3, 6))), mt.from_numpy(tokens((3, 6), seed=2))

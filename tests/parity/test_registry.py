@@ -95,6 +95,25 @@ def packed(qkv, heads, kv_heads, causal, scale):
     return attention(q, k, v, None, causal, scale).transpose(1, 2).flatten(2)
 
 
+def linear_cross_entropy(
+    x, weight, target, bias, ignore_index, label_smoothing, z_loss, reduction, ahead
+):
+    """ahead is about when the gradient is computed; torch has no z-loss."""
+    logits = F.linear(x, weight, bias)
+    kept = target != ignore_index
+    penalty = torch.where(kept, z_loss * logits.logsumexp(-1) ** 2, 0)
+    if reduction != "none":
+        penalty = penalty.sum() / (kept.sum() if reduction == "mean" else 1)
+    loss = F.cross_entropy(
+        logits,
+        target,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+    return loss + penalty
+
+
 def normalise(norm):
     def run(x, *parameters, eps, ndim):
         return norm(x, x.shape[x.ndim - ndim :], *parameters, eps=eps)
@@ -147,6 +166,7 @@ PEERS = {
     "layer_norm": normalise(F.layer_norm),
     "rms_norm": normalise(F.rms_norm),
     "cross_entropy": F.cross_entropy,
+    "linear_cross_entropy": linear_cross_entropy,
     "scaled_dot_product_attention": attention,
     "attention_qkvpacked": packed,
     "dropout": lambda x, p, seed, offset: x * kept(x.shape, p, seed, offset) / (1 - p),

@@ -26,19 +26,29 @@ KERNEL(cross_entropy) {
     });
 }
 
-// scale (rows,), logits, target, lse, out; smoothing, z_loss.
-KERNEL(cross_entropy_backward) {
+template <typename T, typename O>
+static void backward(const Array* arrays, const double* numbers) {
+    using C = Compute<T>;
     const Array &scale = arrays[0], &x = arrays[1], &target = arrays[2], &lse = arrays[3],
                 &out = arrays[4];
+    cross_entropy_backward(scale.as<const C>(), x.as<const T>(), target.as<int64_t>(),
+                           lse.as<const C>(), out.as<O>(), x.shape[0], x.shape[1], out.strides[0],
+                           C(numbers[0]), C(numbers[1]));
+}
+
+// scale (rows,), logits, target, lse, out; smoothing, z_loss. out: stride 1 in the last dimension;
+// of the dtype of logits, or bfloat16 where they are float32.
+KERNEL(cross_entropy_backward) {
+    const Array &x = arrays[1], &target = arrays[2], &out = arrays[4];
     check(x, target);
-    require(out.size == x.size && out.dtype == x.dtype, "cross_entropy: bad shapes");
-    by_dtype(x, kBadDtype, [&](auto kind) {
-        using T = decltype(kind);
-        using C = Compute<T>;
-        cross_entropy_backward(scale.as<const C>(), x.as<const T>(), target.as<int64_t>(),
-                               lse.as<const C>(), out.as<T>(), x.shape[0], x.shape[1],
-                               C(numbers[0]), C(numbers[1]));
-    });
+    require(out.ndim == 2 && out.shape[0] == x.shape[0] && out.shape[1] == x.shape[1] &&
+                (out.strides[1] == 1 || out.shape[1] == 1),
+            "cross_entropy: bad shapes");
+    if (x.dtype == Dtype::float32 && out.dtype == Dtype::bfloat16)
+        return backward<float, bfloat16>(arrays, numbers);
+    require(out.dtype == x.dtype, kBadDtype);
+    by_dtype(x, kBadDtype,
+             [&](auto kind) { backward<decltype(kind), decltype(kind)>(arrays, numbers); });
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

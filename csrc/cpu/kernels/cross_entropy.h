@@ -4,8 +4,8 @@
 //     dlogits = scale ((1 + 2 z lse) exp(logits - lse) - (1 - e) [i = target] - e / classes)
 //
 // Forward reads a row once, and keeps only lse of it; backward computes the probabilities again,
-// into an array of its own or into the logits. Source of the z-loss: Chowdhery et al. 2022
-// (PaLM), section 5.
+// into an array of its own or into the logits, in a narrower type perhaps. Source of the z-loss:
+// Chowdhery et al. 2022 (PaLM), section 5.
 
 #pragma once
 
@@ -41,19 +41,22 @@ void cross_entropy(const T* logits, const int64_t* target, Compute<T>* loss, Com
     });
 }
 
-// scale (rows,): the gradient of each row's loss. out may be logits.
-template <typename T>
+// scale (rows,): the gradient of each row's loss. out has its rows `stride` elements apart, and
+// each may begin where that row of the logits does: an element is read before anything is written
+// there.
+template <typename T, typename O>
 void cross_entropy_backward(const Compute<T>* scale, const T* logits, const int64_t* target,
-                            const Compute<T>* lse, T* out, long rows, long classes,
+                            const Compute<T>* lse, O* out, long rows, long classes, long stride,
                             Compute<T> smoothing, Compute<T> z_loss) {
+    static_assert(sizeof(O) <= sizeof(T));
     using C = Compute<T>;
     constexpr long lanes = Lanes<C>::count;
     parallel_ranges(rows, rows_per_piece(classes), [=](long begin, long end) {
         for (long row = begin; row < end; ++row) {
             const T* x = logits + row * classes;
-            T* to = out + row * classes;
+            O* to = out + row * stride;
             if (target[row] < 0) {
-                __builtin_memset(to, 0, sizeof(T) * classes);
+                __builtin_memset(to, 0, sizeof(O) * classes);
                 continue;
             }
             const C shift = lse[row], floor = scale[row] * smoothing / C(classes);

@@ -67,7 +67,11 @@ def cross_entropy_backward(
     reduction: str = "mean",
     out: Array | None = None,
 ) -> Array:
-    """The reference's, in one reading of each row."""
+    """The reference's, in one reading of each row.
+
+    out may be of bfloat16 where the logits are float32, and lie in their memory, each row beginning
+    where its logits begin.
+    """
     if not _takes(logits) or (out is not None and not _fits(out, logits)):
         return reference.cross_entropy_backward(
             grad,
@@ -109,7 +113,12 @@ def _wide(logits: Array) -> Any:
 
 
 def _fits(out: Array, logits: Array) -> bool:
-    return out.shape == logits.shape and out.dtype == logits.dtype and out.flags.c_contiguous
+    narrowed = out.dtype == bfloat16 and logits.dtype == float32
+    return (
+        out.shape == logits.shape
+        and (out.dtype == logits.dtype or narrowed)
+        and out.strides[1] == out.itemsize
+    )
 
 
 def _marked(kept: Array, classes: Array) -> Array:
