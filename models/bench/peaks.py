@@ -16,8 +16,9 @@ from minitorch.kernels import get_num_threads
 from minitorch.kernels.cpu.extension import extension
 
 ROUNDS = 200_000
-CHAINS = 16
+CHAINS = 12
 ARRAY_BYTES = 1 << 28
+LEAST_READ = 1 << 25
 TRIES = 8
 
 
@@ -47,10 +48,23 @@ def measure_peaks() -> Peaks | None:
         out = np.zeros(threads, dtype)
         seconds = _best(partial(extension.peak_arithmetic, out, ROUNDS))
         flops[dtype] = 2 * CHAINS * count * ROUNDS * threads / seconds
-    x = np.ones(ARRAY_BYTES // 4, np.float32)
-    out = np.zeros(threads, np.float32)
-    seconds = _best(partial(extension.peak_read, x, out))
-    return Peaks(threads, flops[np.float32], flops[np.float64], x.nbytes / seconds)
+    read = measure_read(ARRAY_BYTES)
+    assert read is not None
+    return Peaks(threads, flops[np.float32], flops[np.float64], read)
+
+
+def measure_read(array_bytes: int) -> float | None:
+    """Bytes per second that all threads together read of an array that they read again and again.
+
+    array_bytes: 4096 for each thread at least. None without compiled kernels.
+    """
+    if extension is None:
+        return None
+    x = np.ones(array_bytes // 4, np.float32)
+    out = np.zeros(get_num_threads(), np.float32)
+    passes = max(1, LEAST_READ // array_bytes)
+    seconds = _best(partial(extension.peak_read, x, out, passes))
+    return passes * x.nbytes / seconds
 
 
 def _best(run: Callable[[], object]) -> float:
