@@ -1,8 +1,16 @@
-"""What the cells of the chapters share: tables, and pictures of Jacobians."""
+"""What the cells of the chapters share: tables, pictures of Jacobians, compiling, timing."""
 
+import ctypes
+import os
 import re
-from collections.abc import Sequence
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -70,3 +78,39 @@ def heatmap(matrix: Any, title: str = "", ax: Axes | None = None) -> Axes:
     ax.set(title=title, xticks=[], yticks=[])
     ax.spines[["top", "right"]].set_visible(True)
     return ax
+
+
+def compiled(name: str, *flags: str) -> ctypes.CDLL | None:
+    """docs/kernels/`name` as a library, for this processor; None where there is no C++ compiler.
+
+    The compiler is CXX, or the first of the usual names. Its errors are raised as RuntimeError.
+    """
+    asked = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    compilers = [words for words in map(shlex.split, asked) if shutil.which(words[0])]
+    if not compilers:
+        return None
+    source = Path(__file__).parent / "kernels" / name
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "library.so"
+        options = ["-std=c++20", "-O3", *flags, "-shared", "-fPIC", str(source), "-o", str(library)]
+        for processor in (["-march=native"], ["-mcpu=native"], []):
+            done = subprocess.run(
+                [*compilers[0], *processor, *options], capture_output=True, text=True
+            )
+            if done.returncode == 0:
+                return ctypes.CDLL(str(library))
+        raise RuntimeError(f"{shlex.join(compilers[0])} does not compile {name}:\n{done.stderr}")
+
+
+def fastest(run: Callable[[], object], budget: float = 0.1) -> float:
+    """Seconds of the fastest of several calls: as many as fit the budget, two at least.
+
+    The fastest, since what disturbs a call, other programs, say, only ever makes it slower.
+    """
+    run()
+    seconds: list[float] = []
+    while not seconds or sum(seconds) < budget:
+        begun = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from chapters import Cell, cells, chapters
+from chapters import DOCS, Cell, cells, chapters
 from docutils import nodes
 from project_source import find
 from sphinx.application import Sphinx
 
 _SOURCE = re.compile(r"^```\{source\} (\S+)\n.*?^```$", re.DOTALL | re.MULTILINE)
+_INCLUDE = re.compile(
+    r"^```\{literalinclude\} (\S+)\n:language: (\w+)\n"
+    r':start-after: "(.*)"\n:end-before: "(.*)"\n```$',
+    re.MULTILINE,
+)
 _ROLE = re.compile(r"\{\w+\}`([^`]*)`")
 _TARGET = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
 
@@ -43,7 +48,14 @@ def notebook(path: Path) -> nbformat.NotebookNode:
 def _prose(text: str) -> nbformat.NotebookNode:
     text = re.sub(r"\A---\n.*?^---\n", "", text, flags=re.DOTALL | re.MULTILINE)
     text = _SOURCE.sub(lambda m: f"```python\n{find(m[1]).text}\n```", text)
+    text = _INCLUDE.sub(_included, text)
     return nbformat.v4.new_markdown_cell(_TARGET.sub("", _ROLE.sub(r"\1", text)).strip())
+
+
+def _included(match: re.Match[str]) -> str:
+    path, language, start, end = match.groups()
+    _, _, rest = (DOCS / path).read_text(encoding="utf-8").partition(f"{start}\n")
+    return f"```{language}\n{rest[: rest.index(end)].rstrip()}\n```"
 
 
 def _code(cell: Cell) -> nbformat.NotebookNode:

@@ -34,6 +34,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A reader's Python in docs/, and the engine as it was when the reader leaves."""
     primitives = dict(registry)
     state = mt.random.default_generator.get_state()
+    threads = mt.get_num_threads()
     monkeypatch.chdir(DOCS)
     monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
     backend = mpl.get_backend()
@@ -44,6 +45,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     plt.close("all")
     plt.switch_backend(backend)
     mt.random.default_generator.set_state(state)
+    mt.set_num_threads(threads)
     registry.clear()
     registry.update(primitives)
 
