@@ -200,13 +200,13 @@ def log_softmax_backward(grad: Array, out: Array, *, dim: int = -1) -> Array:
 def logsumexp_backward(
     grad: Array, x: Array, out: Array, *, dim: int | tuple[int, ...] = -1, keepdim: bool = False
 ) -> Array:
-    """grad exp(x - out), where `out` is the output; NaN where that is infinite.
+    """grad exp(x - out), where `out` is the output; 0 where that is -inf, as all of x then is.
 
     grad, out: the shape of the result of logsumexp.
     """
     if not keepdim:
         grad, out = np.expand_dims(grad, dim), np.expand_dims(out, dim)
-    result = x - out
+    result = x - np.where(np.isneginf(out), 0, out)
     np.exp(result, out=result)
     result *= grad
     return result

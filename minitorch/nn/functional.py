@@ -12,6 +12,7 @@ from minitorch.errors import ConfigError, ShapeError
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
 from minitorch.ops.fused import (
+    apply_rotary_emb,
     attention_qkvpacked,
     dropout,
     gelu,
@@ -20,6 +21,7 @@ from minitorch.ops.fused import (
     rms_norm,
     scaled_dot_product_attention,
     silu,
+    swiglu,
 )
 from minitorch.ops.general import log_softmax, logsumexp, softmax
 from minitorch.ops.indexing import embedding, one_hot
@@ -29,6 +31,7 @@ from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.tensor import Tensor
 
 __all__ = [
+    "apply_rotary_emb",
     "attention_qkvpacked",
     "avg_pool2d",
     "binary_cross_entropy_with_logits",
@@ -59,6 +62,7 @@ __all__ = [
     "silu",
     "softmax",
     "softplus",
+    "swiglu",
     "tanh",
 ]
 

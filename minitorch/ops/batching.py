@@ -264,6 +264,14 @@ def _dropout(p: Primitive, arrays: Arrays, meta: Meta, levels: Levels) -> Any:
     return Batched(x.array * p.compute([np.ones(x.shape, x.dtype)], meta), levels)
 
 
+def _rotary(p: Primitive, arrays: Arrays, meta: Meta, levels: Levels) -> Any:
+    """All samples' rows at once, where the angles are the same for all."""
+    x, *angles = arrays
+    if any(isinstance(angle, Batched) for angle in angles):
+        return _each_alone(p, arrays, meta, levels)
+    return Batched(p.compute([x.array, *angles], meta), levels)
+
+
 def _at_the_border(p: Primitive, arrays: Arrays, meta: Meta, _: Levels) -> Any:
     return p.forward(*arrays, **meta)
 
@@ -283,6 +291,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "scatter_index": _indexing,
     "embedding": _embedding,
     "dropout": _dropout,
+    "apply_rotary_emb": _rotary,
     "vmap_enter": _at_the_border,
     "vmap_leave": _at_the_border,
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import kernels
+from minitorch import backend, kernels
 from minitorch.autograd import apply
 from minitorch.errors import DtypeError
 from minitorch.ops.primitive import Sample, elementwise, linear, nondifferentiable, promote
@@ -28,10 +28,26 @@ def _unary(
     return primitive
 
 
+_LARGE = 1 << 16
+"""Elements from which a kernel of its own, with threads, is faster than NumPy's loop."""
+
+
+def _on_threads(name: str, ufunc: np.ufunc) -> Callable[[Any], Any]:
+    """The kernel of this name for large arrays and for half precision, NumPy's loop for others."""
+
+    def forward(x: Any) -> Any:
+        if isinstance(x, np.ndarray) and (x.size >= _LARGE or x.itemsize == 2):
+            return kernels.lookup(name)(x)
+        return ufunc(x)
+
+    return forward
+
+
 exp = _unary(
     "exp",
-    np.exp,
+    _on_threads("exp", np.exp),
     lambda out: out,
+    kernel="exp",
     formula=r"e^x",
     samples=unary(real),
     doc="e to the power of each element.",
@@ -46,8 +62,9 @@ expm1 = _unary(
 )
 log = _unary(
     "log",
-    np.log,
+    _on_threads("log", np.log),
     lambda x: 1 / x,
+    kernel="log",
     formula=r"\ln x",
     samples=unary(positive),
     doc="The natural logarithm; -inf at 0 and NaN below.",
@@ -167,24 +184,20 @@ cosh = _unary(
 )
 tanh = _unary(
     "tanh",
-    np.tanh,
+    _on_threads("tanh", np.tanh),
     lambda out: 1 - out * out,
+    kernel="tanh",
     formula=r"\tanh x",
     samples=unary(real),
     doc="The hyperbolic tangent.",
 )
 
 
-def _stable_sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + e^-x) from e^-|x|, which cannot overflow."""
-    decay = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, decay) / (1 + decay)
-
-
 sigmoid = _unary(
     "sigmoid",
-    _stable_sigmoid,
+    lambda x: kernels.lookup("sigmoid", backend.device_of(x))(x),
     lambda out: out * (1 - out),
+    kernel="sigmoid",
     formula=r"\sigma(x) = 1 / (1 + e^{-x})",
     samples=unary(real),
     doc="The logistic function.",
@@ -207,8 +220,9 @@ logsigmoid = _unary(
 )
 erf = _unary(
     "erf",
-    lambda x: kernels.lookup("erf")(x),
+    lambda x: kernels.lookup("erf", backend.device_of(x))(x),
     lambda x: (2 / sqrt(pi)) * (-(x * x)).exp(),
+    kernel="erf",
     formula=r"\operatorname{erf} x",
     samples=unary(real),
     doc="The error function.",
@@ -327,10 +341,6 @@ def _add_arrays(a: Any, b: Any) -> Any:
     if isinstance(a, np.ndarray) and a.size >= _LARGE:
         return kernels.lookup("add")(a, b)
     return np.add(a, b)
-
-
-_LARGE = 1 << 16
-"""Elements from which a kernel of its own, with threads, is faster than NumPy's loop."""
 
 
 add = linear(

@@ -13,7 +13,7 @@ from minitorch import backend, modes, random
 from minitorch.autograd import apply
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.ops.general import _kernel
-from minitorch.ops.primitive import Primitive, fused
+from minitorch.ops.primitive import Primitive, fused, general
 from minitorch.ops.primitive import linear as linear_primitive
 from minitorch.ops.samples import mask, positive, real, sample
 from minitorch.tensor import Tensor, method, wrap
@@ -67,6 +67,103 @@ silu = fused(
     doc="x * sigmoid(x), also called swish. Source: Elfwing et al. 2017.",
 )
 method(silu)
+
+
+_swiglu = fused(
+    "swiglu",
+    _kernel("swiglu"),
+    kernel="swiglu",
+    reference=lambda gate, up: silu(gate) * up,
+    backward=lambda grad, gate, up: _kernel("swiglu_backward")(grad, gate, up),
+    inputs=("gate", "up"),
+    formula=r"x \, \sigma(x) \, y",
+    jacobian=r"\begin{pmatrix} \operatorname{diag}(y \, (\sigma + x \sigma (1 - \sigma))) & "
+    r"\operatorname{diag}(x \sigma) \end{pmatrix}",
+    samples=lambda: [
+        sample(2 * real(3, 4), real(3, 4, seed=1)),
+        sample(2 * real(2, 1, 5), real(2, 1, 5, seed=1)),
+    ],
+)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, the gated activation of Llama's feed-forward layers, in one pass.
+
+    gate, up: of one shape and dtype, such as the two halves of one projection; nothing is copied.
+    Returns that shape. Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
+    In flash-attn: swiglu; in Liger: liger_swiglu.
+    """
+    if gate.shape != up.shape or gate.dtype != up.dtype:
+        raise ShapeError(
+            "swiglu: expected gate and up of one shape and dtype; got "
+            f"{gate.shape} {gate.dtype} and {up.shape} {up.dtype}"
+        )
+    return apply(_swiglu, [gate, up], {})
+
+
+def _turned(grad: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
+    meta = {"interleaved": interleaved, "inverse": not inverse}
+    return apply(_rotary, [grad, cos, sin], meta)
+
+
+def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """The first and the second features of all pairs."""
+    if interleaved:
+        return x[..., ::2], x[..., 1::2]
+    half = x.shape[-1] // 2
+    return x[..., :half], x[..., half:]
+
+
+def _cosine_gradient(grad: Tensor, x: Tensor, interleaved: bool) -> Tensor:
+    (da, db), (a, b) = _pairs(grad, interleaved), _pairs(x, interleaved)
+    return da * a + db * b
+
+
+def _sine_gradient(grad: Tensor, x: Tensor, interleaved: bool, inverse: bool) -> Tensor:
+    (da, db), (a, b) = _pairs(grad, interleaved), _pairs(x, interleaved)
+    return da * b - db * a if inverse else db * a - da * b
+
+
+_rotary: Primitive = general(
+    "apply_rotary_emb",
+    lambda x, cos, sin, *, interleaved, inverse: _kernel("rope")(
+        x, cos, sin, interleaved=interleaved, inverse=inverse
+    ),
+    _turned,
+    _cosine_gradient,
+    _sine_gradient,
+    kernel="rope",
+    formula=r"(a, b) \mapsto (a \cos t - b \sin t, \; b \cos t + a \sin t)",
+    jacobian=r"\begin{pmatrix} \cos t & -\sin t \\ \sin t & \cos t \end{pmatrix}",
+    samples=lambda: [
+        sample(real(2, 3, 4), real(3, 2), real(3, 2, seed=1), interleaved=True, inverse=False),
+        sample(real(3, 6), real(3, 3), real(3, 3, seed=1), interleaved=False, inverse=False),
+        sample(real(1, 2, 4), real(2, 2), real(2, 2, seed=1), interleaved=False, inverse=True),
+    ],
+)
+
+
+def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """Rotary position embedding: pairs of features turned by the angle of their position.
+
+    x: (..., time, features), queries or keys by heads; cos, sin: (time, features / 2), of the
+    angles, position * base ** (-2 i / features) for pair i. Features i and i + features / 2
+    are a pair, as in GPT-NeoX and in Hugging Face's files; interleaved: 2 i and 2 i + 1, as in the
+    paper and in Meta's files of Llama. Returns the shape of x; the gradient is turned back.
+    Raises ShapeError where these do not fit. Source: Su et al. 2021, "RoFormer", equation 34.
+    In flash-attn: apply_rotary_emb, with time before heads.
+    """
+    if (
+        x.ndim < 2
+        or x.shape[-1] % 2
+        or cos.shape != (x.shape[-2], x.shape[-1] // 2)
+        or sin.shape != cos.shape
+    ):
+        raise ShapeError(
+            "apply_rotary_emb: expected x (..., time, features) and cos, sin (time, features / 2); "
+            f"got {x.shape}, {cos.shape} and {sin.shape}"
+        )
+    return apply(_rotary, [x, cos, sin], {"interleaved": interleaved, "inverse": False})
 
 
 _linear = fused(
@@ -124,6 +221,7 @@ def _layer_norm_reference(x: Tensor, weight: Any, bias: Any, *, eps: float, ndim
 _layer_norm = fused(
     "layer_norm",
     _layer_norm_forward,
+    kernel="layer_norm",
     reference=_layer_norm_reference,
     backward=lambda grad, x, weight, mean, rstd, ndim: _kernel("layer_norm_backward")(
         grad, x, weight, mean, rstd, ndim=ndim
@@ -183,6 +281,7 @@ def _rms_norm_reference(x: Tensor, weight: Any, *, eps: float, ndim: int) -> Ten
 _rms_norm = fused(
     "rms_norm",
     _rms_norm_forward,
+    kernel="rms_norm",
     reference=_rms_norm_reference,
     backward=lambda grad, x, weight, rstd, ndim: _kernel("rms_norm_backward")(
         grad, x, weight, rstd, ndim=ndim

@@ -36,6 +36,7 @@ _softmax = general(
     "softmax",
     _kernel("softmax"),
     lambda grad, out, dim: out * (grad - (grad * out).sum(dim, keepdim=True)),
+    kernel="softmax",
     backward=lambda grad, out, dim: [_kernel("softmax_backward")(grad, out, dim=dim)],
     autocast="raise",
     inputs=("x",),
@@ -56,6 +57,8 @@ _log_softmax = general(
     "log_softmax",
     _kernel("log_softmax"),
     lambda grad, out, dim: grad - out.exp() * grad.sum(dim, keepdim=True),
+    kernel="log_softmax",
+    backward=lambda grad, out, dim: [_kernel("log_softmax_backward")(grad, out, dim=dim)],
     autocast="raise",
     inputs=("x",),
     formula=r"y_i = x_i - \ln \sum_j e^{x_j}",
@@ -84,6 +87,10 @@ _logsumexp = general(
     "logsumexp",
     _kernel("logsumexp"),
     _logsumexp_vjp,
+    kernel="logsumexp",
+    backward=lambda grad, x, out, dim, keepdim: [
+        _kernel("logsumexp_backward")(grad, x, out, dim=dim, keepdim=keepdim)
+    ],
     autocast="raise",
     inputs=("x",),
     formula=r"y = \ln \sum_i e^{x_i}",

@@ -417,6 +417,7 @@ _embedding_transpose: Primitive = linear(
         x, index, num_embeddings=rows
     ),
     lambda grad, index: embedding(index, grad),
+    kernel="embedding_backward",
     formula=r"W_{I_i} \mathrel{+}= x_i",
     samples=lambda: [sample(real(2, 4, 3), integers(5, 2, 4), rows=5)],
 )

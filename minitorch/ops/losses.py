@@ -87,6 +87,7 @@ def _cross_entropy_reference(
 _cross_entropy = fused(
     "cross_entropy",
     _cross_entropy_forward,
+    kernel="cross_entropy",
     reference=_cross_entropy_reference,
     backward=_cross_entropy_backward,
     autocast="raise",
@@ -100,9 +101,15 @@ _cross_entropy = fused(
             np.array([0, 3, -100, 4]),
             ignore_index=-100,
             label_smoothing=smoothing,
+            z_loss=z_loss,
             reduction=reduction,
         )
-        for smoothing, reduction in [(0.0, "mean"), (0.1, "sum"), (0.1, "none"), (0.1, "mean")]
+        for smoothing, z_loss, reduction in [
+            (0.0, 0.0, "mean"),
+            (0.1, 0.0, "sum"),
+            (0.1, 0.05, "none"),
+            (0.1, 0.05, "mean"),
+        ]
     ],
 )
 

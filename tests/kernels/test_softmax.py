@@ -91,6 +91,12 @@ def test_what_is_not_finite(instruction_set, dtype, dim, width):
     np.testing.assert_allclose(np.exp(log_softmax[3:]), special.softmax(exact, 1), atol=bound)
     expected = [-np.inf, np.inf, np.nan, *special.logsumexp(exact, 1)]
     np.testing.assert_allclose(sums, expected, rtol=bound)
+    kernel = kernels.implementations("logsumexp_backward")["cpu"]
+    slopes = kernel(np.ones(5, dtype), x, sums.astype(dtype)).astype(np.float64)
+    assert not slopes[0].any()
+    assert np.isnan(slopes[1, width // 2])
+    assert np.isnan(slopes[2]).all()
+    np.testing.assert_allclose(slopes[3:], special.softmax(exact, 1), atol=bound)
 
 
 @pytest.mark.parametrize("dim", [0, 1])

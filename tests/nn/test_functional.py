@@ -33,6 +33,36 @@ def value(function, *arrays, **options):
     return function(*map(mt.from_numpy, arrays), **options).numpy()
 
 
+def test_swiglu():
+    gate, up = rand(3, 4), rand(3, 4, seed=1)
+    np.testing.assert_allclose(value(F.swiglu, gate, up), gate * special.expit(gate) * up)
+    assert_slope(F.swiglu, gate, up)
+    assert_slope(lambda both: F.swiglu(*both.chunk(2, -1)), rand(3, 8))
+    with pytest.raises(ShapeError, match=r"one shape and dtype; got \(3, 4\) float64 and \(4,\)"):
+        F.swiglu(mt.tensor(gate), mt.tensor(up[0]))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_scores_depend_on_the_distance_of_positions(interleaved):
+    query, key = rand(2, 1, 8)[:, :, None, :]  # the same at every position
+    angles = np.arange(12)[:, None] * 100.0 ** (-np.arange(4) / 4)
+    cos, sin = np.cos(angles), np.sin(angles)
+
+    def turned(x):
+        x = np.broadcast_to(x, (1, 12, 8)).copy()
+        return value(F.apply_rotary_emb, x, cos, sin, interleaved=interleaved)[0]
+
+    scores = turned(query) @ turned(key).T
+    for distance in range(-8, 9):
+        np.testing.assert_allclose(np.diagonal(scores, distance), scores.diagonal(distance)[0])
+    np.testing.assert_allclose(scores[0, 0], (query * key).sum())
+    assert_slope(
+        lambda x, c, s: F.apply_rotary_emb(x, c, s, interleaved), rand(2, 3, 12, 8), cos, sin
+    )
+    with pytest.raises(ShapeError, match=r"got \(12, 8\), \(12, 8\) and \(12, 4\)"):
+        F.apply_rotary_emb(*map(mt.tensor, (rand(12, 8), rand(12, 8), sin)))
+
+
 def test_linear():
     x, weight, bias = rand(2, 3, 4), rand(5, 4), rand(5)
     np.testing.assert_allclose(value(F.linear, x, weight, bias), x @ weight.T + bias)

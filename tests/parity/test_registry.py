@@ -95,11 +95,8 @@ def packed(qkv, heads, kv_heads, causal, scale):
     return attention(q, k, v, None, causal, scale).transpose(1, 2).flatten(2)
 
 
-def linear_cross_entropy(
-    x, weight, target, bias, ignore_index, label_smoothing, z_loss, reduction, ahead
-):
-    """ahead is about when the gradient is computed; torch has no z-loss."""
-    logits = F.linear(x, weight, bias)
+def cross_entropy(logits, target, ignore_index, label_smoothing, z_loss, reduction):
+    """torch has no z-loss."""
     kept = target != ignore_index
     penalty = torch.where(kept, z_loss * logits.logsumexp(-1) ** 2, 0)
     if reduction != "none":
@@ -114,11 +111,26 @@ def linear_cross_entropy(
     return loss + penalty
 
 
+def linear_cross_entropy(x, weight, target, bias, ahead, **options):
+    """ahead is about when the gradient is computed."""
+    return cross_entropy(F.linear(x, weight, bias), target, **options)
+
+
 def normalise(norm):
     def run(x, *parameters, eps, ndim):
         return norm(x, x.shape[x.ndim - ndim :], *parameters, eps=eps)
 
     return run
+
+
+def rotary(x, cos, sin, interleaved, inverse):
+    """Numbers a + ib times cos + i sin."""
+    pairs = x.unflatten(-1, (-1, 2)) if interleaved else x.unflatten(-1, (2, -1)).mT
+    turned = torch.view_as_complex(pairs.contiguous().double()) * torch.complex(
+        cos.double(), (-sin if inverse else sin).double()
+    )
+    parts = torch.view_as_real(turned)
+    return (parts if interleaved else parts.mT).flatten(-2).to(x.dtype)
 
 
 def reduce_all(name):
@@ -163,9 +175,11 @@ PEERS = {
     "unfold": lambda x, dim, size, step: x.unfold(dim, size, step),
     "fold": fold,
     "linear": F.linear,
+    "swiglu": lambda gate, up: F.silu(gate) * up,
+    "apply_rotary_emb": rotary,
     "layer_norm": normalise(F.layer_norm),
     "rms_norm": normalise(F.rms_norm),
-    "cross_entropy": F.cross_entropy,
+    "cross_entropy": cross_entropy,
     "linear_cross_entropy": linear_cross_entropy,
     "scaled_dot_product_attention": attention,
     "attention_qkvpacked": packed,

@@ -5,7 +5,7 @@
 //
 //     softmax:      dx = scale s (grad - Σ grad s),   since the Jacobian is diag(s) - s sᵀ
 //     log_softmax:  dx = grad - exp(out) Σ grad
-//     logsumexp:    dx = grad exp(x - out)
+//     logsumexp:    dx = grad exp(x - out), 0 where out is -inf
 //
 // With inner = 1 a row is visited vector by vector. It is read from memory once: maximum and sum go
 // together, block by block, what was summed before being scaled down when a larger maximum comes
@@ -187,14 +187,15 @@ void log_softmax_backward_rows(const T* grad, const T* out, T* dx, long rows, lo
         [](V g, V y, Compute<T> total) { return g - exp_rounded<Compute<T>>(y) * total; });
 }
 
-// grad, out: (rows,).
+// grad, out: (rows,). A row of -inf alone has no gradient.
 template <typename T>
 void logsumexp_backward_rows(const T* grad, const T* x, const T* out, T* dx, long rows,
                              long columns) {
     using C = Compute<T>;
     constexpr long lanes = Lanes<C>::count;
     for (long row = 0; row < rows; ++row, x += columns, dx += columns) {
-        const C factor = load_one(grad + row), shift = load_one(out + row);
+        const C factor = load_one(grad + row), total = load_one(out + row);
+        const C shift = total == -kInfinity<C> ? C(0) : total;
         for_each_scaled(x, columns, C(1), [&](long i, Vector<C> values) {
             const Vector<C> slope = factor * exp_rounded<C>(values - shift);
             if (i + lanes <= columns)
