@@ -6,7 +6,7 @@
     w = w - lr m̂ / (sqrt(v̂) + eps)
 
 These lines are the kernel `adamw_steps`, for all parameters in one sweep; its reference is in
-kernels/reference.py.
+kernels/reference_optimizers.py.
 
 Adam (Kingma & Ba 2014, arXiv 1412.6980, algorithm 1) with an L2 penalty adds weight_decay * w to g
 before the moments. The penalty is then divided by sqrt(v̂) like everything else: weights with large
@@ -76,9 +76,6 @@ class Adam(Optimizer):
             penalised.append(part._replace(grad=grad))
         numbers = [self._numbers(part.group) | {"weight_decay": 0.0} for part in parts]
         adamw_steps(penalised, numbers, 1.0)
-
-    def _numbers(self, group: Group) -> dict[str, Any]:
-        return {key: group[key] for key in self.rules}
 
 
 class AdamW(Adam):

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import half_precision
+from minitorch.backend import device_of, half_precision
 from minitorch.errors import CheckpointError, ConfigError
+from minitorch.kernels import lookup
 from minitorch.tensor import Tensor
 
 
@@ -34,8 +35,9 @@ class EMA:
         """Move the averages towards the parameters; to be called after optimizer.step()."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        for average, param in zip(self.averages, self.parameters):
-            average += (1 - decay) * (param.data.astype(average.dtype, copy=False) - average)
+        values = [param.data for param in self.parameters]
+        if values:
+            lookup("follow", device_of(values[0]))(self.averages, values, rate=1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -4,6 +4,9 @@
     w = w - lr (u + weight_decay w)
     m = beta2 m + (1 - beta2) g
 
+These lines are the kernel `lion_steps`, for all parameters in one sweep; its reference is in
+kernels/reference_optimizers.py.
+
 One moment instead of Adam's two. The update has the same size everywhere, which is larger than
 Adam's, so lr is 3 to 10 times smaller and weight_decay as many times larger than for AdamW.
 
@@ -11,12 +14,12 @@ Source: Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms" (arXiv
 program 1 and section 5. sign(0) is 0.
 """
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
-import numpy as np
-
-from minitorch.optim.optimizer import BETAS, NON_NEGATIVE, Group, Optimizer
+from minitorch.backend import device_of
+from minitorch.kernels import lookup
+from minitorch.optim.optimizer import BETAS, NON_NEGATIVE, Group, Optimizer, Part
 from minitorch.tensor import Tensor
 
 
@@ -37,15 +40,13 @@ class Lion(Optimizer):
     def state_shapes(self, shape: tuple[int, ...], group: Group) -> dict[str, tuple[int, ...]]:
         return {"exp_avg": shape}
 
-    def update(
-        self, weight: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: Group
-    ) -> None:
-        lr, (beta1, beta2), exp_avg = group["lr"], group["betas"], state["exp_avg"]
-        weight *= 1 - lr * group["weight_decay"]
-        direction = beta1 * exp_avg
-        direction += (1 - beta1) * grad
-        np.sign(direction, out=direction)
-        direction *= lr
-        weight -= direction
-        exp_avg *= beta2
-        exp_avg += (1 - beta2) * grad
+    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+        if not parts:
+            return
+        lookup("lion_steps", device_of(parts[0].weight))(
+            [part.weight for part in parts],
+            [part.grad for part in parts],
+            [part.state["exp_avg"] for part in parts],
+            [self._numbers(part.group) for part in parts],
+            grad_scale=grad_scale,
+        )

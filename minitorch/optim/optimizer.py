@@ -155,6 +155,10 @@ class Optimizer:
             scaled = grad if grad_scale == 1 else grad * grad.dtype.type(grad_scale)
             self.update(weight, scaled, state, group)
 
+    def _numbers(self, group: Group) -> dict[str, Any]:
+        """The numbers of a group, without its parameters and its name."""
+        return {key: group[key] for key in self.rules}
+
     def step(self, grad_scale: float = 1.0) -> None:
         """Update every parameter that has a gradient; the others' state does not advance.
 

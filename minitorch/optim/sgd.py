@@ -4,18 +4,21 @@
     b = momentum * b + (1 - dampening) * g (b = g in the first step)
     w = w - lr * b                         or, with Nesterov, w - lr * (g + momentum * b)
 
+These lines are the kernel `sgd_steps`, for all parameters in one sweep; its reference is in
+kernels/reference_optimizers.py.
+
 The learning rate multiplies the buffer, as in PyTorch. In Sutskever et al. 2013 ("On the importance
 of initialization and momentum in deep learning", eq. 3-4) it is inside the buffer, so that a change
 of lr there acts on new gradients alone.
 """
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
-import numpy as np
-
+from minitorch.backend import device_of
 from minitorch.errors import ConfigError
-from minitorch.optim.optimizer import FLAG, NON_NEGATIVE, Group, Optimizer, Rule
+from minitorch.kernels import lookup
+from minitorch.optim.optimizer import FLAG, NON_NEGATIVE, Group, Optimizer, Part, Rule
 from minitorch.tensor import Tensor
 
 
@@ -59,16 +62,13 @@ class SGD(Optimizer):
     def state_shapes(self, shape: tuple[int, ...], group: Group) -> dict[str, tuple[int, ...]]:
         return {"momentum_buffer": shape} if group["momentum"] else {}
 
-    def update(
-        self, weight: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: Group
-    ) -> None:
-        momentum = group["momentum"]
-        if group["weight_decay"]:
-            grad = grad + group["weight_decay"] * weight
-        direction = grad
-        if momentum:
-            buffer = state["momentum_buffer"]
-            buffer *= momentum
-            buffer += grad if state["step"] == 1 else (1 - group["dampening"]) * grad
-            direction = grad + momentum * buffer if group["nesterov"] else buffer
-        weight -= group["lr"] * direction
+    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+        if not parts:
+            return
+        lookup("sgd_steps", device_of(parts[0].weight))(
+            [part.weight for part in parts],
+            [part.grad for part in parts],
+            [part.state["momentum_buffer"] if part.group["momentum"] else None for part in parts],
+            [{"step": part.state["step"]} | self._numbers(part.group) for part in parts],
+            grad_scale=grad_scale,
+        )
