@@ -31,7 +31,7 @@ def show(
 
 
 def _table(title: str, results: Sequence[Result], peaks: Peaks | None) -> Table:
-    libraries = list(dict.fromkeys(name for result in results for name in result.seconds))
+    libraries = list(dict.fromkeys(name for result in results for name in result.costs))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("case", overflow="fold")
     for library in libraries:
@@ -41,23 +41,27 @@ def _table(title: str, results: Sequence[Result], peaks: Peaks | None) -> Table:
     for result in results:
         table.add_row(
             result.case.name,
-            *[_milliseconds(result, library) for library in libraries],
+            *[_cost(result, library) for library in libraries],
             "-" if result.worst_ratio is None else f"{result.worst_ratio:.2f}",
             _limit(result, peaks),
         )
     table.caption = (
         "median of a call; ratio: fastest peer / minitorch; limit: share of the machine's"
+        if results[0].case.unit == "s"
+        else "peak of a process; ratio: smallest peer / minitorch"
     )
     table.caption_justify = "left"
     return table
 
 
-def _milliseconds(result: Result, library: str) -> str:
-    if library not in result.seconds:
+def _cost(result: Result, library: str) -> str:
+    if library not in result.costs:
         return "-"
-    seconds = result.median(library)
-    unit, factor = ("s ", 1) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
-    return f"{seconds * factor:.3g} {unit}"
+    cost = result.median(library)
+    if result.case.unit == "B":
+        return f"{cost / 1e6:,.0f} MB"
+    unit, factor = ("s ", 1) if cost >= 1 else ("ms", 1e3) if cost >= 1e-3 else ("µs", 1e6)
+    return f"{cost * factor:.3g} {unit}"
 
 
 def _limit(result: Result, peaks: Peaks | None) -> str:
@@ -102,7 +106,7 @@ def _version(package: str) -> str | None:
 
 
 def draw(path: Path, suite: str, results: Sequence[Result]) -> None:
-    """Write a PNG: for each case how many times as fast as each peer, 1 marked by a line."""
+    """Write a PNG: for each case each peer's cost over this engine's, 1 marked by a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -112,7 +116,7 @@ def draw(path: Path, suite: str, results: Sequence[Result]) -> None:
     axes = figure.subplots()
     height = 0.8 / max(len(peers), 1)
     for i, peer in enumerate(peers):
-        rows = [(row, r.ratio(peer)) for row, r in enumerate(shown) if peer in r.seconds]
+        rows = [(row, r.ratio(peer)) for row, r in enumerate(shown) if peer in r.costs]
         axes.barh(
             [row + (i - (len(peers) - 1) / 2) * height for row, _ in rows],
             [ratio for _, ratio in rows],
@@ -122,7 +126,8 @@ def draw(path: Path, suite: str, results: Sequence[Result]) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(shown)), [result.case.name for result in shown], fontsize=7)
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlabel("times as fast as the peer")
+    timed = results[0].case.unit == "s"
+    axes.set_xlabel("times as fast as the peer" if timed else "the peer's memory, in times this")
     axes.set_title(f"{suite}: {OURS} against its peers", loc="left", fontsize=11)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -56,24 +56,47 @@ class Step:
 
 def cases(peers: Sequence[str], seed: int) -> Iterator[Case]:
     """One case for each size and precision. peers: those of torch (also compiled) and jax."""
-    for size, (config, batch, time) in SIZES.items():
-        ids, targets = np.random.default_rng(seed).integers(0, config.vocab_size, (2, batch, time))
+    for size, (config, _, _) in SIZES.items():
+        ids, targets = tokens(size, seed)
         for precision in PRECISIONS:
-            build = partial(_build, peers, config, ids, targets, precision)
-            yield Case(f"{size} {precision}", build, flops(config, batch, time))
+            names = libraries(peers, precision)
+            build = partial(_build_all, names, config, ids, targets, precision)
+            yield Case(f"{size} {precision}", build, flops(config, *ids.shape))
 
 
-def _build(
-    peers: Sequence[str], config: GPT2Config, ids: np.ndarray, targets: np.ndarray, precision: str
-) -> dict[str, Callable[[], Any]]:
-    runs: dict[str, Callable[[], Any]] = {OURS: Step(config, ids, targets, precision)}
+def tokens(size: str, seed: int) -> np.ndarray:
+    """Random ids and targets of a step of this size: (2, batch, time)."""
+    config, batch, time = SIZES[size]
+    return np.random.default_rng(seed).integers(0, config.vocab_size, (2, batch, time))
+
+
+def libraries(peers: Sequence[str], precision: str) -> list[str]:
+    """Who takes part: what `build` knows, of these peers, in this precision."""
+    names = [OURS]
     if "torch" in peers:
-        from models.bench import torch_gpt
-
-        runs["torch"] = torch_gpt.Step(config, ids, targets, precision, compiled=False)
-        runs["torch.compile"] = torch_gpt.Step(config, ids, targets, precision, compiled=True)
+        names += ["torch", "torch.compile"]
     if "jax" in peers and precision == "float32":
-        from models.bench import jax_gpt
+        names.append("jax")
+    return names
 
-        runs["jax"] = jax_gpt.Step(config, ids, targets)
-    return runs
+
+def build(
+    library: str, config: GPT2Config, ids: np.ndarray, targets: np.ndarray, precision: str
+) -> Callable[[], Any]:
+    """A call that does one step with this library; its first one compiles, where it does."""
+    match library:
+        case "minitorch":
+            return Step(config, ids, targets, precision)
+        case "jax":
+            from models.bench import jax_gpt
+
+            return jax_gpt.Step(config, ids, targets)
+        case _:
+            from models.bench import torch_gpt
+
+            compiled = library == "torch.compile"
+            return torch_gpt.Step(config, ids, targets, precision, compiled=compiled)
+
+
+def _build_all(names: Sequence[str], *arguments: Any) -> dict[str, Callable[[], Any]]:
+    return {library: build(library, *arguments) for library in names}

@@ -22,6 +22,9 @@ REST = 0.15
 
 OURS = "minitorch"
 
+COSTS = {"s": "seconds", "B": "bytes"}
+"""What the figures of a unit are called."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -29,29 +32,31 @@ class Case:
 
     build: gives library -> a call that does the work once; called when the case's turn comes.
     flops, bytes: what one call computes, and must move between memory and processor at least; 0 if
-    that is not what limits it.
+    that is not what limits it. unit: "s", or "B" where a call is not to be timed but returns the
+    bytes that it took.
     """
 
     name: str
     build: Callable[[], Mapping[str, Callable[[], Any]]]
     flops: float = 0.0
     bytes: float = 0.0
+    unit: str = "s"
 
 
 @dataclass
 class Result:
-    """What was measured of a case: library -> seconds of a call, one for each round."""
+    """What was measured of a case: library -> seconds (or bytes) of a call, one for each round."""
 
     case: Case
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    costs: dict[str, list[float]] = field(default_factory=dict)
 
     def median(self, library: str) -> float:
-        """Seconds of a call."""
-        return statistics.median(self.seconds[library])
+        """Seconds of a call, or bytes."""
+        return statistics.median(self.costs[library])
 
     def spread(self, library: str) -> float:
         """The distance of the quartiles, over the median."""
-        values = self.seconds[library]
+        values = self.costs[library]
         if len(values) < 4:
             return (max(values) - min(values)) / self.median(library)
         low, _, high = statistics.quantiles(values, n=4)
@@ -60,10 +65,10 @@ class Result:
     @property
     def peers(self) -> list[str]:
         """The libraries that were measured beside this one."""
-        return [library for library in self.seconds if library != OURS]
+        return [library for library in self.costs if library != OURS]
 
     def ratio(self, peer: str) -> float:
-        """How many times as fast as the peer this engine is: above 1 it is the faster."""
+        """The peer's cost over this engine's: above 1 this engine is the faster, or smaller."""
         return self.median(peer) / self.median(OURS)
 
     @property
@@ -72,7 +77,7 @@ class Result:
         return min((self.ratio(peer) for peer in self.peers), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """Medians in seconds, spreads, ratios and rates."""
+        """Medians, spreads, ratios and rates."""
         rates = {}
         if self.case.flops:
             rates["gflops_per_second"] = self.case.flops / self.median(OURS) / 1e9
@@ -80,16 +85,18 @@ class Result:
             rates["gigabytes_per_second"] = self.case.bytes / self.median(OURS) / 1e9
         return {
             "case": self.case.name,
-            "seconds": {library: self.median(library) for library in self.seconds},
-            "spread": {library: self.spread(library) for library in self.seconds},
+            COSTS[self.case.unit]: {library: self.median(library) for library in self.costs},
+            "spread": {library: self.spread(library) for library in self.costs},
             "ratio": {peer: self.ratio(peer) for peer in self.peers},
             **rates,
         }
 
 
 def measure(case: Case, rounds: int) -> Result:
-    """Run all libraries of a case in turns."""
+    """Run all libraries of a case in turns; once, where they are not timed."""
     runs = case.build()
+    if case.unit != "s":
+        return Result(case, {library: [run()] for library, run in runs.items()})
     repeats = {library: _warm_up(run) for library, run in runs.items()}
     result = Result(case, {library: [] for library in runs})
     for _ in range(rounds):
@@ -100,7 +107,7 @@ def measure(case: Case, rounds: int) -> Result:
             begun = time.perf_counter()
             for _ in range(count):
                 run()
-            result.seconds[library].append((time.perf_counter() - begun) / count)
+            result.costs[library].append((time.perf_counter() - begun) / count)
     return result
 
 

@@ -18,7 +18,7 @@ from models.bench.peaks import Peaks, measure_peaks
 from models.bench.report import draw, show, to_json
 from models.bench.timing import Case, measure
 
-SUITES = ("matmul", "attention", "norms", "ops", "step", "decode")
+SUITES = ("matmul", "attention", "norms", "ops", "step", "decode", "memory")
 PEERS = ("numpy", "torch", "jax")
 
 
@@ -41,7 +41,7 @@ def bench(
     json_path: Path | None,
     picture: Path | None,
 ) -> None:
-    """Time kernels and whole training steps, in turns with other libraries.
+    """Time kernels and whole training steps, in turns with other libraries; weigh their memory.
 
     \b
     matmul     matrix products of a transformer's training and decoding, and squares
@@ -50,9 +50,10 @@ def bench(
     ops        the optimizer, and what a single operation costs
     step       one step of training a GPT
     decode     one token of a GPT at a time
+    memory     the peak memory of a process that trains a GPT
 
     Without SUITES all of them. Figures are medians; a ratio above 1 means that minitorch is the
-    faster. The machine's own limits are measured first.
+    faster, or takes less memory. The machine's own limits are measured first.
     """
     console = Console(stderr=json_path is not None and str(json_path) == "-")
     names = _peers(peers)
