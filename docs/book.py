@@ -103,13 +103,12 @@ def compiled(name: str, *flags: str) -> ctypes.CDLL | None:
 
 
 def fastest(run: Callable[[], object], budget: float = 0.1) -> float:
-    """Seconds of the fastest of several calls: as many as fit the budget, two at least.
+    """Seconds of the fastest of several calls: as many as the budget of seconds holds, and one more.
 
     The fastest, since what disturbs a call, other programs, say, only ever makes it slower.
     """
-    run()
     seconds: list[float] = []
-    while not seconds or sum(seconds) < budget:
+    while sum(seconds) < budget:
         begun = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - begun)

@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 
 _SOURCE = re.compile(r"^```\{source\} (\S+)\n.*?^```$", re.DOTALL | re.MULTILINE)
 _INCLUDE = re.compile(
-    r"^```\{literalinclude\} (\S+)\n:language: (\w+)\n"
+    r"^```\{literalinclude\} (\S+)\n:language: (\w+)\n:class: source\n"
     r':start-after: "(.*)"\n:end-before: "(.*)"\n```$',
     re.MULTILINE,
 )

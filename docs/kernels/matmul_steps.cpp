@@ -3,9 +3,9 @@
 //     C += A B            A (m, k), B (k, n), C (m, n), float32, rows one after another
 //
 // The chapter docs/matmul.md shows them one by one, compiles this file and times it. From `vectors`
-// on, n has to be a multiple of kColumns, and from `register_tile` on m of kRows; the kernel that the
-// library uses, csrc/cpu/kernels/matmul.h, takes any shape. Sources: Goto and van de Geijn 2008; Van
-// Zee and van de Geijn 2015.
+// on, n has to be a multiple of kColumns, and from `register_tile` on m of kRows; the kernel that
+// the library uses, csrc/cpu/kernels/matmul.h, takes any shape. Sources: Goto and van de Geijn
+// 2008; Van Zee and van de Geijn 2015.
 
 #include <cstring>
 #include <vector>
@@ -106,7 +106,7 @@ STEP register_tile(long m, long n, long k, const float* a, const float* b, float
             micro_kernel(k, a + i * k, k, 1, b + j, n, c + i * n + j, n);
 }
 // [packing]
-constexpr long kDepth = 256, kHeight = 8 * kRows;
+constexpr long kDepth = 192, kHeight = 8 * kRows;
 
 STEP packing(long m, long n, long k, const float* a, const float* b, float* c) {
     std::vector<float> packed_a(kHeight * kDepth), packed_b(kDepth * n);
@@ -130,9 +130,3 @@ STEP packing(long m, long n, long k, const float* a, const float* b, float* c) {
     }
 }
 // [end]
-extern "C" long tile_rows() {
-    return kRows;
-}
-extern "C" long tile_columns() {
-    return kColumns;
-}

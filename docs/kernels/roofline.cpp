@@ -1,6 +1,6 @@
 // Two loops that the chapter docs/roofline.md compiles and times: multiply-adds x = x * a + b in
-// chains, where each waits for the one before it in its chain and none for another chain, on numbers
-// and on vectors; and the sum of every so many numbers of an array.
+// chains, where each waits for the one before it in its chain and none for another chain, on
+// numbers and on vectors; and the sum of every so many numbers of an array.
 
 #if defined __AVX512F__
 constexpr long kBytes = 64;

@@ -82,3 +82,10 @@ def test_a_definition_in_a_notebook_is_code_to_read() -> None:
     text = "\n".join(cell.source for cell in notebook(DOCS / "tape.md").cells)
     assert "{source}" not in text
     assert "def _sweep(" in text
+
+
+def test_a_piece_of_a_file_in_a_notebook_is_code_to_read() -> None:
+    text = "\n".join(cell.source for cell in notebook(DOCS / "matmul.md").cells)
+    assert "{literalinclude}" not in text
+    assert "```cpp\nSTEP three_loops(" in text
+    assert "outer_products(long depth" in text
