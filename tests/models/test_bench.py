@@ -3,6 +3,7 @@
 import json
 
 from click.testing import CliRunner
+
 from models.bench.step import SIZES
 from models.cli import main
 
