@@ -52,7 +52,9 @@ from minitorch.ops.creation import (
     zeros,
     zeros_like,
 )
-from minitorch.ops.layout import broadcast_to, cat, stack, where
+from minitorch.ops.joining import cat, stack
+from minitorch.ops.layout import broadcast_to
+from minitorch.ops.masking import where
 from minitorch.ops.products import einsum
 from minitorch.random import Generator, manual_seed
 from minitorch.recomputation import checkpoint

@@ -20,7 +20,7 @@ import numpy as np
 
 from minitorch import autograd, modes
 from minitorch.errors import ConfigError, DtypeError, GraphError, ShapeError
-from minitorch.ops.layout import cat
+from minitorch.ops.joining import cat
 from minitorch.tensor import Tensor, wrap
 from minitorch.trees import Rebuild, Tree, flatten
 from minitorch.vmap import vmap

@@ -38,6 +38,27 @@ def test_python_scalars_never_widen():
     assert (mt.ones(2, dtype=mt.bfloat16) / 3).dtype == mt.bfloat16
 
 
+def test_values_too_large_for_the_dtype_become_infinite_without_a_warning(recwarn):
+    x = mt.ones(2)
+    big = 1e300
+    results = [
+        mt.tensor([big]),
+        mt.tensor(np.array([big]), dtype="float16"),
+        mt.full((2,), big),
+        mt.zeros(2).fill_(big),
+        x.masked_fill(x > 0, big),
+        mt.where(x > 0, big, x),
+        x * big,
+        mt.nn.functional.pad(x, (1, 0), value=big)[:1],
+        mt.full((2,), big, dtype="float64").to("bfloat16"),
+    ]
+    y = mt.zeros(2)
+    y[...] = mt.full((2,), big, dtype="float64")
+    for result in (*results, y):
+        assert np.isinf(result.float().numpy()).all()
+    assert not recwarn.list
+
+
 def test_numpy_array_on_the_left_gives_a_tensor():
     assert isinstance(np.ones(2) * mt.ones(2, dtype=mt.float64), mt.Tensor)
 

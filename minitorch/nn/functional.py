@@ -25,9 +25,9 @@ from minitorch.ops.fused import (
 )
 from minitorch.ops.general import log_softmax, logsumexp, softmax
 from minitorch.ops.indexing import embedding, one_hot
-from minitorch.ops.layout import pad as pad_with_constant
-from minitorch.ops.layout import where
+from minitorch.ops.joining import pad as pad_with_constant
 from minitorch.ops.losses import cross_entropy, linear_cross_entropy
+from minitorch.ops.masking import where
 from minitorch.tensor import Tensor
 
 __all__ = [

@@ -8,7 +8,7 @@ transpose of `unfold` adds overlapping windows, which makes the gradient col2im.
 from collections.abc import Sequence
 
 from minitorch.errors import ShapeError
-from minitorch.ops.layout import pad
+from minitorch.ops.joining import pad
 from minitorch.tensor import Tensor
 
 Size = int | Sequence[int]

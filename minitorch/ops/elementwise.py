@@ -1,4 +1,4 @@
-r"""Elementwise primitives: y_i = f(x_i), so J = diag(f'(x)).
+r"""Elementwise functions of one number: y_i = f(x_i), so J = diag(f'(x)).
 
 Next to each forward function stands its derivative, as a factor. It is written from the result
 `out` where that is as short and more accurate: tanh' = 1 - out^2 cannot overflow, 1/cosh^2 can.
@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 
 from minitorch import backend, kernels
-from minitorch.autograd import apply
-from minitorch.errors import DtypeError
-from minitorch.ops.primitive import Sample, elementwise, linear, nondifferentiable, promote
-from minitorch.ops.samples import binary, distinct, positive, real, sample, unary, unit
+from minitorch.ops.primitive import elementwise
+from minitorch.ops.samples import distinct, positive, real, sample, unary, unit
 from minitorch.tensor import Tensor, method, method_as
 
 
@@ -28,7 +26,7 @@ def _unary(
     return primitive
 
 
-_LARGE = 1 << 16
+LARGE = 1 << 16
 """Elements from which a kernel of its own, with threads, is faster than NumPy's loop."""
 
 
@@ -36,7 +34,7 @@ def _on_threads(name: str, ufunc: np.ufunc) -> Callable[[Any], Any]:
     """The kernel of this name for large arrays and for half precision, NumPy's loop for others."""
 
     def forward(x: Any) -> Any:
-        if isinstance(x, np.ndarray) and (x.size >= _LARGE or x.itemsize == 2):
+        if isinstance(x, np.ndarray) and (x.size >= LARGE or x.itemsize == 2):
             return kernels.lookup(name)(x)
         return ufunc(x)
 
@@ -236,6 +234,7 @@ abs_ = _unary(
     floating=False,
     doc="The absolute value; its derivative at 0 is taken as 0.",
 )
+method_as("__abs__")(abs_)
 relu = _unary(
     "relu",
     lambda x: np.maximum(x, 0),
@@ -335,343 +334,3 @@ _leaky_relu = elementwise(
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x where positive, negative_slope * x elsewhere."""
     return _leaky_relu(x, negative_slope=negative_slope)
-
-
-def _add_arrays(a: Any, b: Any) -> Any:
-    if isinstance(a, np.ndarray) and a.size >= _LARGE:
-        return kernels.lookup("add")(a, b)
-    return np.add(a, b)
-
-
-add = linear(
-    "add",
-    _add_arrays,
-    lambda grad: grad,
-    lambda grad: grad,
-    formula=r"a + b",
-    jacobian=r"\begin{pmatrix} I & I \end{pmatrix}",
-    samples=binary(real, real),
-    doc="a + b, with broadcasting.",
-)
-sub = linear(
-    "sub",
-    np.subtract,
-    lambda grad: grad,
-    lambda grad: -grad,
-    formula=r"a - b",
-    jacobian=r"\begin{pmatrix} I & -I \end{pmatrix}",
-    samples=binary(real, real),
-    doc="a - b, with broadcasting.",
-)
-neg = linear(
-    "neg",
-    np.negative,
-    lambda grad: -grad,
-    formula=r"-x",
-    jacobian=r"-I",
-    samples=unary(real),
-    doc="-x.",
-)
-div = elementwise(
-    "div",
-    np.true_divide,
-    lambda b: 1 / b,
-    lambda b, out: -out / b,
-    inputs=("a", "b"),
-    formula=r"a / b",
-    samples=binary(real, positive),
-    floating=True,
-    doc="a / b, with broadcasting; integers give floats.",
-)
-
-
-def _of_numbers(ufunc: np.ufunc) -> Callable[..., Any]:
-    """The function of two numbers alone: of truth values NumPy would make an int8."""
-
-    def forward(a: Any, b: Any) -> Any:
-        if (a if hasattr(a, "dtype") else b).dtype.kind == "b":
-            raise DtypeError(f"{ufunc.__name__}: not defined for bool; convert with long()")
-        return ufunc(a, b)
-
-    return forward
-
-
-def _where_zero(condition: Tensor, otherwise: Tensor) -> Tensor:
-    return otherwise.masked_fill(condition, 0.0)
-
-
-def _pow_base(a: Any, b: Any) -> Any:
-    """b a^(b-1), and 0 where b is 0, so that 0^0 has no NaN."""
-    if isinstance(b, Tensor):
-        return _where_zero(b == 0, b * a ** (b - 1))
-    return 0.0 if b == 0 else b * a ** (b - 1)
-
-
-def _pow_exponent(a: Any, b: Any, out: Tensor) -> Tensor:
-    """a^b log a, and 0 where a = 0 and b >= 0."""
-    a, b = _as_tensors(a, b, out.dtype)
-    return _where_zero((a == 0) & (b >= 0), out * a.log())
-
-
-def _as_tensors(a: Any, b: Any, dtype: np.dtype) -> tuple[Tensor, Tensor]:
-    return (
-        a if isinstance(a, Tensor) else Tensor(a, dtype),
-        b if isinstance(b, Tensor) else Tensor(b, dtype),
-    )
-
-
-pow_ = elementwise(
-    "pow",
-    _of_numbers(np.power),
-    _pow_base,
-    _pow_exponent,
-    inputs=("a", "b"),
-    formula=r"a^b",
-    samples=lambda: [
-        *binary(positive, real)(),
-        Sample((real(3, 4), 3)),
-        Sample((real(3, 4), 2.0)),
-        Sample((np.array([0.0, 0.0, 2.0]), np.array([0.0, 2.0, 0.0])), singular=True),
-    ],
-    doc="a to the power of b, with broadcasting.",
-)
-
-
-def _share(a: Any, b: Any, loses: Callable[[Any, Any], Any]) -> Tensor:
-    """0 where a loses, a half at ties, else 1: to NaN, too, since the result is NaN."""
-    left, right = _raw(a), _raw(b)
-    dtype = a.dtype if isinstance(a, Tensor) else b.dtype
-    return Tensor((1 - loses(left, right) - 0.5 * (left == right)).astype(dtype))
-
-
-def _raw(x: Any) -> Any:
-    return x.data if isinstance(x, Tensor) else x
-
-
-maximum = elementwise(
-    "maximum",
-    np.maximum,
-    lambda a, b: _share(a, b, np.less),
-    lambda a, b: _share(b, a, np.less),
-    formula=r"\max(a, b)",
-    samples=lambda: [
-        *binary(real, real)(),
-        Sample((np.array([1.0, 2.0]), np.array([1.0, 3.0])), singular=True),
-    ],
-    doc="The larger of a and b; at a tie each gets half of the gradient.",
-)
-minimum = elementwise(
-    "minimum",
-    np.minimum,
-    lambda a, b: _share(a, b, np.greater),
-    lambda a, b: _share(b, a, np.greater),
-    formula=r"\min(a, b)",
-    samples=lambda: [
-        *binary(real, real)(),
-        Sample((np.array([1.0, 2.0]), np.array([1.0, 3.0])), singular=True),
-    ],
-    doc="The smaller of a and b; at a tie each gets half of the gradient.",
-)
-
-
-def _over_square(x: Any, a: Any, b: Any) -> Tensor:
-    """x / (a^2 + b^2), and 0 in the origin, around which the angle has no limit."""
-    square = a * a + b * b
-    return _where_zero(square == 0, x / square)
-
-
-atan2 = elementwise(
-    "atan2",
-    np.arctan2,
-    lambda a, b: _over_square(b, a, b),
-    lambda a, b: _over_square(-a, a, b),
-    formula=r"\operatorname{atan2}(a, b)",
-    samples=lambda: [
-        *binary(positive, positive)(),
-        Sample((np.zeros(4), np.array([0.0, -0.0, 1.0, -1.0])), singular=True),
-    ],
-    floating=True,
-    doc="The angle of the point (b, a).",
-)
-remainder = elementwise(
-    "remainder",
-    _of_numbers(np.remainder),
-    lambda a: 1.0,
-    lambda a, b: -(a // b),
-    inputs=("a", "b"),
-    formula=r"a - b \lfloor a / b \rfloor",
-    samples=lambda: [Sample((distinct(3, 4), 0.83)), Sample((distinct(3, 4), positive(3, 4)))],
-    doc="a modulo b, with the sign of b (Python's %).",
-)
-
-for _name in ("maximum", "minimum", "atan2", "remainder"):
-    method(globals()[_name])
-
-
-@method_as("__add__", "add")
-def _add(a: Tensor, b: Any) -> Tensor:
-    return _operator(add, a, b)
-
-
-@method_as("__radd__")
-def _radd(a: Tensor, b: Any) -> Tensor:
-    return _operator(add, b, a)
-
-
-@method_as("__sub__", "sub")
-def _sub(a: Tensor, b: Any) -> Tensor:
-    return _operator(sub, a, b)
-
-
-@method_as("__rsub__")
-def _rsub(a: Tensor, b: Any) -> Tensor:
-    return _operator(sub, b, a)
-
-
-@method_as("__truediv__", "div")
-def _div(a: Tensor, b: Any) -> Tensor:
-    return _operator(div, a, b)
-
-
-@method_as("__rtruediv__")
-def _rdiv(a: Tensor, b: Any) -> Tensor:
-    return _operator(div, b, a)
-
-
-@method_as("__pow__", "pow")
-def _pow(a: Tensor, b: Any) -> Tensor:
-    return _operator(pow_, a, b)
-
-
-@method_as("__rpow__")
-def _rpow(a: Tensor, b: Any) -> Tensor:
-    return _operator(pow_, b, a)
-
-
-@method_as("__mod__")
-def _mod(a: Tensor, b: Any) -> Tensor:
-    return _operator(remainder, a, b)
-
-
-@method_as("__rmod__")
-def _rmod(a: Tensor, b: Any) -> Tensor:
-    return _operator(remainder, b, a)
-
-
-@method_as("__neg__", "neg")
-def _neg(x: Tensor) -> Tensor:
-    return neg(x)
-
-
-@method_as("__abs__")
-def _abs(x: Tensor) -> Tensor:
-    return abs_(x)
-
-
-@method_as("__pos__")
-def _pos(x: Tensor) -> Tensor:
-    return x
-
-
-def _operator(primitive: Any, a: Any, b: Any) -> Tensor:
-    """primitive(a, b), or NotImplemented so that Python may ask b's class."""
-    if not isinstance(a, _OPERANDS) or not isinstance(b, _OPERANDS):
-        return NotImplemented
-    return apply(primitive, promote((a, b), primitive.floating), {})
-
-
-_OPERANDS = (Tensor, int, float, np.ndarray, np.generic)
-
-
-def _comparison(name: str, ufunc: Any, symbol: str, operator: str) -> Any:
-    primitive = nondifferentiable(
-        name,
-        ufunc,
-        inputs=("a", "b"),
-        formula=symbol,
-        samples=binary(real, real),
-        why="truth values are piecewise constant",
-    )
-
-    def compare(a: Tensor, b: Any) -> Tensor:
-        return _operator(primitive, a, b)
-
-    method_as(operator, name)(compare)
-    return primitive
-
-
-eq = _comparison("eq", np.equal, "a = b", "__eq__")
-ne = _comparison("ne", np.not_equal, r"a \ne b", "__ne__")
-lt = _comparison("lt", np.less, "a < b", "__lt__")
-le = _comparison("le", np.less_equal, r"a \le b", "__le__")
-gt = _comparison("gt", np.greater, "a > b", "__gt__")
-ge = _comparison("ge", np.greater_equal, r"a \ge b", "__ge__")
-
-
-def _logical(name: str, forward: Any, symbol: str, inputs: tuple[str, ...], why: str) -> Any:
-    return nondifferentiable(
-        name,
-        forward,
-        inputs=inputs,
-        formula=symbol,
-        samples=lambda: [
-            Sample(tuple(np.array([True, False, i == 0]) for i in range(len(inputs))))
-        ],
-        why=why,
-    )
-
-
-_TRUTH = "integers and truth values have no derivative"
-bitwise_and = _logical("bitwise_and", np.bitwise_and, r"a \wedge b", ("a", "b"), _TRUTH)
-bitwise_or = _logical("bitwise_or", np.bitwise_or, r"a \vee b", ("a", "b"), _TRUTH)
-bitwise_xor = _logical("bitwise_xor", np.bitwise_xor, r"a \oplus b", ("a", "b"), _TRUTH)
-bitwise_not = _logical("bitwise_not", np.invert, r"\neg x", ("x",), _TRUTH)
-logical_not = _logical("logical_not", np.logical_not, r"\neg x", ("x",), _TRUTH)
-logical_and = _logical("logical_and", np.logical_and, r"a \wedge b", ("a", "b"), _TRUTH)
-logical_or = _logical("logical_or", np.logical_or, r"a \vee b", ("a", "b"), _TRUTH)
-isnan = _logical("isnan", np.isnan, r"x \ne x", ("x",), _TRUTH)
-isinf = _logical("isinf", np.isinf, r"|x| = \infty", ("x",), _TRUTH)
-isfinite = _logical("isfinite", np.isfinite, r"|x| < \infty", ("x",), _TRUTH)
-
-for _name in ("logical_not", "logical_and", "logical_or", "isnan", "isinf", "isfinite"):
-    method(globals()[_name])
-
-
-@method_as("__and__", "__rand__")
-def _and(a: Tensor, b: Any) -> Tensor:
-    return bitwise_and(a, b)
-
-
-@method_as("__or__", "__ror__")
-def _or(a: Tensor, b: Any) -> Tensor:
-    return bitwise_or(a, b)
-
-
-@method_as("__xor__", "__rxor__")
-def _xor(a: Tensor, b: Any) -> Tensor:
-    return bitwise_xor(a, b)
-
-
-@method_as("__invert__")
-def _invert(x: Tensor) -> Tensor:
-    return bitwise_not(x)
-
-
-floor_divide = nondifferentiable(
-    "floor_divide",
-    _of_numbers(np.floor_divide),
-    inputs=("a", "b"),
-    formula=r"\lfloor a / b \rfloor",
-    samples=binary(distinct, positive),
-    why="whole numbers are piecewise constant; use (a / b).floor() for its derivative, 0",
-)
-
-
-@method_as("__floordiv__")
-def _floordiv(a: Tensor, b: Any) -> Tensor:
-    return _operator(floor_divide, a, b)
-
-
-@method_as("__rfloordiv__")
-def _rfloordiv(a: Tensor, b: Any) -> Tensor:
-    return _operator(floor_divide, b, a)

@@ -13,7 +13,7 @@ import numpy as np
 from minitorch import backend, kernels
 from minitorch.autograd import apply
 from minitorch.errors import DtypeError, ShapeError
-from minitorch.ops.elementwise import _operator
+from minitorch.ops.arithmetic import binary_operator
 from minitorch.ops.primitive import bilinear, promote
 from minitorch.ops.samples import binary, real, sample
 from minitorch.tensor import Tensor, method, method_as
@@ -32,12 +32,12 @@ mul = bilinear(
 
 @method_as("__mul__", "mul")
 def _mul(a: Tensor, b: Any) -> Tensor:
-    return _operator(mul, a, b)
+    return binary_operator(mul, a, b)
 
 
 @method_as("__rmul__")
 def _rmul(a: Tensor, b: Any) -> Tensor:
-    return _operator(mul, b, a)
+    return binary_operator(mul, b, a)
 
 
 _matmul = bilinear(

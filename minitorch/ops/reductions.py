@@ -14,7 +14,7 @@ import numpy as np
 from minitorch import backend
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.ops.dims import many_dims, one_dim
-from minitorch.ops.layout import cat
+from minitorch.ops.joining import cat
 from minitorch.ops.primitive import Primitive, Sample, general, linear, nondifferentiable
 from minitorch.ops.samples import distinct, positive, real, sample
 from minitorch.tensor import Tensor, method

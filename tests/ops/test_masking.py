@@ -1,4 +1,4 @@
-"""Views that are easily mistaken for copies."""
+"""Diagonals: views that are easily mistaken for copies."""
 
 import numpy as np
 import pytest
@@ -49,24 +49,3 @@ def test_writing_into_a_recorded_diagonal_is_refused():
     y = mt.ones(2, 2, requires_grad=True) * 2
     with pytest.raises(GraphError, match="view"):
         y.diagonal().mul_(3)
-
-
-def test_values_too_large_for_the_dtype_become_infinite_without_a_warning(recwarn):
-    x = mt.ones(2)
-    big = 1e300
-    results = [
-        mt.tensor([big]),
-        mt.tensor(np.array([big]), dtype="float16"),
-        mt.full((2,), big),
-        mt.zeros(2).fill_(big),
-        x.masked_fill(x > 0, big),
-        mt.where(x > 0, big, x),
-        x * big,
-        mt.nn.functional.pad(x, (1, 0), value=big)[:1],
-        mt.full((2,), big, dtype="float64").to("bfloat16"),
-    ]
-    y = mt.zeros(2)
-    y[...] = mt.full((2,), big, dtype="float64")
-    for result in (*results, y):
-        assert np.isinf(result.float().numpy()).all()
-    assert not recwarn.list

@@ -1,0 +1,113 @@
+"""The same values in other memory, on another device, or in another dtype: linear, J = I."""
+
+from typing import Any
+
+import numpy as np
+
+from minitorch import backend
+from minitorch.ops.primitive import linear
+from minitorch.ops.samples import real, sample, unary
+from minitorch.tensor import Tensor, method, method_as
+
+alias = linear(
+    "alias",
+    lambda x: x.view(),
+    lambda grad: grad,
+    formula="x",
+    samples=unary(real),
+    may_view=True,
+    moves_data=True,
+    doc="The same memory as a new node of the tape.",
+)
+method(alias)
+
+clone = linear(
+    "clone",
+    lambda x: x.copy(order="C"),
+    lambda grad: grad,
+    formula="x",
+    samples=unary(real),
+    moves_data=True,
+    doc="A copy in memory of its own.",
+)
+method(clone)
+
+_cast = linear(
+    "cast",
+    lambda x, *, dtype: x.astype(dtype),
+    lambda grad: grad,
+    formula=r"\operatorname{cast}(x)",
+    samples=lambda: [sample(real(3, 4), dtype=np.dtype(np.float64))],
+    moves_data=True,
+)
+
+
+@method
+def to(x: Tensor, *target: Any, dtype: Any = None, device: str | None = None) -> Tensor:
+    """The tensor in another dtype or on another device; itself where nothing changes.
+
+    to("cuda"), to(minitorch.float64), to("bfloat16"), to(dtype=..., device=...), to(other). The
+    gradient is cast back; integers and bool have none.
+    """
+    for item in target:
+        if isinstance(item, Tensor):
+            dtype, device = item.dtype, item.device
+        elif item in ("cpu", "cuda"):
+            device = item
+        else:
+            dtype = item
+    if device is not None and device != x.device:
+        x = _move(x, device=device)
+    if dtype is None or x.data.dtype == (wanted := backend.as_dtype(dtype)):
+        return x
+    if x.requires_grad and not backend.is_float(wanted):
+        x = x.detach()
+    return _cast(x, dtype=wanted)
+
+
+_move = linear(
+    "move",
+    lambda x, *, device: backend.to_device(x, device),
+    lambda grad: grad,
+    formula="x",
+    samples=lambda: [sample(real(3, 4), device="cpu")],
+    moves_data=True,
+)
+
+
+def _converter(name: str, dtype: np.dtype) -> None:
+    def convert(x: Tensor) -> Tensor:
+        return to(x, dtype)
+
+    convert.__doc__ = f"The tensor as {dtype}."
+    method_as(name)(convert)
+
+
+for _name, _dtype in {
+    "float": backend.float32,
+    "double": backend.float64,
+    "half": backend.float16,
+    "bfloat16": backend.bfloat16,
+    "long": backend.int64,
+    "int": backend.int32,
+    "bool": backend.bool,
+}.items():
+    _converter(_name, _dtype)
+
+
+@method
+def type_as(x: Tensor, other: Tensor) -> Tensor:
+    """The tensor in the dtype of other."""
+    return to(x, other.dtype)
+
+
+@method
+def cpu(x: Tensor) -> Tensor:
+    """The tensor in main memory."""
+    return to(x, "cpu")
+
+
+@method
+def contiguous(x: Tensor) -> Tensor:
+    """The tensor itself if its elements lie in C order without gaps, else a copy that does."""
+    return x if x.is_contiguous() else clone(x)
