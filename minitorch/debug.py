@@ -19,9 +19,9 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from minitorch import autograd, modes
-from minitorch.autograd import OUT, Node, Recomputed
 from minitorch.errors import GraphError, ShapeError
 from minitorch.io import atomic_write
+from minitorch.tape import OUT, Node, Recomputed
 from minitorch.tensor import Tensor
 from minitorch.trees import flatten
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from minitorch import autograd, modes
-from minitorch.autograd import Node
 from minitorch.errors import GraphError, ShapeError
 from minitorch.io import atomic_write
+from minitorch.tape import Node
 from minitorch.tensor import Tensor, wrap
 from minitorch.transforms import jacobian
 

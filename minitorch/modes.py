@@ -1,7 +1,7 @@
 """What this thread records at the moment, and the switches that change it.
 
 Each switch is a context manager and a decorator, and restores what it found. Operations look at
-`thread.mode` once, in `autograd.apply`.
+`thread.mode` once, in `tape.apply`.
 """
 
 import threading

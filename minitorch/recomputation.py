@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from minitorch import modes, random
-from minitorch.autograd import Recomputed
 from minitorch.errors import GraphError
 from minitorch.modes import thread
+from minitorch.tape import Recomputed
 from minitorch.tensor import Tensor
 
 

@@ -2,8 +2,8 @@
 
 This file holds what a tensor is: its data, its metadata, how it is made, printed and converted.
 What can be done with one is attached to the class where it is defined, by the decorator `method`:
-the tape in autograd.py, the operations in ops/. So this file imports none of them, and each
-operation stands in one place.
+the sweeps over the tape in autograd.py, the operations in ops/. So this file imports none of them,
+and each operation stands in one place.
 
 Two fields serve the tape's safety. `_counter` is a list of one integer, shared by all tensors that
 share memory, and counts writes in place. `_made_at` is its value when this tensor was computed: if

@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 
 from minitorch import random
-from minitorch.autograd import apply
 from minitorch.errors import ConfigError, DeviceError, GraphError, ShapeError
 from minitorch.ops.batching import Batched, levels_of
+from minitorch.ops.definition import Primitive, registry
 from minitorch.ops.dims import one_dim
-from minitorch.ops.primitive import Primitive, linear, registry
+from minitorch.ops.primitive import linear
+from minitorch.tape import apply
 from minitorch.tensor import Tensor, method_as
 from minitorch.trees import Tree, flatten
 

@@ -1,15 +1,12 @@
-"""The tape: order, memory, safety, modes, hooks, and primitives made by users."""
+"""The sweeps: order, accumulation, cotangents, hooks, second sweeps."""
 
-import gc
 import weakref
 
-import numpy as np
 import pytest
 
 import minitorch as mt
 from minitorch import autograd
 from minitorch.errors import GraphError, ShapeError
-from minitorch.ops.primitive import elementwise, registry
 
 
 def leaf(*values):
@@ -26,22 +23,6 @@ def test_a_chain_of_300_000_operations_works_and_is_freed():
     assert x.grad.tolist() == [1.0]
     del y
     assert last() is None
-
-
-def test_memory_goes_with_the_last_name():
-    gc.collect()
-    gc.disable()
-    try:
-        x = leaf(1.0, 2.0)
-        y = (x * x).exp().softmax(0)
-        node = weakref.ref(y._node)
-        tensor = weakref.ref(y)
-        y.sum().backward()
-        del y
-        assert tensor() is None
-        assert node() is None
-    finally:
-        gc.enable()
 
 
 def test_gradients_add_up():
@@ -66,44 +47,6 @@ def test_leaves_do_not_share_gradients():
     (a + 0).backward(v)
     a.grad.data[...] = 7
     assert v.tolist() == [1.0]
-
-
-def test_change_after_saving_is_an_error_that_names_the_operation():
-    x = leaf(1.0, 2.0)
-    y = x * 2
-    z = y.exp()
-    with mt.no_grad():
-        z.mul_(2)
-    with pytest.raises(GraphError, match="exp needs its result"):
-        z.sum().backward()
-
-
-def test_a_change_through_a_view_is_seen():
-    x, a = leaf(1.0, 2.0), mt.ones(2, dtype=mt.float64)
-    y = x * a
-    a.view(2, 1).fill_(3.0)
-    with pytest.raises(GraphError, match="mul needs input 1"):
-        y.sum().backward()
-
-
-def test_a_stale_view_cannot_be_used():
-    x = leaf(1.0, 2.0)
-    y = x * 2
-    view = y[:1]
-    y.mul_(3)
-    with pytest.raises(GraphError):
-        view.exp()
-
-
-def test_in_place_gradients():
-    x = leaf(1.0, 2.0)
-    with pytest.raises(GraphError):
-        x.add_(1)
-    y = x * 2
-    y.mul_(x)
-    y[0] = 5.0
-    y.sum().backward()
-    assert x.grad.tolist() == [0.0, 8.0]
 
 
 def test_second_backward_and_retain_graph():
@@ -168,30 +111,6 @@ def test_retain_grad():
     assert y.grad.tolist() == [5.0]
 
 
-def test_modes():
-    x = leaf(1.0)
-    with mt.no_grad():
-        assert not (x * 2).requires_grad
-        with mt.enable_grad():
-            assert (x * 2).requires_grad
-    assert mt.is_grad_enabled()
-    with mt.inference_mode():
-        y = x * 2
-    with pytest.raises(GraphError, match="inference_mode"):
-        y.requires_grad_()
-    assert not mt.no_grad()(lambda: x * 2)().requires_grad
-    with pytest.raises(ZeroDivisionError), mt.no_grad():
-        raise ZeroDivisionError
-    assert mt.is_grad_enabled()
-
-
-def test_anomaly_mode_names_the_line_forward():
-    with mt.detect_anomaly(), pytest.raises(GraphError, match="log made a NaN") as error:
-        leaf(-1.0).log()
-    assert "test_autograd.py" in str(error.value)
-    assert "leaf(-1.0).log()" in str(error.value)
-
-
 def test_anomaly_mode_names_the_line_backward():
     x = leaf(0.0)
     with mt.detect_anomaly():
@@ -209,17 +128,3 @@ def test_gradients_have_the_dtype_of_their_leaf(dtype):
     x.grad = None
     (x * mt.ones(3, dtype=mt.float64)).sum().backward()
     assert x.grad.dtype == x.dtype
-
-
-def test_a_primitive_of_ones_own():
-    try:
-        swish = elementwise(
-            "test_swish",
-            lambda x: x / (1 + np.exp(-x)),
-            lambda x: x.sigmoid() * (1 + x * (1 - x.sigmoid())),
-        )
-        x = leaf(0.3, -2.0)
-        assert mt.gradcheck(swish, x)
-        np.testing.assert_allclose(swish(x).tolist(), x.silu().tolist(), rtol=1e-12)
-    finally:
-        registry.pop("test_swish", None)

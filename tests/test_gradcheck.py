@@ -11,7 +11,8 @@ from minitorch.errors import GradcheckError, GraphError
 from minitorch.gradcheck import TOLERANCES, check_primitive
 from minitorch.nn import functional as F
 from minitorch.ops import registry
-from minitorch.ops.primitive import Rule, general
+from minitorch.ops.definition import Rule
+from minitorch.ops.primitive import general
 from minitorch.tensor import Tensor
 
 

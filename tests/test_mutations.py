@@ -17,7 +17,7 @@ from minitorch import gradcheck, kernels
 from minitorch.errors import GradcheckError
 from minitorch.nn import functional as F
 from minitorch.ops import registry
-from minitorch.ops.primitive import Rule
+from minitorch.ops.definition import Rule
 from minitorch.tensor import Tensor
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import minitorch
-from minitorch.ops.primitive import Primitive
+from minitorch.ops.definition import Primitive
 from minitorch.tensor import _attached
 
 TARGET = Path(minitorch.__file__).with_name("_methods.pyi")

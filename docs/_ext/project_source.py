@@ -1,6 +1,6 @@
 """The directive `source`: a definition of the project, shown from its file by name.
 
-    ```{source} minitorch.autograd.Node
+    ```{source} minitorch.tape.Node
     ```
 
 shows a function, a class, a method (`minitorch.gradcheck.Report.worst`), or the statement that

@@ -1,7 +1,10 @@
 """Every operation on tensors. Importing this package attaches the methods of Tensor.
 
 A primitive's definition holds its forward function, its derivative rule, the structure of its
-Jacobian, its formula, and the samples on which it is checked. `registry` lists them all.
+Jacobian, its formula, and the samples on which it is checked. `registry` lists them all. One of
+your own is made in the same way: a call of `Elementwise`, `Linear`, `Bilinear`, `General` or
+`Fused`, whichever its Jacobian is (ops/primitive.py says what each wants; `Nondifferentiable` where
+there is none).
 """
 
 from minitorch.ops import (
@@ -21,9 +24,23 @@ from minitorch.ops import (
     products,
     reductions,
 )
-from minitorch.ops.primitive import Primitive, Sample, registry
+from minitorch.ops.definition import Primitive, Sample, registry
+from minitorch.ops.primitive import (
+    Bilinear,
+    Elementwise,
+    Fused,
+    General,
+    Linear,
+    Nondifferentiable,
+)
 
 __all__ = [
+    "Bilinear",
+    "Elementwise",
+    "Fused",
+    "General",
+    "Linear",
+    "Nondifferentiable",
     "Primitive",
     "Sample",
     "arithmetic",

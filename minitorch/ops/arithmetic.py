@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from minitorch import kernels
-from minitorch.autograd import apply
 from minitorch.errors import DtypeError
+from minitorch.ops.definition import Sample
 from minitorch.ops.elementwise import LARGE
-from minitorch.ops.primitive import Sample, elementwise, linear, nondifferentiable, promote
+from minitorch.ops.primitive import elementwise, linear, nondifferentiable
+from minitorch.ops.promotion import promote
 from minitorch.ops.samples import binary, distinct, positive, real, unary
+from minitorch.tape import apply
 from minitorch.tensor import Tensor, method, method_as
 
 

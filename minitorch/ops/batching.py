@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from minitorch.autograd import Unfused
 from minitorch.errors import GraphError, ShapeError
-from minitorch.ops.primitive import Primitive
+from minitorch.ops.definition import Primitive
+from minitorch.tape import Unfused
 
 Levels = tuple[int, ...]
 Arrays = Sequence[Any]

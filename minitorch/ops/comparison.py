@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from minitorch.ops.arithmetic import binary_operator
-from minitorch.ops.primitive import Sample, nondifferentiable
+from minitorch.ops.definition import Sample
+from minitorch.ops.primitive import nondifferentiable
 from minitorch.ops.samples import binary, real
 from minitorch.tensor import Tensor, method, method_as
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from minitorch import backend, kernels, modes
-from minitorch.autograd import apply, levels
 from minitorch.errors import DtypeError, GraphError, ShapeError
 from minitorch.ops.creation import full
+from minitorch.ops.definition import Primitive
 from minitorch.ops.dims import one_dim
-from minitorch.ops.primitive import Primitive, linear, nondifferentiable
+from minitorch.ops.primitive import linear, nondifferentiable
 from minitorch.ops.reductions import ValuesAndIndices
 from minitorch.ops.samples import distinct, integers, mask, real, sample
+from minitorch.tape import apply, levels
 from minitorch.tensor import Tensor, method, method_as, wrap
 
 # An index such as x[1, :, ids] travels as its `key`, a tuple in which the n-th Tensor is replaced

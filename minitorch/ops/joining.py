@@ -12,10 +12,11 @@ import numpy as np
 from minitorch import backend
 from minitorch.errors import ShapeError
 from minitorch.ops.conversion import to
+from minitorch.ops.definition import Primitive
 from minitorch.ops.dims import as_shape, one_dim
 from minitorch.ops.layout import expand, reshape, unsqueeze
 from minitorch.ops.masking import where
-from minitorch.ops.primitive import Primitive, linear
+from minitorch.ops.primitive import linear
 from minitorch.ops.samples import real, sample
 from minitorch.tensor import Tensor, method
 

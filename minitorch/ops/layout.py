@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from minitorch.errors import DtypeError, ShapeError
+from minitorch.ops.definition import Primitive
 from minitorch.ops.dims import as_shape, many_dims, one_dim
-from minitorch.ops.primitive import Primitive, linear
+from minitorch.ops.primitive import linear
 from minitorch.ops.samples import real, sample
 from minitorch.tensor import Tensor, method
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from minitorch import backend, modes
-from minitorch.autograd import apply
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.ops.general import _kernel, log_softmax, logsumexp
-from minitorch.ops.primitive import fused, promote
+from minitorch.ops.primitive import fused
+from minitorch.ops.promotion import promote
 from minitorch.ops.samples import real, sample
+from minitorch.tape import apply
 from minitorch.tensor import Tensor
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from minitorch import backend
-from minitorch.autograd import apply
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.ops.conversion import to
+from minitorch.ops.definition import Primitive
 from minitorch.ops.dims import one_dim
-from minitorch.ops.primitive import Primitive, linear, promote
+from minitorch.ops.primitive import linear
+from minitorch.ops.promotion import promote
 from minitorch.ops.samples import mask, real, sample
+from minitorch.tape import apply
 from minitorch.tensor import Tensor, method, method_as
 
 

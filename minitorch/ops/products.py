@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from minitorch import backend, kernels
-from minitorch.autograd import apply
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.ops.arithmetic import binary_operator
-from minitorch.ops.primitive import bilinear, promote
+from minitorch.ops.primitive import bilinear
+from minitorch.ops.promotion import promote
 from minitorch.ops.samples import binary, real, sample
+from minitorch.tape import apply
 from minitorch.tensor import Tensor, method, method_as
 
 mul = bilinear(

@@ -13,9 +13,10 @@ import numpy as np
 
 from minitorch import backend
 from minitorch.errors import DtypeError, ShapeError
+from minitorch.ops.definition import Primitive, Sample
 from minitorch.ops.dims import many_dims, one_dim
 from minitorch.ops.joining import cat
-from minitorch.ops.primitive import Primitive, Sample, general, linear, nondifferentiable
+from minitorch.ops.primitive import general, linear, nondifferentiable
 from minitorch.ops.samples import distinct, positive, real, sample
 from minitorch.tensor import Tensor, method
 

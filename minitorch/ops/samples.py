@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.ops.primitive import Sample
+from minitorch.ops.definition import Sample
 
 
 def real(*shape: int, seed: int = 0) -> np.ndarray:

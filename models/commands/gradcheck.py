@@ -14,7 +14,7 @@ from minitorch import backend, kernels
 from minitorch.errors import ConfigError
 from minitorch.gradcheck import Report, check_primitive
 from minitorch.ops import registry
-from minitorch.ops.primitive import Primitive
+from minitorch.ops.definition import Primitive
 
 
 @click.command(

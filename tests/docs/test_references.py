@@ -77,17 +77,17 @@ def test_every_chapter_is_in_the_contents_and_on_the_map() -> None:
 
 
 def test_a_definition_is_found_with_its_decorators_and_without_its_docstring() -> None:
-    whole = find("minitorch.autograd.Node.name")
+    whole = find("minitorch.tape.Node.name")
     assert whole.text.startswith("@property\ndef name(self)")
     assert '"""' in whole.text
-    assert '"""' not in find("minitorch.autograd.Node.name", docstring=False).text
+    assert '"""' not in find("minitorch.tape.Node.name", docstring=False).text
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("minitorch.autograd.Nobody", "autograd.py defines no Nobody"),
-        ("minitorch.autograd.Node.nothing", "autograd.py defines no Node.nothing"),
+        ("minitorch.tape.Nobody", "tape.py defines no Nobody"),
+        ("minitorch.tape.Node.nothing", "tape.py defines no Node.nothing"),
         ("minitorch.nowhere.Node", "defines no nowhere"),
         ("numpy.array", "no module of the project"),
     ],

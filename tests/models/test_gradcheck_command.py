@@ -5,7 +5,7 @@ import json
 from click.testing import CliRunner
 
 from minitorch.ops import registry
-from minitorch.ops.primitive import Rule
+from minitorch.ops.definition import Rule
 from models.commands.gradcheck import gradcheck
 
 

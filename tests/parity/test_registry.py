@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch.autograd import apply
 from minitorch.ops import registry
 from minitorch.ops.indexing import Slot
-from minitorch.ops.primitive import promote
+from minitorch.ops.promotion import promote
+from minitorch.tape import apply
 
 torch = pytest.importorskip("torch", reason="peer not installed: pip install -e .[peers]")
 F = torch.nn.functional

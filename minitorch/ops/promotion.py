@@ -1,0 +1,92 @@
+"""The dtypes in which a primitive computes: inputs that meet, and half precision.
+
+The rules of promotion stand in backend.py. Half precision is a storage format: it is widened to
+float32, and the result is rounded once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minitorch import backend
+from minitorch.errors import DtypeError
+from minitorch.tensor import Tensor
+
+
+def in_float32(
+    function: Callable[..., Any], arrays: Sequence[Any], meta: dict[str, Any], dtype: np.dtype
+) -> Any:
+    """function(*arrays) with half precision widened before and float32 results narrowed after."""
+    result = function(*[widen(array) for array in arrays], **meta)
+    if isinstance(result, tuple):
+        return (_narrow(result[0], dtype), *result[1:])
+    return _narrow(result, dtype)
+
+
+def widen(x: Any) -> Any:
+    if isinstance(x, np.ndarray) and backend.half_precision(x.dtype):
+        return x.astype(np.float32)
+    return x
+
+
+def _narrow(x: Any, dtype: np.dtype) -> Any:
+    return np.asarray(x).astype(dtype) if getattr(x, "dtype", None) == np.float32 else x
+
+
+def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
+    """The inputs with a common dtype; Python numbers stay as they are (they never widen)."""
+    first = inputs[0]
+    if len(inputs) == 1:
+        if isinstance(first, Tensor):
+            if floating and not backend.is_float(first.data.dtype):
+                return (first.to(backend.DEFAULT_FLOAT),)
+            return inputs
+    elif len(inputs) == 2:
+        second = inputs[1]
+        if isinstance(first, Tensor):
+            dtype = first.data.dtype
+            if isinstance(second, Tensor):
+                if second.data.dtype is dtype and (not floating or dtype.kind == "f"):
+                    return inputs
+            elif type(second) in _NUMBERS and dtype.kind == "f":
+                return inputs
+        elif (
+            isinstance(second, Tensor) and type(first) in _NUMBERS and second.data.dtype.kind == "f"
+        ):
+            return inputs
+    operands = [_operand(x) for x in inputs]
+    dtype = backend.result_type([x.data if isinstance(x, Tensor) else x for x in operands])
+    if floating and not backend.is_float(dtype):
+        dtype = backend.DEFAULT_FLOAT
+    if not any(isinstance(x, Tensor) for x in operands):
+        return [Tensor(x, dtype) for x in operands]
+    return [
+        (x if x.data.dtype == dtype else x.to(dtype)) if isinstance(x, Tensor) else _cast(x, dtype)
+        for x in operands
+    ]
+
+
+_NUMBERS = frozenset({int, float})
+
+
+def _operand(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, (np.ndarray, np.generic)):
+        return Tensor(x)
+    backend.scalar_dtype(x)
+    return x
+
+
+def _cast(number: Any, dtype: np.dtype) -> Any:
+    if backend.is_float(dtype):
+        return float(number)
+    if dtype == backend.bool:
+        return bool(number)
+    limits = np.iinfo(dtype)
+    if not limits.min <= number <= limits.max:
+        raise DtypeError(
+            f"the number {number} does not fit in {dtype}; convert the tensor with .long() first"
+        )
+    return int(number)

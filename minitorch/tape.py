@@ -1,0 +1,347 @@
+"""The tape: what was computed, as the sweeps will ask for it.
+
+Every recorded operation leaves a `Node`: which primitive, with what options, from which earlier
+nodes (edges), and the arrays that its derivative rule asked to keep. Nodes point backwards only,
+and never at the tensor they made, so there are no cycles and memory goes when the last name goes.
+They are numbered as they are made, so descending number is a topological order.
+"""
+
+import itertools
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitorch import backend
+from minitorch.backend import arithmetic
+from minitorch.errors import DtypeError, GraphError, MinitorchError, ShapeError
+from minitorch.modes import (
+    Mode,
+    thread,
+)
+from minitorch.tensor import Tensor, wrap
+
+Saved = tuple[Any, list[int], int]
+
+
+_numbers = itertools.count()
+
+
+class Node:
+    """One recorded operation.
+
+    primitive: whose `vjp` and `jvp` know the derivative.
+    meta: the options of the call, such as dim.
+    edges: for each input the Node that made it, the leaf Tensor itself, or None if no gradient
+        goes there.
+    signature: (shape, dtype) of each input; ((), None) for Python scalars.
+    saved: position of the input (or OUT) -> what the rule asked to keep.
+    freed: no sweep may come here any more; in the last step through here it is already true.
+    levels: the vmaps of which the result holds all samples, see `minitorch.vmap`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "edges",
+        "extras",
+        "freed",
+        "hooks",
+        "levels",
+        "meta",
+        "number",
+        "out_dtype",
+        "out_shape",
+        "primitive",
+        "retained",
+        "saved",
+        "signature",
+        "where",
+    )
+
+    primitive: Any
+    meta: dict[str, Any]
+    edges: "list[Node | Tensor | None]"
+    signature: list[tuple[tuple[int, ...], Any]]
+    saved: dict[int, Any]
+    extras: dict[str, Any] | None
+    number: int
+    hooks: list[Callable[[Tensor], Tensor | None]] | None
+    retained: Any
+    freed: bool
+    out_shape: tuple[int, ...]
+    out_dtype: np.dtype
+    where: str | None
+    levels: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return self.primitive.name
+
+    def __repr__(self) -> str:
+        return f"<Node {self.number} {self.name} {self.shapes} -> {self.out_shape}>"
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the inputs."""
+        return tuple(shape for shape, _ in self.signature)
+
+    def input(self, position: int) -> Any:
+        """The saved input as a tensor in its place on the tape (or the Python scalar)."""
+        edge = self.edges[position]
+        if isinstance(edge, Tensor):
+            self._check(self.saved[position], position)
+            return edge
+        return self._unpack(position, edge)
+
+    def out(self) -> Tensor:
+        """The saved result as a tensor in its place on the tape."""
+        return self._unpack(OUT, self)
+
+    def extra(self, name: str) -> Any:
+        """An array that the forward kernel left for the backward kernel; None if it left none."""
+        array = self.extras.get(name)  # type: ignore[union-attr]
+        return array.recompute() if isinstance(array, Recomputed) else array
+
+    def _unpack(self, position: int, maker: "Node | None") -> Any:
+        saved = self.saved[position]
+        if not isinstance(saved, tuple):
+            return saved
+        self._check(saved, position)
+        array, counter, version = saved
+        out = wrap(array.recompute() if isinstance(array, Recomputed) else array)
+        out._counter = counter
+        out._made_at = version
+        if maker is not None:
+            out._node = maker
+            out.requires_grad = True
+        return out
+
+    def _check(self, saved: Any, position: int) -> None:
+        if not isinstance(saved, tuple):
+            return
+        _, counter, version = saved
+        if counter[0] != version:
+            what = "its result" if position == OUT else f"input {position}"
+            raise GraphError(
+                f"backward: {self.name} needs {what}, of shape "
+                f"{self.out_shape if position == OUT else self.shapes[position]}, as it was at "
+                f"version {version}, but it has since been changed in place (version "
+                f"{counter[0]}){self.line()}. Write into a clone(), or use the out-of-place "
+                "operation"
+            )
+
+    def line(self) -> str:
+        """Where in the user's program this node was made, if anomaly mode recorded it."""
+        return f"\n  computed at {self.where}" if self.where else ""
+
+    def free(self) -> None:
+        """Drop the saved arrays and the edges; a second sweep through here is an error."""
+        self.freed = True
+        self.saved, self.edges, self.extras = {}, [], None
+
+
+OUT = -1
+"""The position of the result in Node.saved."""
+
+
+class Recomputed:
+    """Stands in for a saved array that checkpointing will compute again when it is needed."""
+
+    __slots__ = ("index", "segment")
+
+    def __init__(self, segment: Any, index: int):
+        self.segment = segment
+        self.index = index
+
+    def recompute(self) -> Any:
+        return self.segment.array(self.index)
+
+
+class Unfused(Exception):
+    """A fused kernel cannot take these arrays: the primitive's reference is computed instead."""
+
+
+def levels(array: Any) -> tuple[int, ...]:
+    """The vmaps of which the array holds all samples: none, for a plain array."""
+    return () if isinstance(array, np.ndarray) else getattr(array, "levels", ())
+
+
+def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
+    """Compute primitive(*inputs, **meta) and record it if a gradient may be wanted.
+
+    inputs: Tensors, or Python scalars where the primitive takes them. This is the one place
+    through which every operation goes, and its cost is each operation's overhead.
+    """
+    mode = thread.mode
+    if mode.observers:
+        return _observed(primitive, inputs, meta)
+    if mode.lower is not None and primitive.autocast:
+        inputs = _cast(primitive, inputs, mode)
+    arrays = []
+    wanted = False
+    for x in inputs:
+        if isinstance(x, Tensor):
+            if x.requires_grad:
+                wanted = True
+                if x._node is not None and x._made_at != x._counter[0]:
+                    raise _stale(primitive, x)
+            arrays.append(x.data)
+        else:
+            arrays.append(x)
+    try:
+        array = arithmetic.copy().run(primitive.compute, arrays, meta)
+    except (ValueError, TypeError) as error:
+        raise _misfit(primitive, arrays, error) from error
+    except Unfused:
+        return primitive.reference(*inputs, **meta)
+    if primitive.saves_extras:
+        array, extras = array
+    else:
+        extras = None
+    if not isinstance(array, np.ndarray) and not hasattr(array, "get"):
+        array = np.asarray(array)
+    out = wrap(array)
+    if primitive.may_view:
+        _share_version(out, inputs)
+    if mode.inference:
+        out._counter = None
+    elif wanted and mode.record and primitive.differentiable:
+        _record(primitive, inputs, meta, out, extras, mode)
+    if mode.anomaly:
+        _check_nan(primitive, arrays, out)
+    return out
+
+
+def _observed(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
+    observers = thread.mode.observers
+    thread.mode.observers = observers[:-1]
+    try:
+        return observers[-1].call(primitive, inputs, meta, lambda: apply(primitive, inputs, meta))
+    finally:
+        thread.mode.observers = observers
+
+
+def _cast(primitive: Any, inputs: Sequence[Any], mode: Mode) -> list[Any]:
+    """The inputs as autocast wants them: lowered for products, raised again for losses."""
+    before, after = backend.float32, mode.lower
+    if primitive.autocast == "raise":
+        before, after = after, before
+    return [x.to(after) if isinstance(x, Tensor) and x.data.dtype == before else x for x in inputs]
+
+
+def _misfit(
+    primitive: Any, arrays: Sequence[Any], error: ValueError | TypeError
+) -> ValueError | TypeError:
+    """NumPy's complaint about shapes or dtypes as an error that names the operation."""
+    if isinstance(error, MinitorchError):
+        return error
+    if isinstance(error, TypeError):
+        dtypes = ", ".join(str(getattr(array, "dtype", array)) for array in arrays)
+        return DtypeError(f"{primitive.name}: inputs of {dtypes} do not fit ({error})")
+    shapes = ", ".join(str(getattr(array, "shape", ())) for array in arrays)
+    return ShapeError(f"{primitive.name}: inputs of shapes {shapes} do not fit ({error})")
+
+
+def _share_version(out: Tensor, inputs: Sequence[Any]) -> None:
+    source = inputs[0]
+    base = out.data.base
+    while base is not None:
+        if base is source.data or base is source.data.base:
+            out._counter = source._counter
+            out._is_view = True
+            out._made_at = 0 if source._counter is None else source._counter[0]
+            return
+        base = getattr(base, "base", None)
+
+
+def _record(
+    primitive: Any,
+    inputs: Sequence[Any],
+    meta: dict[str, Any],
+    out: Tensor,
+    extras: Any,
+    mode: Mode,
+) -> None:
+    edges: list[Any] = []
+    needs = []
+    signature: list[Any] = []
+    for x in inputs:
+        if isinstance(x, Tensor):
+            need = x.requires_grad
+            signature.append((x.data.shape, x.data.dtype))
+        else:
+            need = False
+            signature.append(_SCALAR)
+        needs.append(need)
+        edges.append((x._node or x) if need else None)
+    node = Node.__new__(Node)
+    node.primitive = primitive
+    node.meta = meta
+    node.edges = edges
+    node.signature = signature
+    node.number = next(_numbers)
+    node.hooks = None
+    node.retained = None
+    node.freed = False
+    node.extras = extras
+    node.out_shape = out.data.shape
+    node.out_dtype = out.data.dtype
+    node.levels = levels(out.data)
+    node.where = None
+    node.saved = {}
+    for position in primitive.saves(tuple(needs)):
+        x = out if position == OUT else inputs[position]
+        node.saved[position] = _save(x, mode.keep) if isinstance(x, Tensor) else x
+    if extras is not None and mode.keep is not None:
+        node.extras = {name: mode.keep(array) for name, array in extras.items()}
+    if mode.anomaly:
+        node.where = _user_line()
+    out.requires_grad = True
+    out._node = node
+
+
+_SCALAR = ((), None)
+
+
+def _save(x: Tensor, keep: Callable[[Any], Any] | None) -> Saved:
+    counter = x._counter
+    if counter is None:
+        raise GraphError(
+            "backward: a tensor made under inference_mode cannot be saved for a derivative; "
+            "clone() it outside of inference_mode"
+        )
+    return (x.data if keep is None else keep(x.data), counter, counter[0])
+
+
+def _stale(primitive: Any, x: Tensor) -> GraphError:
+    return GraphError(
+        f"{primitive.name}: an input of shape {x.shape}, computed by {x._node.name}, shares memory "
+        "with a tensor that was changed in place after it was computed, so its tape no longer "
+        "describes its values. Take the view again after the write, or write into a clone()"
+    )
+
+
+def _user_line() -> str:
+    """The innermost line of the calling program outside of this package."""
+    package = str(Path(__file__).parent)
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(package):
+            return f'File "{frame.filename}", line {frame.lineno}: {frame.line}'
+    return ""
+
+
+def _check_nan(primitive: Any, arrays: Sequence[Any], out: Tensor) -> None:
+    if not has_nan(out.data) or any(has_nan(a) for a in arrays):
+        return
+    raise GraphError(
+        f"anomaly: {primitive.name} made a NaN from inputs that had none\n  computed at "
+        f"{_user_line()}"
+    )
+
+
+def has_nan(x: Any) -> bool:
+    array = np.asarray(getattr(x, "array", x))  # inside of vmap: all samples
+    return backend.is_float(array.dtype) and bool(np.isnan(array).any())
