@@ -34,6 +34,10 @@ COMMANDS = {
         "models.commands.bench:bench",
         "Time kernels and training steps beside other libraries and the machine's limits.",
     ),
+    "simt": (
+        "models.commands.simt:simt",
+        "Run CUDA kernels on the CPU, and find their races, bounds errors and deadlocks.",
+    ),
     "doctor": (
         "models.commands.doctor:doctor",
         "Say what this machine offers: compiler, kernels, GPU, versions, memory.",

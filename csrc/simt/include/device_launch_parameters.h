@@ -1,0 +1,3 @@
+// For kernels that were written for nvcc.
+#pragma once
+#include "../simt.h"

@@ -1,0 +1,125 @@
+// What is on the machine: grids of blocks of warps of threads, and what they wait for.
+//
+// A thread of the GPU is a fiber. It runs until it waits for others, or ends; then the scheduler takes
+// the next one that can run, in an order that is forward, reversed or random. Blocks that may wait
+// for each other (those of a cluster, of a cooperative grid, of several grids launched together) are
+// on the machine at once, on one thread of the processor; others take turns, on as many as it has.
+//
+// When nothing can run, copies that are under way land, one at a time, in any order; when there are
+// none, no thread will ever run again, and the report says what each waits for.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "api.h"
+#include "check.h"
+#include "fiber.h"
+#include "types.h"
+
+namespace simt {
+
+constexpr unsigned kBarriers = 16;
+constexpr size_t kSharedBytes = 227 * 1024;
+
+struct Block;
+
+struct Thread {
+    enum State { ready, waiting, spinning, done };
+
+    Fiber fiber;
+    Block* block = nullptr;
+    unsigned rank = 0;  // in its block
+    uint3 index{};
+    State state = ready;
+    const char* waits_for = "";
+    Site site;
+    Time time = 1;   // moves on when others are let know
+    Known known;     // of others, by what orders it after them
+    Known fenced[2];  // what its last fence made visible: to its block, to all
+    Known heard;     // what it read from atomics, and knows after its next fence
+
+    unsigned lane() const { return rank % kWarp; }
+    unsigned warp() const { return rank / kWarp; }
+};
+
+// An operation of several lanes of a warp: each leaves a pointer to its arguments, the last to come
+// computes for all.
+struct Collective {
+    const char* name;
+    Site site;
+    unsigned mask;
+    unsigned arrived = 0;
+    void* arguments[kWarp] = {};
+};
+
+struct Barrier {
+    unsigned expected = 0;  // 0: all threads of the block that have not ended
+    unsigned arrived = 0;
+    Site first;
+    std::vector<Thread*> waiting;
+    Known released;  // what those that have arrived without waiting know
+};
+
+struct SharedArray {
+    const void* key;
+    const char* name;
+    size_t offset, bytes;
+};
+
+struct Grid {
+    Launch launch;
+    std::shared_ptr<const void> arguments;
+};
+
+struct Block {
+    const Grid* grid = nullptr;
+    uint3 index{};
+    uint32_t number = 0;  // no two have the same, of whatever grid
+    unsigned alive = 0;
+    std::vector<Thread> threads;
+    std::vector<std::vector<Collective>> collectives;  // those under way, for each warp
+    Barrier barriers[kBarriers];
+    int counts[2] = {}, votes = 0;  // what __syncthreads_count adds up, in turns
+    std::vector<SharedArray> arrays;
+    std::unique_ptr<char[]> memory;
+    char* shared = nullptr;  // kSharedBytes, aligned
+    size_t shared_used = 0;
+    std::vector<Granule> shadow;
+    std::vector<Block*> cluster;  // its blocks by their rank, this one among them
+
+    bool owns(const void* address) const {
+        return size_t(static_cast<const char*>(address) - shared) < kSharedBytes;
+    }
+};
+
+enum class Order { forward, reversed, random };
+
+struct Options {
+    Order order = Order::forward;
+    uint64_t seed = 0;
+    unsigned processors = 0;  // 0: as many as there are; the check build uses one
+};
+
+Options& options();
+
+// The thread that runs, or null outside of kernels.
+Thread* self();
+// Whether an address belongs to a thread's own variables.
+bool on_a_stack(const void* address);
+
+// Have the thread that runs wait; returns when wake() was called for it.
+void wait(const char* what, Site site);
+void wake(Thread& thread);
+// A copy that is under way. It lands when the scheduler says so.
+void begin_copy(std::function<void()> land);
+
+uint64_t random_number();
+std::string text(uint3 index);
+std::string describe(const Thread& thread);
+
+}  // namespace simt

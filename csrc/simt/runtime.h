@@ -1,0 +1,63 @@
+// The part of CUDA's runtime that a small program needs: memory, copies, errors.
+//
+// Device memory is the host's, with a margin on both sides that is nobody's, registered so that the
+// check build knows its bounds and what has been written. Everything is done when a call returns.
+
+#pragma once
+
+#include <cstddef>
+
+#include "api.h"
+
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorLaunchFailure = 719,
+};
+enum cudaMemcpyKind {
+    cudaMemcpyHostToHost,
+    cudaMemcpyHostToDevice,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDeviceToDevice,
+    cudaMemcpyDefault,
+};
+struct simt_stream;
+using cudaStream_t = simt_stream*;
+
+cudaError_t simt_malloc(void** memory, size_t bytes, const char* name);
+cudaError_t cudaFree(void* memory);
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
+cudaError_t cudaMemset(void* memory, int value, size_t bytes);
+cudaError_t cudaGetLastError();
+const char* cudaGetErrorString(cudaError_t error);
+
+inline cudaError_t cudaPeekAtLastError() { return cudaGetLastError(); }
+inline cudaError_t cudaDeviceSynchronize() { return cudaGetLastError(); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaGetLastError(); }
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t = nullptr) {
+    return cudaMemcpy(to, from, bytes, kind);
+}
+inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t = nullptr) {
+    return cudaMemset(memory, value, bytes);
+}
+template <typename T>
+cudaError_t cudaMemcpyToSymbol(T& symbol, const void* from, size_t bytes) {
+    return cudaMemcpy(&symbol, from, bytes, cudaMemcpyHostToDevice);
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
+constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+
+// The memory is named by the variable that holds it, as written.
+#define cudaMalloc(memory, bytes) \
+    simt_malloc(reinterpret_cast<void**>(memory), bytes, #memory)
+#define cudaMallocManaged(memory, bytes) cudaMalloc(memory, bytes)
+
+namespace simt {
+
+// Keep an error for cudaGetLastError; returns it.
+cudaError_t remember_error(cudaError_t error);
+
+}  // namespace simt
