@@ -64,9 +64,7 @@ def translate(source: str) -> str:
 def _blanked(source: str) -> str:
     """The source with comments and strings overwritten by spaces, so that only code is found."""
     pattern = r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\''
-    return re.sub(
-        pattern, lambda m: re.sub(r"[^\n]", " ", m[0]), source, flags=re.DOTALL
-    )
+    return re.sub(pattern, lambda m: re.sub(r"[^\n]", " ", m[0]), source, flags=re.DOTALL)
 
 
 def _launches(source: str) -> list[tuple[int, int, str]]:
@@ -121,14 +119,17 @@ def _shared_arrays(source: str) -> list[tuple[int, int, str]]:
     pattern = rf"(extern\s+)?(volatile\s+)?__shared__\s+{aligned}(?:(volatile)\s+)?([^;]*?);"
     for match in re.finditer(pattern, code):
         external, before, after, declaration = match.groups()
-        parts = re.match(rf"{aligned}((?:unsigned\s+|const\s+)*[\w:]+(?:\s*<[^>]*>)?)\s+(.*)",
-                         declaration, re.DOTALL)
+        parts = re.match(
+            rf"{aligned}((?:unsigned\s+|const\s+)*[\w:]+(?:\s*<[^>]*>)?)\s+(.*)",
+            declaration,
+            re.DOTALL,
+        )
         if parts is None:
             continue
         kind = f"{'volatile ' if before or after else ''}{parts[1]}"
         arrays = []
         for part in parts[2].split(","):
-            name, dimensions = re.match(r"\s*(\w+)\s*(.*)", part, re.DOTALL).groups()
+            name, dimensions = re.findall(r"^\s*(\w*)\s*(.*)", part, re.DOTALL)[0]
             if external:
                 arrays.append(f"SHARED_DYNAMIC({kind}, {name});")
             else:

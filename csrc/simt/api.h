@@ -1,9 +1,10 @@
-// What kernels call of the emulator, and their host code: declarations alone, so that nothing of the
-// emulator is compiled with a kernel, and watched with it.
+// What kernels call of the emulator, and their host code: declarations alone, so that nothing of
+// the emulator is compiled with a kernel, and watched with it.
 
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "types.h"
 
@@ -15,7 +16,8 @@ constexpr unsigned kWarp = 32;
 struct Site {
     const char* file;
     int line;
-    Site(const char* file = __builtin_FILE(), int line = __builtin_LINE()) : file(file), line(line) {}
+    Site(const char* file = __builtin_FILE(), int line = __builtin_LINE())
+        : file(file), line(line) {}
 };
 
 uint3 thread_index();
@@ -31,7 +33,8 @@ int count_at_barrier(bool predicate, Site site);
 void sync_warp(unsigned mask, Site site);
 void fence(bool device_wide);
 
-// Called by the lanes of a warp in mask: the last one to come runs compute(arguments, mask) for all.
+// Called by the lanes of a warp in mask: the last one to come runs compute(arguments, mask) for
+// all.
 void collective(const char* name, unsigned mask, void* arguments,
                 void (*compute)(void** arguments, unsigned mask), Site site);
 void report_absent_lane(unsigned lane, Site site);
@@ -42,6 +45,56 @@ void spin(const char* what, Site site);
 // The block's array of this name; `key` is the same for all threads that ask.
 void* shared_array(const void* key, const char* name, size_t bytes, size_t alignment, Site site);
 void* dynamic_shared();
+
+// cp.async: this thread's copy into shared memory, of which the last bytes - source_bytes are
+// zeros. It lands when the thread waits for all its groups but the latest `keep`.
+void copy_async(void* to, const void* from, size_t bytes, size_t source_bytes, Site site);
+void commit_copies();
+void wait_for_copies(unsigned keep, Site site);
+
+// mbarrier: a phase ends when `count` threads have arrived and all expected bytes have landed.
+void mbarrier_init(void* barrier, unsigned count, Site site);
+void mbarrier_arrive(void* barrier, unsigned expected_bytes, Site site);
+void mbarrier_expect(void* barrier, unsigned bytes, Site site);
+// The barrier's own count when this thread's copies so far have landed.
+void mbarrier_arrive_after_copies(void* barrier, Site site);
+bool mbarrier_test(const void* barrier, unsigned parity, Site site);
+void mbarrier_wait(const void* barrier, unsigned parity, Site site);
+
+// The tensor memory accelerator. A map says how a tensor of up to five dimensions, the innermost
+// first, lies in global memory, and which box of it one copy moves.
+struct alignas(64) TensorMap {
+    void* base;
+    unsigned rank, element_bytes;
+    unsigned size[5], box[5];
+    uint64_t stride[5];  // in bytes; stride[0] is element_bytes
+    unsigned swizzle;    // 0, 32, 64 or 128 bytes
+};
+void tensor_load(void* to, const TensorMap& map, const int* at, void* barrier, unsigned cta_mask,
+                 Site site);
+void tensor_store(const TensorMap& map, const int* at, const void* from, bool add, Site site);
+void bulk_load(void* to, const void* from, unsigned bytes, void* barrier, Site site);
+void bulk_store(void* to, const void* from, unsigned bytes, Site site);
+void commit_stores();
+void wait_for_stores(unsigned keep, Site site);
+// What threads have written becomes visible to copies that read shared memory.
+void proxy_fence();
+
+// Clusters.
+unsigned cluster_rank();
+unsigned cluster_blocks();
+void* in_block(void* address, unsigned rank);
+void cluster_arrive(Site site);
+void cluster_wait(Site site);
+void sync_grid(Site site);
+
+// Tensor cores, through registers. Fragments as PTX has them.
+enum class Kind { f16, bf16, tf32 };
+void mma_16x8(Kind kind, float* d, const uint32_t* a, const uint32_t* b, const float* c, Site site);
+void load_matrices(uint32_t* registers, unsigned count, bool transposed, const void* row,
+                   Site site);
+void store_matrices(const uint32_t* registers, unsigned count, bool transposed, void* row,
+                    Site site);
 
 extern bool checking;
 void check_atomic(const void* address, size_t bytes, Site site);

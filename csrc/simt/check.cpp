@@ -80,7 +80,8 @@ const Place& locate(const void* code) {
     Place place{"?", 0};
     Dl_info module;
     if (dladdr(code, &module)) {
-        const auto offset = static_cast<const char*>(code) - 1 - static_cast<char*>(module.dli_fbase);
+        const auto offset =
+            static_cast<const char*>(code) - 1 - static_cast<char*>(module.dli_fbase);
         char command[600];
         std::snprintf(command, sizeof command, "addr2line -i -e '%s' %#tx 2>/dev/null",
                       module.dli_fname, offset);
@@ -117,6 +118,14 @@ void add(Finding finding) {
     found.push_back(std::move(finding));
 }
 
+// A thread's copies are an agent of their own: its number follows those of all threads.
+unsigned agents(const Block& block) {
+    return 2 * block.threads.size();
+}
+unsigned copier(const Thread& thread) {
+    return thread.block->threads.size() + thread.rank;
+}
+
 bool happened_before(const Access& earlier, const Thread& now) {
     if (earlier.block == now.block->number && earlier.rank == now.rank) return true;
     return now.known.of(earlier.block, earlier.rank) >= earlier.time;
@@ -126,7 +135,9 @@ std::string name_of_thread(const Access& access) {
     const Thread* now = self();
     for (const Block* block : now->block->cluster)
         if (block->number == access.block) {
-            std::string name = "thread " + text(block->threads[access.rank].index);
+            const size_t count = block->threads.size();
+            std::string name = access.rank < count ? "thread " : "a copy by thread ";
+            name += text(block->threads[access.rank % count].index);
             return block == now->block ? name : name + " of block " + text(block->index);
         }
     return "a thread of another block";
@@ -139,8 +150,8 @@ void report_race(const Access& earlier, bool earlier_write, const Access& now, b
         return atomic ? "updates" : writes ? "writes" : "reads";
     };
     add({"race", here.file, here.line,
-         std::string(verb(write, now.atomic)) + " " + what + ", which " + name_of_thread(earlier) + " " +
-             verb(earlier_write, earlier.atomic) + " at " + there.file + ":" +
+         std::string(verb(write, now.atomic)) + " " + what + ", which " + name_of_thread(earlier) +
+             " " + verb(earlier_write, earlier.atomic) + " at " + there.file + ":" +
              std::to_string(there.line) + "; nothing orders the two",
          there.file, there.line, "", "", 1});
 }
@@ -214,9 +225,10 @@ bool find_shared(const char* address, size_t bytes, Target& target, std::string&
             if (array.offset <= offset && (!nearest || array.offset > nearest->offset))
                 nearest = &array;
         }
-        trouble = nearest ? "up to " + beside(std::string("shared array ") + nearest->name,
-                                              long(offset + bytes - nearest->offset), nearest->bytes)
-                          : "in shared memory that no array has";
+        trouble = nearest
+                      ? "up to " + beside(std::string("shared array ") + nearest->name,
+                                          long(offset + bytes - nearest->offset), nearest->bytes)
+                      : "in shared memory that no array has";
         return false;
     }
     return false;
@@ -255,11 +267,18 @@ bool in_program(const void* address) {
     return pages[page] = dladdr(address, &module) != 0;
 }
 
-void check(const void* where, size_t bytes, bool write, bool atomic, const void* code, Site site) {
+enum class By { thread, atomic, copy };
+
+void check(const void* where, size_t bytes, bool write, By by, const void* code, Site site) {
     Thread* thread = self();
     if (!thread || !bytes || on_a_stack(where)) return;
     const auto* address = static_cast<const char*>(where);
+    const bool atomic = by == By::atomic;
     Access now{thread->block->number, uint16_t(thread->rank), 0, atomic, thread->time, code, site};
+    if (by == By::copy) {
+        now.rank = uint16_t(copier(*thread));
+        now.time = thread->copy_time;
+    }
     const std::lock_guard lock(guard);
     Target target;
     std::string trouble;
@@ -303,7 +322,30 @@ void check(const void* where, size_t bytes, bool write, bool atomic, const void*
 }  // namespace
 
 void check_access(const void* address, size_t bytes, bool write, const void* code) {
-    check(address, bytes, write, false, code, {"", 0});
+    check(address, bytes, write, By::thread, code, {"", 0});
+}
+
+// Copies see shared memory in their own way: what a thread has written there reaches them after its
+// proxy fence alone.
+static void check_shown(const void* where, size_t bytes, Site site) {
+    const Thread& thread = *self();
+    const auto* address = static_cast<const char*>(where);
+    for (Block* block : thread.block->cluster) {
+        if (!block->owns(address)) continue;
+        const size_t offset = address - block->shared;
+        for (size_t at = offset / 4; at <= (offset + bytes - 1) / 4; ++at)
+            for (const Access& write : block->shadow[at].writes)
+                if (block->shadow[at].stamp == block->number &&
+                    write.rank < block->threads.size() &&
+                    thread.known.of(Known::copies_of(write.block), write.rank) < write.time) {
+                    const Place there = place_of(write);
+                    return add({"missing fence", site.file, site.line,
+                                "copies what " + name_of_thread(write) + " has written at line " +
+                                    std::to_string(there.line) +
+                                    ", without a proxy fence between the two",
+                                there.file, there.line, "", "", 1});
+                }
+    }
 }
 
 // What an atomic operation hears from the fences of those that used the location before.
@@ -323,12 +365,29 @@ static void meet(const void* address) {
 }
 
 void check_atomic(const void* address, size_t bytes, Site site) {
-    check(address, bytes, true, true, nullptr, site);
+    check(address, bytes, true, By::atomic, nullptr, site);
     meet(address);
 }
 
+void check_access(const void* address, size_t bytes, bool write, Site site) {
+    check(address, bytes, write, By::thread, nullptr, site);
+}
+
+void check_proxy_fence(Thread& thread) {
+    const uint32_t copies = Known::copies_of(thread.block->number);
+    auto times = std::make_shared<std::vector<Time>>(agents(*thread.block));
+    for (unsigned i = 0; i < times->size(); ++i) (*times)[i] = thread.known.of(copies, i);
+    (*times)[thread.rank] = thread.time++;
+    thread.known.set(copies, times);
+}
+
+void check_copy(const void* address, size_t bytes, bool write, Site site) {
+    check(address, bytes, write, By::copy, nullptr, site);
+    if (!write) check_shown(address, bytes, site);
+}
+
 void check_volatile(const void* address, size_t bytes, bool write, const void* code) {
-    check(address, bytes, write, true, code, {"", 0});
+    check(address, bytes, write, By::atomic, code, {"", 0});
     meet(address);
     if (!write && self() && !on_a_stack(address)) {
         const Place& here = locate(code);
@@ -346,13 +405,24 @@ void check_fence(Thread& thread, bool device_wide) {
 void release(Thread& thread, Known& to) {
     to.join(thread.known);
     const uint32_t block = thread.block->number;
-    auto times = std::make_shared<std::vector<Time>>(thread.block->threads.size());
+    auto times = std::make_shared<std::vector<Time>>(agents(*thread.block));
     for (unsigned i = 0; i < times->size(); ++i) (*times)[i] = to.of(block, i);
     (*times)[thread.rank] = thread.time++;
     to.set(block, times);
 }
 
-void acquire(Thread& thread, const Known& from) { thread.known.join(from); }
+void release_copies(const Thread& thread, Time time, Known& to) {
+    const uint32_t block = thread.block->number;
+    auto times = std::make_shared<std::vector<Time>>(agents(*thread.block));
+    for (unsigned i = 0; i < times->size(); ++i) (*times)[i] = to.of(block, i);
+    Time& mine = (*times)[copier(thread)];
+    mine = std::max(mine, time);
+    to.set(block, times);
+}
+
+void acquire(Thread& thread, const Known& from) {
+    thread.known.join(from);
+}
 
 void check_barrier(const std::vector<Thread*>& threads, const Known& arrived) {
     Known all = arrived;
@@ -360,7 +430,7 @@ void check_barrier(const std::vector<Thread*>& threads, const Known& arrived) {
     // Own times, block by block: the threads of one block lie together.
     for (size_t begin = 0; begin < threads.size();) {
         const Block& block = *threads[begin]->block;
-        auto times = std::make_shared<std::vector<Time>>(block.threads.size());
+        auto times = std::make_shared<std::vector<Time>>(agents(block));
         for (unsigned i = 0; i < times->size(); ++i) (*times)[i] = all.of(block.number, i);
         for (; begin < threads.size() && threads[begin]->block == &block; ++begin)
             (*times)[threads[begin]->rank] = threads[begin]->time++;
@@ -379,7 +449,8 @@ void register_memory(const void* begin, size_t bytes, const std::string& name, b
     // What was freed, and lies where this does, is no more.
     const auto* first = static_cast<const char*>(begin);
     auto old = memories.upper_bound(first);
-    if (old != memories.begin() && std::prev(old)->first + std::prev(old)->second.bytes > first) --old;
+    if (old != memories.begin() && std::prev(old)->first + std::prev(old)->second.bytes > first)
+        --old;
     while (old != memories.end() && old->first < first + bytes) old = memories.erase(old);
     Memory memory{bytes, name, std::vector<Granule>(bytes / 4 + 2)};
     if (written)
@@ -410,8 +481,12 @@ void report(const char* kind, Site site, const std::string& message) {
     add({kind, site.file, site.line, message, "", 0, "", "", 1});
 }
 
-const std::vector<Finding>& findings() { return found; }
-void clear_findings() { found.clear(); }
+const std::vector<Finding>& findings() {
+    return found;
+}
+void clear_findings() {
+    found.clear();
+}
 
 void print_findings() {
     for (const Finding& f : found) {
@@ -447,7 +522,8 @@ std::string findings_as_json() {
     return out + "]\n";
 }
 
-// A program's last act: its findings, to the file that SIMT_JSON names or else to the standard error.
+// A program's last act: its findings, to the file that SIMT_JSON names or else to the standard
+// error.
 static void tell() {
     std::fflush(stdout);
     const char* path = std::getenv("SIMT_JSON");
@@ -461,11 +537,12 @@ static void tell() {
     if (!found.empty()) std::_Exit(1);
 }
 
-// A kernel that reads or writes where the processor has no memory ends the program: not before it has
-// told what was found, the last access among it.
+// A kernel that reads or writes where the processor has no memory ends the program: not before it
+// has told what was found, the last access among it.
 static void end_of_program(int signal) {
     if (const Thread* thread = self())
-        std::fprintf(stderr, "%s ends the program with signal %d\n", describe(*thread).c_str(), signal);
+        std::fprintf(stderr, "%s ends the program with signal %d\n", describe(*thread).c_str(),
+                     signal);
     tell();
     std::_Exit(128 + signal);
 }
@@ -474,7 +551,7 @@ static void catch_signals() {
     static char stack[1 << 16];
     const stack_t alternative{stack, 0, sizeof stack};
     sigaltstack(&alternative, nullptr);
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = end_of_program;
     action.sa_flags = SA_ONSTACK | SA_RESETHAND;
     for (const int signal : {SIGSEGV, SIGBUS, SIGFPE}) sigaction(signal, &action, nullptr);
@@ -501,15 +578,31 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 
-#define SIMT_SIZE(n)                                                                             \
-    void __tsan_read##n(void* p) { check_access(p, n, false, SIMT_CODE); }                       \
-    void __tsan_write##n(void* p) { check_access(p, n, true, SIMT_CODE); }                       \
-    void __tsan_unaligned_read##n(void* p) { check_access(p, n, false, SIMT_CODE); }             \
-    void __tsan_unaligned_write##n(void* p) { check_access(p, n, true, SIMT_CODE); }             \
-    void __tsan_volatile_read##n(void* p) { simt::check_volatile(p, n, false, SIMT_CODE); }      \
-    void __tsan_volatile_write##n(void* p) { simt::check_volatile(p, n, true, SIMT_CODE); }      \
-    void __tsan_unaligned_volatile_read##n(void* p) { check_access(p, n, false, SIMT_CODE); }    \
-    void __tsan_unaligned_volatile_write##n(void* p) { check_access(p, n, true, SIMT_CODE); }
+#define SIMT_SIZE(n)                                   \
+    void __tsan_read##n(void* p) {                     \
+        check_access(p, n, false, SIMT_CODE);          \
+    }                                                  \
+    void __tsan_write##n(void* p) {                    \
+        check_access(p, n, true, SIMT_CODE);           \
+    }                                                  \
+    void __tsan_unaligned_read##n(void* p) {           \
+        check_access(p, n, false, SIMT_CODE);          \
+    }                                                  \
+    void __tsan_unaligned_write##n(void* p) {          \
+        check_access(p, n, true, SIMT_CODE);           \
+    }                                                  \
+    void __tsan_volatile_read##n(void* p) {            \
+        simt::check_volatile(p, n, false, SIMT_CODE);  \
+    }                                                  \
+    void __tsan_volatile_write##n(void* p) {           \
+        simt::check_volatile(p, n, true, SIMT_CODE);   \
+    }                                                  \
+    void __tsan_unaligned_volatile_read##n(void* p) {  \
+        check_access(p, n, false, SIMT_CODE);          \
+    }                                                  \
+    void __tsan_unaligned_volatile_write##n(void* p) { \
+        check_access(p, n, true, SIMT_CODE);           \
+    }
 SIMT_SIZE(1)
 SIMT_SIZE(2)
 SIMT_SIZE(4)
@@ -517,36 +610,40 @@ SIMT_SIZE(8)
 SIMT_SIZE(16)
 #undef SIMT_SIZE
 
-void __tsan_read_range(void* p, size_t bytes) { check_access(p, bytes, false, SIMT_CODE); }
-void __tsan_write_range(void* p, size_t bytes) { check_access(p, bytes, true, SIMT_CODE); }
+void __tsan_read_range(void* p, size_t bytes) {
+    check_access(p, bytes, false, SIMT_CODE);
+}
+void __tsan_write_range(void* p, size_t bytes) {
+    check_access(p, bytes, true, SIMT_CODE);
+}
 
 // Atomics of the host's code in a kernel's file: done, not watched.
-#define SIMT_ATOMIC(bits, T)                                                                     \
-    T __tsan_atomic##bits##_load(const volatile T* p, int) {                                     \
-        return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                             \
-    }                                                                                            \
-    void __tsan_atomic##bits##_store(volatile T* p, T x, int) {                                  \
-        __atomic_store_n(p, x, __ATOMIC_SEQ_CST);                                                \
-    }                                                                                            \
-    T __tsan_atomic##bits##_exchange(volatile T* p, T x, int) {                                  \
-        return __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST);                                      \
-    }                                                                                            \
-    T __tsan_atomic##bits##_fetch_add(volatile T* p, T x, int) {                                 \
-        return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);                                       \
-    }                                                                                            \
-    T __tsan_atomic##bits##_fetch_sub(volatile T* p, T x, int) {                                 \
-        return __atomic_fetch_sub(p, x, __ATOMIC_SEQ_CST);                                       \
-    }                                                                                            \
-    T __tsan_atomic##bits##_fetch_and(volatile T* p, T x, int) {                                 \
-        return __atomic_fetch_and(p, x, __ATOMIC_SEQ_CST);                                       \
-    }                                                                                            \
-    T __tsan_atomic##bits##_fetch_or(volatile T* p, T x, int) {                                  \
-        return __atomic_fetch_or(p, x, __ATOMIC_SEQ_CST);                                        \
-    }                                                                                            \
-    bool __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* old, T x, int, int) {   \
+#define SIMT_ATOMIC(bits, T)                                                                      \
+    T __tsan_atomic##bits##_load(const volatile T* p, int) {                                      \
+        return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                              \
+    }                                                                                             \
+    void __tsan_atomic##bits##_store(volatile T* p, T x, int) {                                   \
+        __atomic_store_n(p, x, __ATOMIC_SEQ_CST);                                                 \
+    }                                                                                             \
+    T __tsan_atomic##bits##_exchange(volatile T* p, T x, int) {                                   \
+        return __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST);                                       \
+    }                                                                                             \
+    T __tsan_atomic##bits##_fetch_add(volatile T* p, T x, int) {                                  \
+        return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);                                        \
+    }                                                                                             \
+    T __tsan_atomic##bits##_fetch_sub(volatile T* p, T x, int) {                                  \
+        return __atomic_fetch_sub(p, x, __ATOMIC_SEQ_CST);                                        \
+    }                                                                                             \
+    T __tsan_atomic##bits##_fetch_and(volatile T* p, T x, int) {                                  \
+        return __atomic_fetch_and(p, x, __ATOMIC_SEQ_CST);                                        \
+    }                                                                                             \
+    T __tsan_atomic##bits##_fetch_or(volatile T* p, T x, int) {                                   \
+        return __atomic_fetch_or(p, x, __ATOMIC_SEQ_CST);                                         \
+    }                                                                                             \
+    bool __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* old, T x, int, int) {    \
         return __atomic_compare_exchange_n(p, old, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
-    }                                                                                            \
-    bool __tsan_atomic##bits##_compare_exchange_weak(volatile T* p, T* old, T x, int, int) {     \
+    }                                                                                             \
+    bool __tsan_atomic##bits##_compare_exchange_weak(volatile T* p, T* old, T x, int, int) {      \
         return __atomic_compare_exchange_n(p, old, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
     }
 SIMT_ATOMIC(8, uint8_t)

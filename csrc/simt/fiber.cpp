@@ -97,7 +97,9 @@ void make_fiber(Fiber& fiber, char* stack, size_t bytes, void (*entry)()) {
 
 #else
 
-void switch_fiber(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+void switch_fiber(Fiber& from, Fiber& to) {
+    swapcontext(&from.context, &to.context);
+}
 
 void make_fiber(Fiber& fiber, char* stack, size_t bytes, void (*entry)()) {
     getcontext(&fiber.context);

@@ -1,8 +1,9 @@
 // Fibers: functions with stacks of their own, which give way to each other where they choose.
 //
 // Switching saves the registers that a function must preserve on the stack that is left, and takes
-// those of the other one from its stack: some fourteen instructions on x86-64 and aarch64. Elsewhere
-// `ucontext` does it, some thirty times slower. A fiber stays on the thread that began it.
+// those of the other one from its stack: some fourteen instructions on x86-64 and aarch64.
+// Elsewhere `ucontext` does it, some thirty times slower. A fiber stays on the thread that began
+// it.
 
 #pragma once
 

@@ -106,6 +106,8 @@ private:
         }
         block.collectives.assign((count + kWarp - 1) / kWarp, {});
         for (Barrier& barrier : block.barriers) barrier = {};
+        block.phase_barriers.clear();
+        block.cluster_barrier = block.grid_barrier = {};
         block.cluster = {&block};
         if (!block.memory) {
             block.memory = std::make_unique<char[]>(kSharedBytes + 1024);
@@ -120,14 +122,19 @@ private:
     }
 
     void join_clusters(const Unit& unit) {
-        std::map<std::tuple<const Grid*, unsigned, unsigned, unsigned>, std::vector<Block*>> clusters;
+        std::map<std::tuple<const Grid*, unsigned, unsigned, unsigned>, std::vector<Block*>>
+            clusters;
         for (size_t i = 0; i < unit.size(); ++i) {
             const auto& [grid, at] = unit[i];
             const dim3 size = grid->launch.cluster;
-            clusters[{grid, at.x / size.x, at.y / size.y, at.z / size.z}].push_back(blocks_[i].get());
+            clusters[{grid, at.x / size.x, at.y / size.y, at.z / size.z}].push_back(
+                blocks_[i].get());
         }
         for (const auto& [where, members] : clusters)
             for (Block* block : members) block->cluster = members;
+        std::map<const Grid*, Block*> leaders;
+        for (size_t i = 0; i < unit.size(); ++i)
+            blocks_[i]->leader = leaders.try_emplace(unit[i].first, blocks_[i].get()).first->second;
     }
 
     static void begin_thread();
@@ -239,7 +246,8 @@ void execute(const std::vector<Grid>& grids) {
     const auto work = [&] {
         for (size_t i; (i = next++) < units.size();) machine().run(units[i], options().seed + i);
     };
-    size_t processors = options().processors ? options().processors : std::thread::hardware_concurrency();
+    size_t processors =
+        options().processors ? options().processors : std::thread::hardware_concurrency();
     if (checking || !processors) processors = 1;
     std::vector<std::jthread> helpers;
     for (size_t i = 1; i < std::min(processors, units.size()); ++i) helpers.emplace_back(work);
@@ -279,22 +287,42 @@ Options& options() {
     return one;
 }
 
-Thread* self() { return current; }
-uint3 thread_index() { return current->index; }
-uint3 block_index() { return current->block->index; }
-dim3 block_size() { return current->block->grid->launch.block; }
-dim3 grid_size() { return current->block->grid->launch.grid; }
-unsigned lane() { return current->lane(); }
+Thread* self() {
+    return current;
+}
+uint3 thread_index() {
+    return current->index;
+}
+uint3 block_index() {
+    return current->block->index;
+}
+dim3 block_size() {
+    return current->block->grid->launch.block;
+}
+dim3 grid_size() {
+    return current->block->grid->launch.grid;
+}
+unsigned lane() {
+    return current->lane();
+}
 
 void report_absent_lane(unsigned lane, Site site) {
     report("wrong mask", site,
            "takes a value from lane " + std::to_string(lane) + ", which does not take part");
 }
-bool on_a_stack(const void* address) { return machine().on_a_stack(address); }
+bool on_a_stack(const void* address) {
+    return machine().on_a_stack(address);
+}
 
-void wait(const char* what, Site site) { machine().give_way(Thread::waiting, what, site); }
-void wake(Thread& thread) { thread.state = Thread::ready; }
-void spin(const char* what, Site site) { machine().give_way(Thread::spinning, what, site); }
+void wait(const char* what, Site site) {
+    machine().give_way(Thread::waiting, what, site);
+}
+void wake(Thread& thread) {
+    thread.state = Thread::ready;
+}
+void spin(const char* what, Site site) {
+    machine().give_way(Thread::spinning, what, site);
+}
 
 void collective(const char* name, unsigned mask, void* arguments,
                 void (*compute)(void** arguments, unsigned mask), Site site) {
@@ -313,8 +341,10 @@ void collective(const char* name, unsigned mask, void* arguments,
         mine = open.end() - 1;
     } else if (mine->mask != mask || std::strcmp(mine->name, name) != 0) {
         char text[160];
-        std::snprintf(text, sizeof text, "calls %s with mask %#x while others of its warp, at line %d, call %s with %#x",
-                      name, mask, mine->site.line, mine->name, mine->mask);
+        std::snprintf(
+            text, sizeof text,
+            "calls %s with mask %#x while others of its warp, at line %d, call %s with %#x", name,
+            mask, mine->site.line, mine->name, mine->mask);
         report("wrong mask", site, text);
     }
     mine->arrived |= bit;
@@ -371,17 +401,18 @@ int count_at_barrier(bool predicate, Site site) {
 }
 
 void sync_warp(unsigned mask, Site site) {
-    collective("__syncwarp", mask, nullptr,
-               [](void**, unsigned lanes) {
-                   if (!checking) return;
-                   Block& block = *self()->block;
-                   std::vector<Thread*> threads;
-                   for (unsigned lane = 0; lane < kWarp; ++lane)
-                       if (lanes >> lane & 1)
-                           threads.push_back(&block.threads[self()->warp() * kWarp + lane]);
-                   check_barrier(threads, {});
-               },
-               site);
+    collective(
+        "__syncwarp", mask, nullptr,
+        [](void**, unsigned lanes) {
+            if (!checking) return;
+            Block& block = *self()->block;
+            std::vector<Thread*> threads;
+            for (unsigned lane = 0; lane < kWarp; ++lane)
+                if (lanes >> lane & 1)
+                    threads.push_back(&block.threads[self()->warp() * kWarp + lane]);
+            check_barrier(threads, {});
+        },
+        site);
 }
 
 void fence(bool device_wide) {
@@ -402,10 +433,16 @@ void* shared_array(const void* key, const char* name, size_t bytes, size_t align
     return array;
 }
 
-void* dynamic_shared() { return self()->block->shared; }
+void* dynamic_shared() {
+    return self()->block->shared;
+}
 
-void begin_copy(std::function<void()> land) { machine().begin_copy(std::move(land)); }
-uint64_t random_number() { return machine().random(); }
+void begin_copy(std::function<void()> land) {
+    machine().begin_copy(std::move(land));
+}
+uint64_t random_number() {
+    return machine().random();
+}
 
 // Why a launch cannot be, or null.
 static const char* trouble_with(const Launch& launch) {

@@ -1,9 +1,10 @@
 // What is on the machine: grids of blocks of warps of threads, and what they wait for.
 //
-// A thread of the GPU is a fiber. It runs until it waits for others, or ends; then the scheduler takes
-// the next one that can run, in an order that is forward, reversed or random. Blocks that may wait
-// for each other (those of a cluster, of a cooperative grid, of several grids launched together) are
-// on the machine at once, on one thread of the processor; others take turns, on as many as it has.
+// A thread of the GPU is a fiber. It runs until it waits for others, or ends; then the scheduler
+// takes the next one that can run, in an order that is forward, reversed or random. Blocks that may
+// wait for each other (those of a cluster, of a cooperative grid, of several grids launched
+// together) are on the machine at once, on one thread of the processor; others take turns, on as
+// many as it has.
 //
 // When nothing can run, copies that are under way land, one at a time, in any order; when there are
 // none, no thread will ever run again, and the report says what each waits for.
@@ -11,7 +12,9 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,6 +31,12 @@ constexpr size_t kSharedBytes = 227 * 1024;
 
 struct Block;
 
+// Copies of one thread that it waits for together.
+struct CopyGroup {
+    std::vector<std::function<void()>> land;
+    Time last;
+};
+
 struct Thread {
     enum State { ready, waiting, spinning, done };
 
@@ -38,10 +47,16 @@ struct Thread {
     State state = ready;
     const char* waits_for = "";
     Site site;
-    Time time = 1;   // moves on when others are let know
-    Known known;     // of others, by what orders it after them
+    Time time = 1;    // moves on when others are let know
+    Known known;      // of others, by what orders it after them
     Known fenced[2];  // what its last fence made visible: to its block, to all
-    Known heard;     // what it read from atomics, and knows after its next fence
+    Known heard;      // what it read from atomics, and knows after its next fence
+
+    // Copies under way: their time moves on with each, since they are nobody's who waits.
+    Time copy_time = 0;
+    std::vector<std::function<void()>> uncommitted;
+    std::deque<CopyGroup> groups;
+    unsigned cluster_phase = 0;  // in which it arrived at the cluster's barrier
 
     unsigned lane() const { return rank % kWarp; }
     unsigned warp() const { return rank / kWarp; }
@@ -65,6 +80,14 @@ struct Barrier {
     Known released;  // what those that have arrived without waiting know
 };
 
+struct PhaseBarrier {
+    unsigned count = 0, missing = 0, phase = 0;
+    long bytes = 0;          // that are expected and have not landed
+    Known gathering, known;  // of those who arrive in this phase; of those of the last one
+    std::vector<Thread*> waiting;
+    Site site;
+};
+
 struct SharedArray {
     const void* key;
     const char* name;
@@ -84,6 +107,7 @@ struct Block {
     std::vector<Thread> threads;
     std::vector<std::vector<Collective>> collectives;  // those under way, for each warp
     Barrier barriers[kBarriers];
+    std::map<const void*, PhaseBarrier> phase_barriers;
     int counts[2] = {}, votes = 0;  // what __syncthreads_count adds up, in turns
     std::vector<SharedArray> arrays;
     std::unique_ptr<char[]> memory;
@@ -91,6 +115,8 @@ struct Block {
     size_t shared_used = 0;
     std::vector<Granule> shadow;
     std::vector<Block*> cluster;  // its blocks by their rank, this one among them
+    Block* leader = nullptr;      // the first block of the grid that is on the machine
+    PhaseBarrier cluster_barrier, grid_barrier;  // those of a cluster's and a grid's first block
 
     bool owns(const void* address) const {
         return size_t(static_cast<const char*>(address) - shared) < kSharedBytes;

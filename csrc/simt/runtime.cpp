@@ -20,7 +20,8 @@ cudaError_t simt::remember_error(cudaError_t error) {
 }
 
 cudaError_t simt_malloc(void** memory, size_t bytes, const char* name) {
-    auto* all = static_cast<char*>(std::aligned_alloc(256, (bytes + 2 * kMargin + 255) / 256 * 256));
+    auto* all =
+        static_cast<char*>(std::aligned_alloc(256, (bytes + 2 * kMargin + 255) / 256 * 256));
     if (!all) return simt::remember_error(cudaErrorMemoryAllocation);
     std::memset(all, 0xFF, bytes + 2 * kMargin);
     *memory = all + kMargin;
@@ -39,7 +40,8 @@ cudaError_t cudaFree(void* memory) {
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     std::memmove(to, from, bytes);
-    if (kind != cudaMemcpyDeviceToHost && kind != cudaMemcpyHostToHost) simt::mark_written(to, bytes);
+    if (kind != cudaMemcpyDeviceToHost && kind != cudaMemcpyHostToHost)
+        simt::mark_written(to, bytes);
     return cudaSuccess;
 }
 
@@ -49,13 +51,19 @@ cudaError_t cudaMemset(void* memory, int value, size_t bytes) {
     return cudaSuccess;
 }
 
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaGetLastError() {
+    return std::exchange(last_error, cudaSuccess);
+}
 
 const char* cudaGetErrorString(cudaError_t error) {
     switch (error) {
-        case cudaSuccess: return "no error";
-        case cudaErrorInvalidValue: return "invalid argument";
-        case cudaErrorMemoryAllocation: return "out of memory";
-        default: return "a kernel failed";
+        case cudaSuccess:
+            return "no error";
+        case cudaErrorInvalidValue:
+            return "invalid argument";
+        case cudaErrorMemoryAllocation:
+            return "out of memory";
+        default:
+            return "a kernel failed";
     }
 }

@@ -32,9 +32,15 @@ cudaError_t cudaMemset(void* memory, int value, size_t bytes);
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 
-inline cudaError_t cudaPeekAtLastError() { return cudaGetLastError(); }
-inline cudaError_t cudaDeviceSynchronize() { return cudaGetLastError(); }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaGetLastError(); }
+inline cudaError_t cudaPeekAtLastError() {
+    return cudaGetLastError();
+}
+inline cudaError_t cudaDeviceSynchronize() {
+    return cudaGetLastError();
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return cudaGetLastError();
+}
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                                    cudaStream_t = nullptr) {
     return cudaMemcpy(to, from, bytes, kind);
@@ -47,12 +53,13 @@ cudaError_t cudaMemcpyToSymbol(T& symbol, const void* from, size_t bytes) {
     return cudaMemcpy(&symbol, from, bytes, cudaMemcpyHostToDevice);
 }
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
+    return cudaSuccess;
+}
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
 
 // The memory is named by the variable that holds it, as written.
-#define cudaMalloc(memory, bytes) \
-    simt_malloc(reinterpret_cast<void**>(memory), bytes, #memory)
+#define cudaMalloc(memory, bytes) simt_malloc(reinterpret_cast<void**>(memory), bytes, #memory)
 #define cudaMallocManaged(memory, bytes) cudaMalloc(memory, bytes)
 
 namespace simt {

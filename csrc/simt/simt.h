@@ -1,8 +1,8 @@
 // CUDA for a processor without a GPU: include this, and a kernel compiles with g++.
 //
 // The words of the language are macros; what only a GPU can do is a function of the emulator
-// (machine.h). Under nvcc none of this is needed, and nothing of it is there but the few names that a
-// kernel may use with either compiler:
+// (machine.h). Under nvcc none of this is needed, and nothing of it is there but the few names that
+// a kernel may use with either compiler:
 //
 //     SHARED(float, tile, [32][33]);          __shared__ float tile[32][33];
 //     SHARED_DYNAMIC(float, buffer);          extern __shared__ float buffer[];
@@ -67,11 +67,12 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 #define gridDim (simt::grid_size())
 constexpr int warpSize = 32;
 
-#define SHARED(type, name, dimensions)                                                         \
-    static const char simt_key_##name = 0;                                                     \
-    typedef type simt_type_##name dimensions;                                                  \
-    auto& name = *static_cast<simt_type_##name*>(simt::shared_array(                           \
-        &simt_key_##name, #name, sizeof(simt_type_##name), alignof(simt_type_##name), simt::Site()))
+#define SHARED(type, name, dimensions)                                        \
+    static const char simt_key_##name = 0;                                    \
+    typedef type simt_type_##name dimensions;                                 \
+    auto& name = *static_cast<simt_type_##name*>(                             \
+        simt::shared_array(&simt_key_##name, #name, sizeof(simt_type_##name), \
+                           alignof(simt_type_##name), simt::Site()))
 #define SHARED_DYNAMIC(type, name) type* const name = static_cast<type*>(simt::dynamic_shared())
 
 // What the emulator itself reads and writes is not the kernel's doing.
@@ -124,13 +125,15 @@ void simt_launch(Kernel kernel, simt_configuration how, Arguments... arguments) 
     simt::start<Arguments...>(kernel, how.grid, how.block, how.shared_bytes, arguments...);
 }
 #define SIMT_BARE(...) __VA_ARGS__
-#define SIMT_LAUNCH(kernel, how, arguments)                                            \
+#define SIMT_LAUNCH(kernel, how, arguments) \
     SIMT_LAUNCH_(kernel, how, SIMT_LAUNCH_ARGUMENTS arguments)
 #define SIMT_LAUNCH_ARGUMENTS(...) __VA_OPT__(, ) __VA_ARGS__
-#define SIMT_LAUNCH_(kernel, how, ...)                                                 \
+#define SIMT_LAUNCH_(kernel, how, ...) \
     simt_launch([](auto... own) { SIMT_BARE kernel(own...); }, simt_configuration how __VA_ARGS__)
 
-inline void __syncthreads(simt::Site site = {}) { simt::barrier(0, 0, true, site); }
+inline void __syncthreads(simt::Site site = {}) {
+    simt::barrier(0, 0, true, site);
+}
 SIMT_UNWATCHED inline int __syncthreads_count(int predicate, simt::Site site = {}) {
     return simt::count_at_barrier(predicate != 0, site);
 }
@@ -144,10 +147,18 @@ SIMT_UNWATCHED inline int __syncthreads_and(int predicate, simt::Site site = {})
 inline void __syncwarp(unsigned mask = 0xFFFFFFFF, simt::Site site = {}) {
     simt::sync_warp(mask, site);
 }
-inline void __threadfence_block() { simt::fence(false); }
-inline void __threadfence() { simt::fence(true); }
-inline void __threadfence_system() { simt::fence(true); }
-inline void __nanosleep(unsigned, simt::Site site = {}) { simt::spin("time to pass", site); }
+inline void __threadfence_block() {
+    simt::fence(false);
+}
+inline void __threadfence() {
+    simt::fence(true);
+}
+inline void __threadfence_system() {
+    simt::fence(true);
+}
+inline void __nanosleep(unsigned, simt::Site site = {}) {
+    simt::spin("time to pass", site);
+}
 
 namespace simt {
 
@@ -209,31 +220,40 @@ SIMT_UNWATCHED T combine(const char* name, unsigned mask, T value, Site site) {
 
 struct Sum {
     template <typename T>
-    T operator()(T a, T b) const { return a + b; }
+    T operator()(T a, T b) const {
+        return a + b;
+    }
 };
 struct Least {
     template <typename T>
-    T operator()(T a, T b) const { return a < b ? a : b; }
+    T operator()(T a, T b) const {
+        return a < b ? a : b;
+    }
 };
 struct Greatest {
     template <typename T>
-    T operator()(T a, T b) const { return a > b ? a : b; }
+    T operator()(T a, T b) const {
+        return a > b ? a : b;
+    }
 };
 struct And {
     template <typename T>
-    T operator()(T a, T b) const { return a & b; }
+    T operator()(T a, T b) const {
+        return a & b;
+    }
 };
 struct Or {
     template <typename T>
-    T operator()(T a, T b) const { return a | b; }
+    T operator()(T a, T b) const {
+        return a | b;
+    }
 };
 
 // *p = change(*p) at once; returns what was there.
 template <typename T, typename Change>
 SIMT_UNWATCHED T update(T* p, Change change, Site site) {
-    using Bits = std::conditional_t<
-        sizeof(T) == 8, uint64_t,
-        std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
+    using Bits = std::conditional_t<sizeof(T) == 8, uint64_t,
+                                    std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t> >;
     if (checking) check_atomic(p, sizeof(T), site);
     auto* bits = reinterpret_cast<Bits*>(p);
     Bits seen = __atomic_load_n(bits, __ATOMIC_SEQ_CST), next;
@@ -242,8 +262,8 @@ SIMT_UNWATCHED T update(T* p, Change change, Site site) {
         std::memcpy(static_cast<void*>(&before), &seen, sizeof(T));
         after = change(before);
         std::memcpy(&next, static_cast<void*>(&after), sizeof(T));
-    } while (!__atomic_compare_exchange_n(bits, &seen, next, false, __ATOMIC_SEQ_CST,
-                                          __ATOMIC_SEQ_CST));
+    } while (
+        !__atomic_compare_exchange_n(bits, &seen, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     if (next == seen) spin("a change of an atomic", site);  // a lock that is taken, say
     return before;
 }
@@ -275,8 +295,8 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, simt::Site
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, simt::Site site = {}) {
-    return simt::combine<simt::Or>("__ballot_sync", mask,
-                                   predicate ? 1u << simt::lane() : 0u, site);
+    return simt::combine<simt::Or>("__ballot_sync", mask, predicate ? 1u << simt::lane() : 0u,
+                                   site);
 }
 inline int __any_sync(unsigned mask, int predicate, simt::Site site = {}) {
     return simt::combine<simt::Or>("__any_sync", mask, int(predicate != 0), site);
@@ -297,17 +317,17 @@ T __reduce_min_sync(unsigned mask, T value, simt::Site site = {}) {
     return simt::combine<simt::Least>("__reduce_min_sync", mask, value, site);
 }
 
-#define SIMT_ATOMIC(name, expression)                                                           \
-    template <typename T>                                                                       \
-    SIMT_UNWATCHED T name(T* p, std::type_identity_t<T> x, simt::Site site = {}) {       \
-        return simt::update(p, [=](T old) SIMT_UNWATCHED { return T(expression); }, site);      \
+#define SIMT_ATOMIC(name, expression)                                                      \
+    template <typename T>                                                                  \
+    SIMT_UNWATCHED T name(T* p, std::type_identity_t<T> x, simt::Site site = {}) {         \
+        return simt::update(p, [=](T old) SIMT_UNWATCHED { return T(expression); }, site); \
     }
 SIMT_ATOMIC(atomicAdd, old + x)
 SIMT_ATOMIC(atomicSub, old - x)
 SIMT_ATOMIC(atomicExch, (void(old), x))
 SIMT_ATOMIC(atomicMin, old < x ? old : x)
 SIMT_ATOMIC(atomicMax, old > x ? old : x)
-SIMT_ATOMIC(atomicAnd, old & x)
+SIMT_ATOMIC(atomicAnd, old& x)
 SIMT_ATOMIC(atomicOr, old | x)
 SIMT_ATOMIC(atomicXor, old ^ x)
 SIMT_ATOMIC(atomicInc, old >= x ? 0 : old + 1)
@@ -324,22 +344,56 @@ using std::max;
 using std::min;
 
 template <typename T>
-T __ldg(const T* p) { return *p; }
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
-inline float __fdividef(float x, float y) { return x / y; }
-inline float __frcp_rn(float x) { return 1 / x; }
-inline float __fsqrt_rn(float x) { return std::sqrt(x); }
-inline float __fmaf_rn(float x, float y, float z) { return std::fma(x, y, z); }
-inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
-inline double rsqrt(double x) { return 1 / std::sqrt(x); }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-inline unsigned __umulhi(unsigned x, unsigned y) { return uint64_t(x) * y >> 32; }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
-inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+T __ldg(const T* p) {
+    return *p;
+}
+inline float __expf(float x) {
+    return std::exp(x);
+}
+inline float __logf(float x) {
+    return std::log(x);
+}
+inline float __fdividef(float x, float y) {
+    return x / y;
+}
+inline float __frcp_rn(float x) {
+    return 1 / x;
+}
+inline float __fsqrt_rn(float x) {
+    return std::sqrt(x);
+}
+inline float __fmaf_rn(float x, float y, float z) {
+    return std::fma(x, y, z);
+}
+inline float rsqrtf(float x) {
+    return 1 / std::sqrt(x);
+}
+inline double rsqrt(double x) {
+    return 1 / std::sqrt(x);
+}
+inline int __popc(unsigned x) {
+    return __builtin_popcount(x);
+}
+inline int __ffs(int x) {
+    return __builtin_ffs(x);
+}
+inline int __clz(int x) {
+    return x ? __builtin_clz(x) : 32;
+}
+inline unsigned __umulhi(unsigned x, unsigned y) {
+    return uint64_t(x) * y >> 32;
+}
+inline float __int_as_float(int x) {
+    return std::bit_cast<float>(x);
+}
+inline int __float_as_int(float x) {
+    return std::bit_cast<int>(x);
+}
+inline float __uint_as_float(unsigned x) {
+    return std::bit_cast<float>(x);
+}
+inline unsigned __float_as_uint(float x) {
+    return std::bit_cast<unsigned>(x);
+}
 
 #endif

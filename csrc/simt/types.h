@@ -21,37 +21,41 @@ struct dim3 {
     unsigned size() const { return x * y * z; }
 };
 
-#define SIMT_VECTOR2(name, T)                                              \
-    struct alignas(2 * sizeof(T)) name {                                   \
-        typedef T Whole __attribute__((vector_size(2 * sizeof(T))));       \
-        union {                                                            \
-            struct {                                                       \
-                T x, y;                                                    \
-            };                                                             \
-            Whole whole;                                                   \
-        };                                                                 \
-        name() = default;                                                  \
-        name(T x, T y) : x(x), y(y) {}                                     \
-        name(const name& from) : whole(from.whole) {}                      \
+#define SIMT_VECTOR2(name, T)                                                   \
+    struct alignas(2 * sizeof(T)) name {                                        \
+        typedef T Whole __attribute__((vector_size(2 * sizeof(T))));            \
+        union {                                                                 \
+            struct {                                                            \
+                T x, y;                                                         \
+            };                                                                  \
+            Whole whole;                                                        \
+        };                                                                      \
+        name() = default;                                                       \
+        name(T x, T y) : x(x), y(y) {}                                          \
+        name(const name& from) : whole(from.whole) {}                           \
         name& operator=(const name& from) { return whole = from.whole, *this; } \
-    };                                                                     \
-    inline name make_##name(T x, T y) { return {x, y}; }
+    };                                                                          \
+    inline name make_##name(T x, T y) {                                         \
+        return {x, y};                                                          \
+    }
 
-#define SIMT_VECTOR4(name, T)                                              \
-    struct alignas(4 * sizeof(T)) name {                                   \
-        typedef T Whole __attribute__((vector_size(4 * sizeof(T))));       \
-        union {                                                            \
-            struct {                                                       \
-                T x, y, z, w;                                              \
-            };                                                             \
-            Whole whole;                                                   \
-        };                                                                 \
-        name() = default;                                                  \
-        name(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}               \
-        name(const name& from) : whole(from.whole) {}                      \
+#define SIMT_VECTOR4(name, T)                                                   \
+    struct alignas(4 * sizeof(T)) name {                                        \
+        typedef T Whole __attribute__((vector_size(4 * sizeof(T))));            \
+        union {                                                                 \
+            struct {                                                            \
+                T x, y, z, w;                                                   \
+            };                                                                  \
+            Whole whole;                                                        \
+        };                                                                      \
+        name() = default;                                                       \
+        name(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}                    \
+        name(const name& from) : whole(from.whole) {}                           \
         name& operator=(const name& from) { return whole = from.whole, *this; } \
-    };                                                                     \
-    inline name make_##name(T x, T y, T z, T w) { return {x, y, z, w}; }
+    };                                                                          \
+    inline name make_##name(T x, T y, T z, T w) {                               \
+        return {x, y, z, w};                                                    \
+    }
 
 SIMT_VECTOR2(float2, float)
 SIMT_VECTOR2(int2, int)
@@ -121,13 +125,33 @@ using __nv_bfloat162 = simt::Pair<__nv_bfloat16>;
 using __half2 = simt::Pair<__half>;
 using half2 = __half2;
 
-inline float __bfloat162float(__nv_bfloat16 x) { return x; }
-inline __nv_bfloat16 __float2bfloat16(float x) { return x; }
-inline __nv_bfloat16 __float2bfloat16_rn(float x) { return x; }
-inline float __half2float(__half x) { return x; }
-inline __half __float2half(float x) { return x; }
-inline __half __float2half_rn(float x) { return x; }
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {x, y}; }
-inline __half2 __floats2half2_rn(float x, float y) { return {x, y}; }
-inline float2 __bfloat1622float2(__nv_bfloat162 pair) { return {pair.x, pair.y}; }
-inline float2 __half22float2(__half2 pair) { return {pair.x, pair.y}; }
+inline float __bfloat162float(__nv_bfloat16 x) {
+    return x;
+}
+inline __nv_bfloat16 __float2bfloat16(float x) {
+    return x;
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+    return x;
+}
+inline float __half2float(__half x) {
+    return x;
+}
+inline __half __float2half(float x) {
+    return x;
+}
+inline __half __float2half_rn(float x) {
+    return x;
+}
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {x, y};
+}
+inline __half2 __floats2half2_rn(float x, float y) {
+    return {x, y};
+}
+inline float2 __bfloat1622float2(__nv_bfloat162 pair) {
+    return {pair.x, pair.y};
+}
+inline float2 __half22float2(__half2 pair) {
+    return {pair.x, pair.y};
+}
