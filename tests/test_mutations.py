@@ -93,11 +93,14 @@ def _drop_projection(right, grad, x, weight, mean, rstd, *, ndim):
     return rstd[..., None] * (g - g.mean(-1, keepdims=True)), dweight, dbias
 
 
-def _unscaled(right, grad, query, key, value, mask, out, log_normaliser, *, causal, scale):
-    dquery, dkey, dvalue = right(
-        grad, query, key, value, mask, out, log_normaliser, causal=causal, scale=scale
-    )
-    return dquery / query.shape[-1] ** -0.5, dkey, dvalue
+def _unscaled(right, grad, query, *rest, **options):
+    dquery, *others = right(grad, query, *rest, **options)
+    return dquery / query.shape[-1] ** -0.5, *others
+
+
+def _sinks_forgotten(right, *inputs, **options):
+    *gradients, dsinks = right(*inputs, **options)
+    return *gradients, np.zeros_like(dsinks)
 
 
 def _not_divided(right, grad, logits, *rest, **options):
@@ -246,6 +249,11 @@ MUTANTS = {
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         (_random(1, 1, 3, 2), _random(1, 1, 3, 2) * 0.5, _random(1, 1, 3, 2) + 1),
         _kernel("scaled_dot_product_attention_backward", _unscaled),
+    ),
+    "attention: sinks forgotten": Mutant(
+        lambda q, k, v, z: F.scaled_dot_product_attention(q, k, v, sinks=z),
+        (_random(1, 2, 3, 4), _random(1, 2, 5, 4), _random(1, 2, 5, 4), _random(2)),
+        _kernel("scaled_dot_product_attention_backward", _sinks_forgotten),
     ),
 }
 

@@ -9,17 +9,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from minitorch.errors import ConfigError, ShapeError
+from minitorch.ops.attention import (
+    attention_qkvpacked,
+    scaled_dot_product_attention,
+    varlen_attn,
+)
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
 from minitorch.ops.fused import (
     apply_rotary_emb,
-    attention_qkvpacked,
     dropout,
     gelu,
     layer_norm,
     linear,
     rms_norm,
-    scaled_dot_product_attention,
     silu,
     swiglu,
 )
@@ -64,6 +67,7 @@ __all__ = [
     "softplus",
     "swiglu",
     "tanh",
+    "varlen_attn",
 ]
 
 

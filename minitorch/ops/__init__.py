@@ -9,6 +9,7 @@ there is none).
 
 from minitorch.ops import (
     arithmetic,
+    attention,
     comparison,
     conversion,
     convolution,
@@ -44,6 +45,7 @@ __all__ = [
     "Primitive",
     "Sample",
     "arithmetic",
+    "attention",
     "comparison",
     "conversion",
     "convolution",

@@ -102,14 +102,27 @@ static void check_attention(long time_q, long time_k, long dim, long value_dim, 
     Owned<T> lse({2, heads, time_q}), grad({2, heads, time_q, value_dim});
     Owned<T> dq({2, heads, time_q, dim}), dk({2, kv_heads, time_k, dim});
     Owned<T> dv({2, kv_heads, time_k, value_dim}), bias({2, heads, time_q, time_k});
-    for (const Array& mask : {kNone, bias.array}) {
-        const std::vector<double> numbers{0.3, double(causal), 0};
-        run("attention", {q.array, k.array, v.array, mask, out.array, lse.array}, numbers);
-        run("attention_backward",
-            {grad.array, q.array, k.array, v.array, mask, out.array, lse.array, dq.array, dk.array,
-             dv.array},
-            numbers);
-    }
+    Owned<T> dbias({2, heads, time_q, time_k}), sinks({heads}), dsinks({2, heads});
+    const std::vector<Array> inputs{q.array, k.array, v.array, kNone, kNone, kNone, kNone};
+    const auto both = [&](std::vector<Array> given, std::vector<Array> wanted,
+                          std::vector<double> numbers) {
+        given.insert(given.end(), {out.array, lse.array});
+        run("attention", given, numbers);
+        given.resize(7);
+        given.insert(given.end(), {grad.array, out.array, lse.array, dq.array, dk.array, dv.array});
+        given.insert(given.end(), wanted.begin(), wanted.end());
+        run("attention_backward", given, numbers);
+    };
+    std::vector<Array> given = inputs;
+    for (double right : {-1., 0., 3.})
+        both(given, {kNone, kNone}, {0.3, 0, 5, right, 1});
+    given[4] = sinks.array;
+    both(given, {kNone, dsinks.array}, {0.3, 2, -1, causal ? 0. : -1., 1});
+    given[3] = bias.array, given[4] = kNone;
+    both(given, {dbias.array, kNone}, {0.3, 0, -1, causal ? 0. : -1., 0});
+    Array shared = dbias.array;  // one for all heads of all sequences
+    shared.strides[0] = shared.strides[1] = 0;
+    both(given, {shared, kNone}, {0.3, 0, -1, causal ? 0. : -1., 0});
     const long head = 3, t = time_q - 1;  // one row against plain loops, with the bias
     const T* query = &q[(head * time_q + t) * dim];
     std::vector<double> weights(time_k);
@@ -126,6 +139,25 @@ static void check_attention(long time_q, long time_k, long dim, long value_dim, 
             sum += weights[s] / total * v[(time_k + s) * value_dim + d];
         close("attention", out[(head * time_q + t) * value_dim + d], sum, 1e-4);
     }
+}
+
+// Three sequences, the second without queries.
+static void check_packed_attention(long time_q, long time_k, long dim) {
+    Owned<float> q({1, 4, time_q, dim}), k({1, 2, time_k, dim}), v({1, 2, time_k, dim});
+    Owned<float> out({1, 4, time_q, dim}), lse({1, 4, time_q}), grad({1, 4, time_q, dim});
+    Owned<float> dq({1, 4, time_q, dim}), dk({1, 2, time_k, dim}), dv({1, 2, time_k, dim});
+    Owned<long> starts_q({4}), starts_k({4});
+    starts_q.memory = {0, 1, 1, time_q};
+    starts_k.memory = {0, time_k / 2, time_k - 1, time_k};
+    starts_q.array.data = starts_q.memory.data(), starts_k.array.data = starts_k.memory.data();
+    const std::vector<double> numbers{0.3, 0, -1, 0, 1};
+    run("attention", {q.array, k.array, v.array, kNone, kNone, starts_q.array, starts_k.array,
+                      out.array, lse.array},
+        numbers);
+    run("attention_backward",
+        {q.array, k.array, v.array, kNone, kNone, starts_q.array, starts_k.array, grad.array,
+         out.array, lse.array, dq.array, dk.array, dv.array, kNone, kNone},
+        numbers);
 }
 
 template <typename T>
@@ -178,6 +210,8 @@ int main() {
             check_attention<double>(5, 130, 33, 7, causal);
             check_attention<double>(150, 150, 8, 8, causal);
         }
+        check_packed_attention(5, 9, 16);
+        check_packed_attention(70, 130, 24);
         for (long rows : {1, 7, 300})
             for (long columns : {3, 16, 97}) {
                 check_rows<float>(rows, columns);

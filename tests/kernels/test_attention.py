@@ -1,5 +1,7 @@
 """The compiled attention against its reference in float64."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -7,11 +9,22 @@ from hypothesis import strategies as st
 
 import minitorch as mt
 from minitorch import kernels
-from minitorch.kernels import reference
+from minitorch.kernels import reference_attention as reference
 from minitorch.nn import functional as F
 
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12, "bfloat16": 4e-2}
 TIME = st.one_of(st.integers(1, 20), st.sampled_from([32, 33, 97, 130]))
+DTYPE = st.sampled_from(sorted(TOLERANCE))
+EDGE = st.sampled_from([-1, -1, 0, 1, 5, 40])
+OPTIONS = st.fixed_dictionaries(
+    {
+        "causal": st.booleans(),
+        "scale": st.sampled_from([None, 0.2]),
+        "window": st.tuples(EDGE, EDGE),
+        "softcap": st.sampled_from([0.0, 0.0, 2.0]),
+        "lower_right": st.booleans(),
+    }
+)
 FIXTURES = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -21,58 +34,119 @@ def wide(x):
     return x if x is None or x.dtype == bool else np.asarray(x, np.float64)
 
 
+def compiled(name):
+    return kernels.implementations(name)["cpu"]
+
+
+def close(found, expected, tolerance):
+    bound = tolerance * (1 + np.abs(expected).max(initial=0))
+    np.testing.assert_allclose(wide(found), expected, rtol=0, atol=bound)
+
+
 @FIXTURES
 @given(
     st.sampled_from([(1, 1), (4, 2), (3, 3), (4, 1)]),
     TIME,
     TIME,
-    st.sampled_from([1, 4, 16, 33, 64]),
-    st.sampled_from([1, 16, 40]),
-    st.sampled_from(sorted(TOLERANCE)),
+    st.sampled_from([1, 4, 16, 33, 64, 256]),
+    st.sampled_from([1, 16, 40, 128]),
+    DTYPE,
+    OPTIONS,
+    st.sampled_from([None, "bool", "float", "float of keys", "float turned"]),
     st.booleans(),
-    st.sampled_from([None, "bool", "float"]),
 )
 def test_both_directions(
-    instruction_set, heads, time_q, time_k, dim, value_dim, dtype, causal, masked
+    instruction_set, heads, time_q, time_k, dim, value_dim, dtype, options, masked, with_sinks
 ):
     kind, tolerance = np.dtype(getattr(mt, dtype)), TOLERANCE[dtype]
+    compute = np.float64 if dtype == "float64" else np.float32
     rng = np.random.default_rng(time_q + 131 * time_k)
     query = rng.standard_normal((2, time_q, heads[0], dim)).astype(kind).transpose(0, 2, 1, 3)
     key = rng.standard_normal((2, heads[1], time_k, dim)).astype(kind)
     value = rng.standard_normal((2, heads[1], time_k, value_dim)).astype(kind)
-    mask = None
-    if masked == "bool":
-        mask = rng.random((time_q, time_k)) < 0.6
-    elif masked == "float":
-        mask = rng.standard_normal((2, 1, time_q, time_k)).astype(
-            np.float64 if dtype == "float64" else np.float32
-        )
-    forward = kernels.implementations("scaled_dot_product_attention")["cpu"]
-    backward = kernels.implementations("scaled_dot_product_attention_backward")["cpu"]
-    exact = [wide(x) for x in (query, key, value, mask)]
-    expected, lse = reference.scaled_dot_product_attention(*exact, causal=causal)
-    found, found_lse = forward(query, key, value, mask, causal=causal)
-    np.testing.assert_allclose(wide(found), expected, rtol=0, atol=tolerance)
+    mask = {
+        None: None,
+        "bool": rng.random((time_q, time_k)) < 0.6,
+        "float": rng.standard_normal((2, 1, time_q, time_k)).astype(compute),
+        "float of keys": rng.standard_normal((2, 1, 1, time_k)).astype(compute),
+        "float turned": rng.standard_normal((heads[0], time_k, time_q)).astype(compute).mT,
+    }[masked]
+    sinks = rng.standard_normal(heads[0]).astype(kind) if with_sinks else None
+    inputs = [query, key, value, mask, sinks]
+    exact = [wide(x) for x in inputs]
+    expected, lse = reference.scaled_dot_product_attention(*exact, **options)
+    found, found_lse = compiled("scaled_dot_product_attention")(*inputs, **options)
+    close(found, expected, tolerance)
     assert (np.isfinite(found_lse) == np.isfinite(lse)).all()
+
     grad = rng.standard_normal(found.shape).astype(kind)
+    needs_mask = masked not in (None, "bool")
     gradients = reference.scaled_dot_product_attention_backward(
-        wide(grad), *exact, expected, lse, causal=causal
+        wide(grad), *exact, expected, lse, needs_mask=needs_mask, **options
     )
-    ours = backward(grad, query, key, value, mask, found, found_lse, causal=causal)
+    ours = compiled("scaled_dot_product_attention_backward")(
+        grad, *inputs, found, found_lse, needs_mask=needs_mask, **options
+    )
+    for one, other, x in zip(ours, gradients, inputs, strict=True):
+        if other is None:
+            assert one is None
+        else:
+            assert one.dtype == x.dtype
+            close(one, other, 2 * tolerance)
+
+
+@FIXTURES
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 70)), min_size=1, max_size=5),
+    st.sampled_from([(2, 2), (4, 2)]),
+    st.sampled_from([8, 20]),
+    DTYPE,
+    OPTIONS,
+    st.booleans(),
+)
+def test_packed_sequences(instruction_set, lengths, heads, dim, dtype, options, with_sinks):
+    kind, tolerance = np.dtype(getattr(mt, dtype)), TOLERANCE[dtype]
+    starts_q, starts_k = (np.cumsum([0, *n]) for n in zip(*lengths, strict=True))
+    rng = np.random.default_rng(len(lengths))
+    query = rng.standard_normal((starts_q[-1], heads[0], dim)).astype(kind)
+    key, value = rng.standard_normal((2, heads[1], starts_k[-1], dim)).astype(kind).swapaxes(1, 2)
+    sinks = rng.standard_normal(heads[0]).astype(kind) if with_sinks else None
+    inputs = [query, key, value, sinks]
+    exact = [wide(x) for x in inputs]
+    expected, lse = reference.varlen_attention(*exact, starts_q, starts_k, **options)
+    found, found_lse = compiled("varlen_attention")(*inputs, starts_q, starts_k, **options)
+    close(found, expected, tolerance)
+    grad = rng.standard_normal(found.shape).astype(kind)
+    gradients = reference.varlen_attention_backward(
+        wide(grad), *exact, starts_q, starts_k, expected, lse, **options
+    )
+    ours = compiled("varlen_attention_backward")(
+        grad, *inputs, starts_q, starts_k, found, found_lse, **options
+    )
     for one, other in zip(ours, gradients, strict=True):
-        assert one.dtype == kind
-        bound = 2 * tolerance * (1 + np.abs(other).max())
-        np.testing.assert_allclose(wide(one), other, rtol=0, atol=bound)
+        if other is not None:
+            close(one, other, 2 * tolerance)
 
 
 def test_threads_do_not_change_a_bit(instruction_set, threads):
-    q, k, v, grad = np.random.default_rng(0).standard_normal((4, 3, 4, 100, 24), np.float32)
+    rng = np.random.default_rng(0)
+    q, k, v, grad = rng.standard_normal((4, 3, 4, 100, 24), np.float32)
+    mask, sinks = rng.standard_normal((100, 100), np.float32), rng.standard_normal(4, np.float32)
+    one_query = np.ascontiguousarray(q[:, :, :1])
+    starts = np.array([0, 1, 70, 70, 100])
     results = []
     for count in (1, 2, 3):
         threads(count)
-        out, lse = kernels.lookup("scaled_dot_product_attention")(q, k, v, causal=True)
-        back = kernels.lookup("scaled_dot_product_attention_backward")
-        results.append([out, lse, *back(grad, q, k, v, None, out, lse, causal=True)])
+        found = []
+        for bias, options in [(None, {"causal": True}), (mask, {"window": (30, 2)})]:
+            out, lse = compiled("scaled_dot_product_attention")(q, k, v, bias, sinks, **options)
+            back = compiled("scaled_dot_product_attention_backward")
+            found += [out, lse]
+            found += back(grad, q, k, v, bias, sinks, out, lse, needs_mask=True, **options)
+        found += compiled("scaled_dot_product_attention")(one_query, k, v, None, sinks)
+        by_time = [x[0].transpose(1, 0, 2) for x in (q, k, v)]
+        found += compiled("varlen_attention")(*by_time, sinks, starts, starts, causal=True)
+        results.append([x for x in found if x is not None])
     for others in results[1:]:
         for one, other in zip(results[0], others, strict=True):
             assert (one == other).all()
@@ -84,37 +158,74 @@ def test_a_query_that_sees_nothing_gets_zeros(instruction_set):
     out, lse = kernels.lookup("scaled_dot_product_attention")(q, q, q, mask)
     assert not out[0, 0, 1].any()
     assert np.isposinf(lse[0, 0, 1])
-    gradients = kernels.lookup("scaled_dot_product_attention_backward")(q, q, q, q, mask, out, lse)
+    backward = kernels.lookup("scaled_dot_product_attention_backward")
+    *gradients, _, _ = backward(q, q, q, q, mask, None, out, lse)
     assert not gradients[0][0, 0, 1].any()
     assert all(np.isfinite(g).all() for g in gradients)
 
 
-@pytest.mark.parametrize("time", [1, 40])
-def test_nan_reaches_the_queries_that_see_it(instruction_set, time):
-    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, time, 8), np.float32)
-    k = np.concatenate([k, np.full((1, 1, 1, 8), np.nan, np.float32)], axis=2)
-    v = np.concatenate([v, np.zeros((1, 1, 1, 8), np.float32)], axis=2)
+@pytest.mark.parametrize("time", [1, 3])
+def test_a_sink_takes_what_nothing_else_wants(instruction_set, time):
+    """Against a sink alone the output is zero; one at -inf is as good as none."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, time, 8), np.float32)
     forward = kernels.lookup("scaled_dot_product_attention")
-    assert np.isnan(forward(q, k, v)[0]).all()
+    out, lse = forward(q, k, v, np.zeros((time, time), bool), np.array([2, 3], np.float32))
+    assert not out.any()
+    np.testing.assert_allclose(lse, np.broadcast_to([[2], [3]], (1, 2, time)), rtol=1e-6)
+    none = forward(q, k, v, None, np.full(2, -np.inf, np.float32))
+    for one, other in zip(none, forward(q, k, v), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("time", [1, 40])
+def test_nan_reaches_the_queries_that_see_it(instruction_set, time, bad):
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, time, 8), np.float32)
+    k = np.concatenate([k, np.full((1, 1, 1, 8), bad, np.float32)], axis=2)
+    v = np.concatenate([v, np.full((1, 1, 1, 8), bad, np.float32)], axis=2)
+    forward = kernels.lookup("scaled_dot_product_attention")
+    with np.errstate(invalid="ignore"):
+        expected, _ = reference.scaled_dot_product_attention(q, k, v)
+    np.testing.assert_array_equal(np.isnan(forward(q, k, v)[0]), np.isnan(expected))
     assert np.isfinite(forward(q, k, v, causal=True)[0]).all()
+    assert np.isnan(forward(q, k, v, causal=True, lower_right=True)[0][0, 0, -1]).any()
+
+
+def test_memory_is_linear_in_time():
+    """What NumPy allocates, which counts results and, if there were one, a matrix of scores."""
+    x = mt.randn(1, 1, 4096, 16, requires_grad=True)
+    tracemalloc.start()
+    F.scaled_dot_product_attention(x, x, x, is_causal=True).backward(mt.ones(1, 1, 4096, 16))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 * x.numel() * 4 < 4096 * 4096 * 4
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_packed_is_the_same_as_taken_apart(kv_heads):
     mt.manual_seed(0)
     x = mt.randn(2, 9, (4 + 2 * kv_heads) * 5, dtype=mt.float64, requires_grad=True)
+    sinks = mt.randn(4, dtype=mt.float64, requires_grad=True)
     v = mt.randn(2, 9, 20, dtype=mt.float64)
-    packed = F.attention_qkvpacked(x, 4, kv_heads, is_causal=True)
-    (first,) = mt.autograd.grad(packed, x, v)
+    options = {"is_causal": True, "window_size": (4, 0), "softcap": 3.0, "sinks": sinks}
+    packed = F.attention_qkvpacked(x, 4, kv_heads, **options)
+    first = mt.autograd.grad(packed, [x, sinks], v)
     by_head = x.reshape(2, 9, 4 + 2 * kv_heads, 5).transpose(1, 2)
     q, k, w = by_head.split([4, kv_heads, kv_heads], 1)
-    apart = F.scaled_dot_product_attention(q, k, w, is_causal=True)
+    apart = F.scaled_dot_product_attention(q, k, w, **options)
     apart = apart.transpose(1, 2).reshape(2, 9, 20)
-    (second,) = mt.autograd.grad(apart, x, v)
+    second = mt.autograd.grad(apart, [x, sinks], v)
     np.testing.assert_allclose(packed.detach().numpy(), apart.detach().numpy(), atol=1e-13)
-    np.testing.assert_allclose(first.numpy(), second.numpy(), atol=1e-12)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-12)
 
 
-def test_a_width_that_does_not_divide_is_refused():
-    with pytest.raises(mt.errors.ShapeError, match="attention_qkvpacked: expected"):
-        F.attention_qkvpacked(mt.ones(1, 2, 10), 3)
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4), (1, 2, 0, 4)])
+def test_empty_inputs(shape):
+    x = np.zeros(shape, np.float32)
+    out, lse = compiled("scaled_dot_product_attention")(x, x, x)
+    assert out.shape == shape
+    gradients = compiled("scaled_dot_product_attention_backward")(
+        out, x, x, x, None, None, out, lse
+    )
+    assert [g.shape for g in gradients[:3]] == [shape] * 3

@@ -82,17 +82,44 @@ def fold(x, shape, dim, size, step):
     return torch.autograd.grad(windows, zeros, x, create_graph=True)[0]
 
 
-def attention(query, key, value, mask, causal, scale):
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
-    )
+def attention(query, key, value, mask, sinks, causal, scale, window, softcap, lower_right):
+    """By torch's own function, or, for what that does not know, from the formula."""
+    if sinks is None and not softcap and window == (-1, -1) and not lower_right:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
+        )
+    groups = query.shape[-3] // key.shape[-3]
+    key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:
+        scores = scores + mask
+    time_q, time_k = scores.shape[-2:]
+    position = torch.arange(time_q)[:, None] + (time_k - time_q if lower_right else 0)
+    distance = torch.arange(time_k) - position
+    hidden = (distance < -window[0]) & (window[0] >= 0) | (distance > 0) & causal
+    hidden |= (distance > window[1]) & (window[1] >= 0)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if sinks is not None:
+        logits = sinks.view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, logits], -1)
+    return scores.softmax(-1)[..., :time_k] @ value
 
 
-def packed(qkv, heads, kv_heads, causal, scale):
+def packed(qkv, sinks, heads, kv_heads, **options):
     batch, time, _ = qkv.shape
     by_head = qkv.view(batch, time, heads + 2 * kv_heads, -1).transpose(1, 2)
     q, k, v = by_head.split([heads, kv_heads, kv_heads], 1)
-    return attention(q, k, v, None, causal, scale).transpose(1, 2).flatten(2)
+    return attention(q, k, v, None, sinks, **options).transpose(1, 2).flatten(2)
+
+
+def varlen(query, key, value, sinks, starts_q, starts_k, **options):
+    parts = []
+    for a, b, c, d in zip(starts_q, starts_q[1:], starts_k, starts_k[1:], strict=False):
+        q, k, v = (x.transpose(0, 1) for x in (query[a:b], key[c:d], value[c:d]))
+        parts.append(attention(q, k, v, None, sinks, **options).transpose(0, 1))
+    return torch.cat(parts)
 
 
 def cross_entropy(logits, target, ignore_index, label_smoothing, z_loss, reduction):
@@ -183,6 +210,7 @@ PEERS = {
     "linear_cross_entropy": linear_cross_entropy,
     "scaled_dot_product_attention": attention,
     "attention_qkvpacked": packed,
+    "varlen_attention": varlen,
     "dropout": lambda x, p, seed, offset: x * kept(x.shape, p, seed, offset) / (1 - p),
     "getitem": getitem,
     "setitem": setitem,

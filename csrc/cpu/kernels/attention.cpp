@@ -2,135 +2,228 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-template <typename T>
-static Head<T> head_of(const Array& x, long batch, long head) {
-    if (!x) return {nullptr, 0, 0};
-    return {x.as<T>() + batch * x.strides[0] + head * x.strides[1], x.strides[2], x.strides[3]};
-}
-
-template <typename C>
-static Scores<C> scores_of(const Array& q, const Array& k, const Array& v, const double* numbers) {
-    return {q.shape[2], k.shape[2],      q.shape[3],
-            v.shape[3], C(numbers[0]), numbers[1] != 0, static_cast<long>(numbers[2]), {}};
-}
+// One sequence of the batch: an element of the batch dimension, or a range of the time that all
+// sequences share.
+struct Sequence {
+    long batch, first_query, time_q, first_key, time_k;
+    long blocks;  // of queries, in the sequences before
+    long packed;  // where its packed keys begin
+};
 
 constexpr long kFewQueries = 2;
 
+// What the arrays and numbers of a call mean.
 template <typename T>
-static void forward(const Array* arrays, const double* numbers) {
+struct Problem {
     using C = Compute<T>;
-    const Array &q = arrays[0], &k = arrays[1], &v = arrays[2], &bias = arrays[3], &out = arrays[4],
-                &lse = arrays[5];
-    const Scores<C> s = scores_of<C>(q, k, v, numbers);
-    const long heads = q.shape[1], kv_heads = k.shape[1], key_heads = k.shape[0] * kv_heads;
-    if (s.time_q <= kFewQueries) {
-        parallel_ranges(
-            q.shape[0] * heads, rows_per_piece(s.time_q * s.time_k * s.dim),
-            [&](long begin, long end) {
-                for (long i = begin; i < end; ++i) {
-                    const long batch = i / heads, head = i % heads;
-                    const long key_head = head / (heads / kv_heads);
-                    Scores<C> own = s;
-                    own.bias = head_of<const C>(bias, batch, head);
-                    const Head<const T> queries = head_of<const T>(q, batch, head);
-                    const Head<T> to = head_of<T>(out, batch, head);
-                    for (long t = 0; t < s.time_q; ++t)
-                        attend_alone<T>(own, t, queries.at(t, 0),
-                                        head_of<const T>(k, batch, key_head),
-                                        head_of<const T>(v, batch, key_head), to.at(t, 0),
-                                        lse.as<C>() + i * s.time_q + t);
-                }
-            });
-        return;
+    const Array &q, &k, &v, &bias, &sinks;
+    const Array &starts_q, &starts_k;  // of packed sequences, and where the last ends; or none
+    const double* numbers;             // scale, softcap, left, right, lower_right
+
+    long heads() const { return q.shape[1]; }
+    long kv_heads() const { return k.shape[1]; }
+    long group() const { return heads() / kv_heads(); }
+    long count() const { return starts_q ? starts_q.size - 1 : q.shape[0]; }
+
+    Sequence sequence(long i) const {
+        if (!starts_q) return {i, 0, q.shape[2], 0, k.shape[2], 0, 0};
+        const int64_t *from = starts_q.as<int64_t>() + i, *keys_from = starts_k.as<int64_t>() + i;
+        return {0, from[0], from[1] - from[0], keys_from[0], keys_from[1] - keys_from[0], 0, 0};
     }
-    const long size = PackedKeys<C>::size(s);
-    C* memory = scratch<C>(7, key_heads * size);
-    parallel_ranges(key_heads, rows_per_piece(s.time_k * s.dim), [&](long begin, long end) {
-        for (long i = begin; i < end; ++i)
-            PackedKeys<C>::template pack<T>(s, head_of<const T>(k, i / kv_heads, i % kv_heads),
-                                            head_of<const T>(v, i / kv_heads, i % kv_heads),
-                                            memory + i * size);
-    });
+    Scores<C> scores(const Sequence& one, long head) const {
+        const bool lower_right = numbers[4] != 0;
+        return {one.time_q,
+                one.time_k,
+                q.shape[3],
+                v.shape[3],
+                C(numbers[0]),
+                C(numbers[1]),
+                lower_right ? one.time_k - one.time_q : 0,
+                static_cast<long>(numbers[2]),
+                static_cast<long>(numbers[3]),
+                sinks ? sinks.as<const C>() + head * sinks.strides[0] : nullptr,
+                head_of<const C>(bias, one.batch, head, 0),
+                {}};
+    }
+    // (time, dim) of one head, from a time on.
+    template <typename E>
+    static Head<E> head_of(const Array& x, long batch, long head, long time) {
+        if (!x) return {nullptr, 0, 0};
+        return {x.as<E>() + batch * x.strides[0] + head * x.strides[1] + time * x.strides[2],
+                x.strides[2], x.strides[3]};
+    }
+    template <typename E>
+    static Head<E> queries_of(const Array& x, const Sequence& one, long head) {
+        return head_of<E>(x, one.batch, head, one.first_query);
+    }
+    template <typename E>
+    static Head<E> keys_of(const Array& x, const Sequence& one, long head) {
+        return head_of<E>(x, one.batch, head, one.first_key);
+    }
+    static C* lse_of(const Array& x, const Sequence& one, long head) {
+        return x.as<C>() + one.batch * x.strides[0] + head * x.strides[1] + one.first_query;
+    }
+};
+
+template <typename T>
+static void forward(const Problem<T>& p, const Array& out, const Array& lse) {
+    using C = Compute<T>;
     constexpr long columns = kColumns<C>;
-    const long blocks = ceil_div(s.time_q, columns);
+    const long sequences = p.count(), heads = p.heads(), kv_heads = p.kv_heads();
+    Sequence* plan = scratch<Sequence>(6, sequences + 1);
+    long blocks = 0, packed = 0, work = 0;
+    for (long i = 0; i < sequences; ++i) {
+        Sequence& one = plan[i] = p.sequence(i);
+        one.blocks = blocks, one.packed = packed;
+        work += one.time_k * p.q.shape[3];
+        const bool few = one.time_q <= kFewQueries;
+        blocks += few ? one.time_q > 0 : ceil_div(one.time_q, columns);
+        packed += few ? 0 : kv_heads * PackedKeys<C>::size(p.scores(one, 0));
+    }
+    plan[sequences].blocks = blocks;
+    C* memory = scratch<C>(7, packed);
     parallel_ranges(
-        q.shape[0] * heads * blocks, rows_per_piece(s.time_k * s.dim), [&](long begin, long end) {
+        packed ? sequences * kv_heads : 0, rows_per_piece(work / (sequences + 1)),
+        [&](long begin, long end) {
             for (long i = begin; i < end; ++i) {
-                const long block = i % blocks, head = i / blocks % heads, batch = i / blocks / heads;
-                const long first = block * columns, key_head = head / (heads / kv_heads);
-                Scores<C> own = s;
-                own.bias = head_of<const C>(bias, batch, head);
-                C* packed = memory + (batch * kv_heads + key_head) * size;
-                attend<T>(own, head_of<const T>(q, batch, head),
-                          {packed, packed + round_up(s.time_k, kRows) * s.dim}, first,
-                          s.time_q - first < columns ? s.time_q - first : columns,
-                          head_of<T>(out, batch, head),
-                          lse.as<C>() + (batch * heads + head) * s.time_q);
+                const Sequence& one = plan[i / kv_heads];
+                const Scores<C> s = p.scores(one, 0);
+                if (one.time_q > kFewQueries)
+                    PackedKeys<C>::template pack<T>(
+                        s, p.template keys_of<const T>(p.k, one, i % kv_heads),
+                        p.template keys_of<const T>(p.v, one, i % kv_heads),
+                        memory + one.packed + i % kv_heads * PackedKeys<C>::size(s));
+            }
+        });
+    // The last blocks of a sequence first: under a causal mask they are the longest.
+    parallel_ranges(
+        blocks * heads, rows_per_piece(work / (sequences + 1)), [&](long begin, long end) {
+            long at = 0;
+            for (long i = begin; i < end; ++i) {
+                while (plan[at + 1].blocks * heads <= i) ++at;
+                const Sequence& one = plan[at];
+                const long own = plan[at + 1].blocks - one.blocks, rest = i - one.blocks * heads;
+                const long head = rest / own, first = (own - 1 - rest % own) * columns;
+                const long key_head = head / p.group();
+                const Scores<C> s = p.scores(one, head);
+                const Head<const T> queries = p.template queries_of<const T>(p.q, one, head);
+                const Head<T> to = p.template queries_of<T>(out, one, head);
+                C* normalisers = p.lse_of(lse, one, head);
+                if (one.time_q <= kFewQueries) {
+                    for (long t = 0; t < one.time_q; ++t)
+                        attend_alone<T>(s, t, queries.at(t, 0),
+                                        p.template keys_of<const T>(p.k, one, key_head),
+                                        p.template keys_of<const T>(p.v, one, key_head),
+                                        to.at(t, 0), normalisers + t);
+                } else {
+                    C* keys = memory + one.packed + key_head * PackedKeys<C>::size(s);
+                    attend<T>(s, queries, {keys, keys + round_up(s.time_k, kRows) * s.dim}, first,
+                              one.time_q - first < columns ? one.time_q - first : columns, to,
+                              normalisers);
+                }
             }
         });
 }
 
 template <typename T>
-static void backward(const Array* arrays, const double* numbers) {
+static void backward(const Problem<T>& p, const Array& grad, const Array& out, const Array& lse,
+                     const Array& dq, const Array& dk, const Array& dv, const Array& dbias,
+                     const Array& dsinks) {
     using C = Compute<T>;
-    const Array &grad = arrays[0], &q = arrays[1], &k = arrays[2], &v = arrays[3],
-                &bias = arrays[4], &out = arrays[5], &lse = arrays[6], &dq = arrays[7],
-                &dk = arrays[8], &dv = arrays[9];
-    const Scores<C> s = scores_of<C>(q, k, v, numbers);
-    const long heads = q.shape[1], kv_heads = k.shape[1], group = heads / kv_heads;
-    parallel_for(k.shape[0] * kv_heads, [&](long i) {
-        const long batch = i / kv_heads, key_head = i % kv_heads;
-        backward_group<T>(s, head_of<const T>(k, batch, key_head),
-                          head_of<const T>(v, batch, key_head), head_of<T>(dk, batch, key_head),
-                          head_of<T>(dv, batch, key_head), group, [&](long g) {
-                              const long head = key_head * group + g;
-                              return BackwardHead<T>{
-                                  head_of<const T>(q, batch, head),
-                                  head_of<const T>(grad, batch, head),
-                                  head_of<const T>(out, batch, head),
-                                  lse.as<const C>() + (batch * heads + head) * s.time_q,
-                                  head_of<const C>(bias, batch, head),
-                                  head_of<T>(dq, batch, head)};
-                          });
+    const long sequences = p.count(), kv_heads = p.kv_heads(), group = p.group();
+    const auto run = [&](long i, long key_head) {
+        const Sequence one = p.sequence(i);
+        backward_group<T>(
+            p.scores(one, 0), p.template keys_of<const T>(p.k, one, key_head),
+            p.template keys_of<const T>(p.v, one, key_head),
+            p.template keys_of<T>(dk, one, key_head), p.template keys_of<T>(dv, one, key_head),
+            group, [&](long g) {
+                const long head = key_head * group + g;
+                const Scores<C> s = p.scores(one, head);
+                return BackwardHead<T>{p.template queries_of<const T>(p.q, one, head),
+                                       p.template queries_of<const T>(grad, one, head),
+                                       p.template queries_of<const T>(out, one, head),
+                                       p.lse_of(lse, one, head),
+                                       s.sink,
+                                       s.bias,
+                                       p.template queries_of<T>(dq, one, head),
+                                       dsinks ? dsinks.as<C>() + i * p.heads() + head : nullptr,
+                                       p.template head_of<C>(dbias, one.batch, head, 0)};
+            });
+    };
+    // What adds to the same gradient of a bias is one thread's, in order.
+    const bool share_batch = dbias && dbias.strides[0] == 0;
+    const bool share_heads = dbias && dbias.strides[1] == 0;
+    const long outer = share_batch ? 1 : sequences, inner = share_heads ? 1 : kv_heads;
+    parallel_for(outer * inner, [&](long i) {
+        for (long s = 0; s < sequences / outer; ++s)
+            for (long h = 0; h < kv_heads / inner; ++h) run(i / inner + s, i % inner + h);
     });
 }
 
-static void check(const Array& q, const Array& k, const Array& v, const Array& out) {
+static bool rows_lie(const Array& x) {
+    return x.strides[3] == 1 || x.shape[3] == 1;
+}
+
+static void check(const Array& q, const Array& k, const Array& v, const Array& out,
+                  const Array& starts_q, const Array& starts_k) {
     require(q.ndim == 4 && k.ndim == 4 && v.ndim == 4 && out.ndim == 4 &&
                 q.shape[0] == k.shape[0] && k.shape[0] == v.shape[0] && k.shape[1] == v.shape[1] &&
                 k.shape[2] == v.shape[2] && q.shape[3] == k.shape[3] && k.shape[1] > 0 &&
                 q.shape[1] % k.shape[1] == 0 && out.shape[3] == v.shape[3] &&
-                q.strides[3] == 1 && k.strides[3] == 1 && v.strides[3] == 1 && out.strides[3] == 1,
+                rows_lie(q) && rows_lie(k) && rows_lie(v) && rows_lie(out),
             "attention: arrays that do not fit");
+    require(bool(starts_q) == bool(starts_k) && starts_q.size == starts_k.size,
+            "attention: starts of the queries and of the keys");
+    if (!starts_q) return;
+    const auto rises = [](const Array& starts, long end) {
+        const int64_t* at = starts.as<int64_t>();
+        bool fine = starts.dtype == Dtype::int64 && starts.size > 0 && starts.strides[0] == 1 &&
+                    at[0] == 0 && at[starts.size - 1] == end;
+        for (long i = 1; i < starts.size; ++i) fine &= at[i - 1] <= at[i];
+        return fine;
+    };
+    require(q.shape[0] == 1 && rises(starts_q, q.shape[2]) && rises(starts_k, k.shape[2]),
+            "attention: starts that do not rise from 0 to the end");
+}
+
+template <typename Run>
+static void dispatch(Dtype dtype, const Run& run) {
+    if (dtype == Dtype::float32)
+        run(float{});
+    else if (dtype == Dtype::float64)
+        run(double{});
+    else if (dtype == Dtype::bfloat16)
+        run(bfloat16{});
+    else
+        fail("attention: expected float32, float64 or bfloat16");
 }
 
 // query (batch, heads, time_q, dim), key (batch, kv_heads, time_k, dim), value, bias (batch, heads,
-// time_q, time_k) of the compute type or None, out, lse (batch, heads, time_q) contiguous; scale,
-// causal, window. The last dimension of all but bias has stride 1.
+// time_q, time_k) or None, sinks (heads,) or None, starts of the queries and of the keys of sequences
+// that share a time (batch is 1, there is no bias) or None twice, out, lse (batch, heads, time_q);
+// scale, softcap or 0, left, right, lower_right. bias, sinks and lse are of the compute type. The
+// last dimension of all but bias has stride 1.
 KERNEL(attention) {
-    check(arrays[0], arrays[1], arrays[2], arrays[4]);
-    if (arrays[0].dtype == Dtype::float32)
-        forward<float>(arrays, numbers);
-    else if (arrays[0].dtype == Dtype::float64)
-        forward<double>(arrays, numbers);
-    else if (arrays[0].dtype == Dtype::bfloat16)
-        forward<bfloat16>(arrays, numbers);
-    else
-        fail("attention: expected float32, float64 or bfloat16");
+    check(arrays[0], arrays[1], arrays[2], arrays[7], arrays[5], arrays[6]);
+    dispatch(arrays[0].dtype, [&](auto kind) {
+        forward<decltype(kind)>({arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], arrays[5],
+                                 arrays[6], numbers},
+                                arrays[7], arrays[8]);
+    });
 }
 
-// grad, query, key, value, bias or None, out, lse, dquery, dkey, dvalue; scale, causal, window.
+// The same as far as the starts, then grad, out, lse, dquery, dkey, dvalue, dbias (to which is added;
+// its strides may be 0) or None, dsinks (sequences, heads) or None; the same numbers.
 KERNEL(attention_backward) {
-    check(arrays[1], arrays[2], arrays[3], arrays[5]);
-    check(arrays[7], arrays[8], arrays[9], arrays[0]);
-    if (arrays[0].dtype == Dtype::float32)
-        backward<float>(arrays, numbers);
-    else if (arrays[0].dtype == Dtype::float64)
-        backward<double>(arrays, numbers);
-    else if (arrays[0].dtype == Dtype::bfloat16)
-        backward<bfloat16>(arrays, numbers);
-    else
-        fail("attention: expected float32, float64 or bfloat16");
+    check(arrays[0], arrays[1], arrays[2], arrays[8], arrays[5], arrays[6]);
+    check(arrays[10], arrays[11], arrays[12], arrays[7], arrays[5], arrays[6]);
+    dispatch(arrays[0].dtype, [&](auto kind) {
+        backward<decltype(kind)>({arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], arrays[5],
+                                  arrays[6], numbers},
+                                 arrays[7], arrays[8], arrays[9], arrays[10], arrays[11],
+                                 arrays[12], arrays[13], arrays[14]);
+    });
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

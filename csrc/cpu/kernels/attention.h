@@ -3,6 +3,10 @@
 //     S = scale Q Kᵀ + bias,   P = softmax(S),   O = P V
 //     dV = Pᵀ dO,   dS = P (dO Vᵀ - rowsum(dO O)),   dQ = scale dS K,   dK = scale dSᵀ Q
 //
+// With a soft cap c the product's part of S is c tanh(scale Q Kᵀ / c) (Gemma 2, 2024), and dQ and dK
+// have its slope 1 - tanh² as a further factor. A sink z is one more score in the denominator, with no
+// value: P = exp(S) / (exp(z) + Σ exp(S)) (gpt-oss, 2025), so that dz = -Σ exp(z - m - log(l)) dO O.
+//
 // A block of scores is made, used and dropped. Forward, a block of queries goes past all keys with a
 // running maximum m and a running sum l of exp(S - m); what was added up under a smaller maximum is
 // scaled down when a larger one comes. It leaves m + log(l), from which backward computes any block
@@ -13,8 +17,8 @@
 // lies as the panel of B that the product with V wants. Backward, queries are down and keys across,
 // which is the panel that dV and dK want; dQ takes dS turned.
 //
-// Forward, threads take blocks of queries, or heads where there are but a few queries. Backward, they take heads of keys, with all the queries
-// that read from it, so that each sum has one order.
+// Forward, threads take blocks of queries, or heads where there are but a few queries. Backward, they
+// take heads of keys, with all the queries that read from them, so that each sum has one order.
 
 #pragma once
 
@@ -26,23 +30,42 @@ namespace minitorch::MT_INSTRUCTION_SET {
 template <typename T>
 using Head = Matrix<T>;
 
+// One head of one sequence: what is computed from its queries and keys.
 template <typename C>
 struct Scores {
     long time_q, time_k, dim, value_dim;
     C scale;
-    bool causal;            // query i sees keys 0 to i
-    long window;            // and, if above 0, no key before i - window + 1
-    Matrix<const C> bias;   // (time_q, time_k), -inf where a query must not look; or null
+    C softcap;             // 0: none
+    long offset;           // query i stands at key i + offset,
+    long left, right;      // and sees so many keys before and after; all, where negative
+    const C* sink;         // or null
+    Matrix<const C> bias;  // (time_q, time_k), -inf where a query must not look; or null
+    Matrix<C> dbias;       // receives its gradient; or null
 
     long first_key(long query) const {
-        return window > 0 && query >= window ? query - window + 1 : 0;
+        const long key = query + offset - left;
+        return left < 0 || key < 0 ? 0 : key < time_k ? key : time_k;
     }
     long end_of_keys(long query) const {
-        return causal && query + 1 < time_k ? query + 1 : time_k;
+        const long end = query + offset + right + 1;
+        return right < 0 || end > time_k ? time_k : end > 0 ? end : 0;
     }
     bool sees(long query, long key) const {
         return key >= first_key(query) && key < end_of_keys(query);
     }
+    // The queries that see any of the keys from `key` to `last`.
+    long first_query(long key) const {
+        const long query = key - offset - right;
+        return right < 0 || query < 0 ? 0 : query < time_q ? query : time_q;
+    }
+    long end_of_queries(long last) const {
+        const long end = last - offset + left + 1;
+        return left < 0 || end > time_q ? time_q : end > 0 ? end : 0;
+    }
+    // What the products of queries and keys are multiplied by, and then passed to `capped`.
+    C factor() const { return softcap != 0 ? scale / softcap : scale; }
+    Vector<C> capped(Vector<C> x) const { return softcap != 0 ? softcap * tanh<C>(x) : x; }
+    bool has_sink() const { return sink && !(*sink == -kInfinity<C>); }
 };
 
 inline long round_up(long a, long b) {
@@ -70,6 +93,24 @@ struct PackedKeys {
     }
 };
 
+// Which keys the queries of a block see, a query to a lane.
+template <typename C>
+struct Sight {
+    using Int = typename ExpConstants<C>::Int;
+    Vector<Int> begin, end;
+
+    Sight(const Scores<C>& s, long query) {
+        for (long lane = 0; lane < Lanes<C>::count; ++lane) {
+            begin[lane] = s.first_key(query + lane);
+            end[lane] = s.end_of_keys(query + lane);
+        }
+    }
+    Vector<C> hide(Vector<C> score, long key) const {
+        const Vector<Int> k = broadcast(Int(key));
+        return (k >= begin) & (k < end) ? score : broadcast(-kInfinity<C>);
+    }
+};
+
 // out and lse of the queries [first, first + count), count at most kColumns.
 template <typename T>
 void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>> packed, long first,
@@ -77,14 +118,20 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     using C = Compute<T>;
     constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
     const long out_rows = round_up(s.value_dim, kRows);
-    C* query = scratch<C>(0, (s.dim + out_rows + kKeys) * columns + 64);
-    C* sums = query + s.dim * columns;    // Oᵀ: (value_dim, queries)
+    C* query = scratch<C>(0, (s.dim + out_rows + 2 * kKeys) * columns + 64);
+    C* sums = query + s.dim * columns;     // Oᵀ: (value_dim, queries)
     C* block = sums + out_rows * columns;  // Sᵀ, then Pᵀ: (keys, queries)
+    C* bias = block + kKeys * columns;     // that of the block
     pack_panel<T, C, columns>({q.at(first, 0), q.row, q.column}, count, s.dim, query);
-    for (long i = 0; i < s.dim * columns; i += lanes) store(query + i, load(query + i) * s.scale);
+    for (long i = 0; i < s.dim * columns; i += lanes)
+        store(query + i, load(query + i) * s.factor());
     for (long i = 0; i < out_rows * columns; i += lanes) store(sums + i, Vector<C>{});
-    Vector<C> peak[2], total[2] = {};
-    peak[0] = peak[1] = broadcast(-kInfinity<C>);
+    Vector<C> peak[2], total[2];
+    for (long h = 0; h < 2; ++h) {
+        peak[h] = broadcast(s.has_sink() ? *s.sink : -kInfinity<C>);
+        total[h] = broadcast(C(s.has_sink()));
+    }
+    const Sight<C> sight[2] = {{s, first}, {s, first + lanes}};
 
     const long last = first + count - 1;
     const long begin = s.first_key(first) / kRows * kRows, end = s.end_of_keys(last);
@@ -94,19 +141,29 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
             compute_tile<C, false>(keys - i < kRows ? keys - i : kRows, columns, s.dim,
                                    packed.keys + (key + i) * s.dim, query, block + i * columns,
                                    columns);
-        if (s.bias.data)
+        const auto change = [&](auto f) {
             for (long i = 0; i < keys; ++i)
-                for (long j = 0; j < count; ++j)
-                    block[i * columns + j] += *s.bias.at(first + j, key + i);
+                for (long h = 0; h < 2; ++h) {
+                    C* at = block + i * columns + h * lanes;
+                    store(at, f(load(at), i, h));
+                }
+        };
+        if (s.softcap != 0) change([&](Vector<C> x, long, long) { return s.capped(x); });
+        if (s.bias.data) {
+            pack_panel<C, C, columns>({s.bias.at(first, key), s.bias.row, s.bias.column}, count,
+                                      keys, bias);
+            change([&](Vector<C> x, long i, long h) {
+                return x + load(bias + i * columns + h * lanes);
+            });
+        }
         if (!s.sees(first, key + keys - 1) || !s.sees(last, key))
-            for (long i = 0; i < keys; ++i)
-                for (long j = 0; j < columns; ++j)
-                    if (!s.sees(first + j, key + i)) block[i * columns + j] = -kInfinity<C>;
+            change([&](Vector<C> x, long i, long h) { return sight[h].hide(x, key + i); });
 
         Vector<C> shrink[2], shift[2];
         for (long h = 0; h < 2; ++h) {
             Vector<C> now = peak[h];
-            for (long i = 0; i < keys; ++i) now = maximum<C>(load(block + i * columns + h * lanes), now);
+            for (long i = 0; i < keys; ++i)
+                now = maximum<C>(load(block + i * columns + h * lanes), now);
             // Where nothing was seen yet the shift is 0, so that exp(-inf) and not NaN comes out.
             shift[h] = now > -kInfinity<C> ? now : Vector<C>{};
             shrink[h] = exp_nonpositive<C>(peak[h] - shift[h]);
@@ -166,13 +223,13 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
                   Head<const T> v, T* out, Compute<T>* lse) {
     using C = Compute<T>;
     constexpr long lanes = Lanes<C>::count;
-    const long begin = s.first_key(query), end = s.end_of_keys(query);
+    const long begin = s.first_key(query), limit = s.end_of_keys(query);
+    const long end = limit > begin ? limit : begin;
     C* weights = scratch<C>(0, end - begin + s.dim + s.value_dim + 3 * lanes);
     C* scaled = weights + round_up(end - begin, lanes);
     C* sums = scaled + round_up(s.dim, lanes);
-    for (long d = 0; d < s.dim; ++d) scaled[d] = load_one(q + d) * s.scale;
+    for (long d = 0; d < s.dim; ++d) scaled[d] = load_one(q + d) * s.factor();
 
-    C peak = -kInfinity<C>;
     for (long key = begin; key < end; ++key) {
         const T* row = k.at(key, 0);
         Vector<C> products{};
@@ -180,12 +237,19 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
         for (; d + lanes <= s.dim; d += lanes) products += load(scaled + d) * load(row + d);
         C score = sum_of_lanes<C>(products);
         for (; d < s.dim; ++d) score += scaled[d] * load_one(row + d);
-        if (s.bias.data) score += *s.bias.at(query, key);
         weights[key - begin] = score;
-        peak = score > peak ? score : peak;
+    }
+    C peak = s.has_sink() ? *s.sink : -kInfinity<C>;
+    for_each_vector<C>(end - begin, [&](long, auto get, auto put) {
+        put(weights, s.capped(get(weights)));
+    });
+    for (long i = 0; i < end - begin; ++i) {
+        if (s.bias.data) weights[i] += *s.bias.at(query, begin + i);
+        peak = weights[i] > peak ? weights[i] : peak;
     }
     const C shift = peak > -kInfinity<C> ? peak : C(0);
     C total = 0;
+    if (s.has_sink()) total = exp_nonpositive<C>(broadcast(*s.sink - shift))[0];
     for (long i = 0; i < end - begin; i += lanes) {
         const long count = end - begin - i < lanes ? end - begin - i : lanes;
         const Vector<C> e = exp_nonpositive<C>(load_part(weights + i, count, -kInfinity<C>) - shift);
@@ -244,10 +308,11 @@ struct PackedQueries {
         pack_rows<T, C, kRows>(q.transposed(), s.dim, s.time_q, queries_turned);
         pack_rows<T, C, kRows>(grad.transposed(), s.value_dim, s.time_q, grads_turned);
         for (long t = 0; t < s.time_q; ++t) {
-            C sum = 0;
-            for (long d = 0; d < s.value_dim; ++d)
-                sum += load_one(grad.at(t, d)) * load_one(out.at(t, d));
-            delta[t] = sum;
+            Vector<C> products{};
+            for_each_vector<C>(s.value_dim, [&](long, auto get, auto) {
+                products += get(grad.at(t, 0)) * get(out.at(t, 0));
+            });
+            delta[t] = sum_of_lanes<C>(products);
         }
         return {queries, queries_turned, grads, grads_turned, delta};
     }
@@ -260,15 +325,32 @@ struct KeyBlock {
     C* rows;           // K: for each kColumns dimensions (keys, dimensions)
 };
 
+// A row of at most a vector, wherever its elements are.
+template <typename C>
+Vector<C> load_row(Matrix<const C> from, long i, long j, long count) {
+    if (from.column == 1 && count == Lanes<C>::count) return load(from.at(i, j));
+    Vector<C> out{};
+    for (long lane = 0; lane < count; ++lane) out[lane] = *from.at(i, j + lane);
+    return out;
+}
+template <typename C>
+void add_row(Matrix<C> to, long i, long j, long count, Vector<C> x) {
+    if (to.column == 1 && count == Lanes<C>::count)
+        return store(to.at(i, j), load(to.at(i, j)) + x);
+    for (long lane = 0; lane < count; ++lane) *to.at(i, j + lane) += x[lane];
+}
+
 // What one head of queries adds to dKᵀ and dVᵀ (dim, keys) of a block of keys, and to its own dQ.
 template <typename C>
 void backward_block(const Scores<C>& s, const PackedQueries<C>& packed, const C* lse,
                     const KeyBlock<C>& b, long key, long count, C* dk, C* dv, C* dq, long dq_stride,
                     C* probabilities, C* dscores, C* turned) {
     constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
-    const long begin = (s.causal ? key : 0) / kRows * kRows;
-    long end = s.time_q;
-    if (s.window > 0 && key + count - 1 + s.window < end) end = key + count - 1 + s.window;
+    using Int = typename ExpConstants<C>::Int;
+    Vector<Int> lane;
+    for (long i = 0; i < lanes; ++i) lane[i] = i;
+    const C factor = s.factor();
+    const long begin = s.first_query(key) / kRows * kRows, end = s.end_of_queries(key + count - 1);
     for (long query = begin; query < end; query += kQueries) {
         const long queries = end - query < kQueries ? end - query : kQueries;
         for (long i = 0; i < queries; i += kRows) {
@@ -279,24 +361,32 @@ void backward_block(const Scores<C>& s, const PackedQueries<C>& packed, const C*
                                    packed.grads + (query + i) * s.value_dim, b.values,
                                    dscores + i * columns, columns);
         }
-        const bool whole = count == columns && s.sees(query, key + count - 1) &&
-                           s.sees(query + queries - 1, key);
         for (long i = 0; i < queries; ++i) {
             C* p = probabilities + i * columns;
             C* ds = dscores + i * columns;
             const C normaliser = lse[query + i], delta = packed.delta[query + i];
-            if (s.bias.data)
-                for (long j = 0; j < count; ++j)
-                    p[j] += *s.bias.at(query + i, key + j) / s.scale;
-            for (long j = 0; j < columns; j += lanes) {
-                const Vector<C> exponent = load(p + j) * s.scale - normaliser;
-                store(p + j, exp_nonpositive<C>(exponent > C(0) ? Vector<C>{} : exponent));
+            const long first = s.first_key(query + i), limit = s.end_of_keys(query + i);
+            const Vector<Int> from = broadcast(Int(first - key));
+            const Vector<Int> to = broadcast(Int((limit < key + count ? limit : key + count) - key));
+            for (long j = 0; j < columns && j < count; j += lanes) {
+                Vector<C> score = load(p + j) * factor, slope = broadcast(s.scale);
+                if (s.softcap != 0) {
+                    const Vector<C> t = tanh<C>(score);
+                    score = s.softcap * t;
+                    slope *= 1 - t * t;
+                }
+                const long rest = count - j < lanes ? count - j : lanes;
+                if (s.bias.data) score += load_row(s.bias, query + i, key + j, rest);
+                const Vector<C> exponent = score - normaliser;
+                const auto seen = (lane + Int(j) >= from) & (lane + Int(j) < to);
+                const Vector<C> weight =
+                    seen ? exp_nonpositive<C>(exponent > C(0) ? Vector<C>{} : exponent)
+                         : Vector<C>{};
+                const Vector<C> dscore = seen ? weight * (load(ds + j) - delta) : Vector<C>{};
+                if (s.dbias.data) add_row(s.dbias, query + i, key + j, rest, dscore);
+                store(p + j, weight);
+                store(ds + j, dscore * slope);
             }
-            if (!whole)
-                for (long j = 0; j < columns; ++j)
-                    if (j >= count || !s.sees(query + i, key + j)) p[j] = 0;
-            for (long j = 0; j < columns; j += lanes)
-                store(ds + j, load(p + j) * (load(ds + j) - delta) * s.scale);
         }
         for (long i = 0; i < s.value_dim; i += kRows)
             compute_tile<C, true>(s.value_dim - i < kRows ? s.value_dim - i : kRows, columns,
@@ -316,12 +406,25 @@ void backward_block(const Scores<C>& s, const PackedQueries<C>& packed, const C*
     }
 }
 
+template <typename C>
+C sink_gradient(const Scores<C>& s, const C* lse, const C* delta) {
+    Vector<C> sum{};
+    for_each_vector<C>(s.time_q, [&](long, auto get, auto) {
+        const Vector<C> exponent = *s.sink - get(lse);
+        sum -= exp_nonpositive<C>(exponent > C(0) ? Vector<C>{} : exponent) * get(delta);
+    });
+    return sum_of_lanes<C>(sum);
+}
+
 template <typename T>
 struct BackwardHead {
     Head<const T> q, grad, out;
     const Compute<T>* lse;
+    const Compute<T>* sink;
     Matrix<const Compute<T>> bias;
     Head<T> dq;
+    Compute<T>* dsink;
+    Matrix<Compute<T>> dbias;
 };
 
 // All gradients of one head of keys and the `group` heads of queries that read from it; `head(i)`
@@ -347,7 +450,7 @@ void backward_group(Scores<Compute<T>> s, Head<const T> k, Head<const T> v, Head
 
     for (long g = 0; g < group; ++g) {
         const BackwardHead<T> one = head(g);
-        s.bias = one.bias;
+        s.sink = one.sink, s.bias = one.bias, s.dbias = one.dbias;
         const auto packed = PackedQueries<C>::template pack<T>(s, one.q, one.grad, one.out, queries);
         __builtin_memset(dq, 0, sizeof(C) * dq_size);
         for (long block = 0; block < key_blocks; ++block) {
@@ -369,6 +472,7 @@ void backward_group(Scores<Compute<T>> s, Head<const T> k, Head<const T> v, Head
                            probabilities, dscores, turned);
         }
         write_rows<T, C>(dq, dq_stride, s.time_q, s.dim, one.dq);
+        if (one.dsink) *one.dsink = sink_gradient(s, one.lse, packed.delta);
     }
     const auto write_turned = [&](const C* from, long rows, long width, Head<T> to) {
         for (long block = 0; block < key_blocks; ++block) {
