@@ -291,8 +291,8 @@ struct PackedQueries {
 
     static long size(const Scores<C>& s) {
         const long rows = round_up(s.time_q, kRows);
-        return (rows + s.time_q) * (round_up(s.dim, kRows) + round_up(s.value_dim, kRows)) +
-               s.time_q + 64;
+        return (rows + s.time_q) * (round_up(s.dim, kRows) + round_up(s.value_dim, kRows)) + rows +
+               kRows * s.value_dim + 64;
     }
     template <typename T>
     static PackedQueries pack(const Scores<C>& s, Head<const T> q, Head<const T> grad,
@@ -307,14 +307,17 @@ struct PackedQueries {
         pack_rows<T, C, kRows>(grad, s.time_q, s.value_dim, grads);
         pack_rows<T, C, kRows>(q.transposed(), s.dim, s.time_q, queries_turned);
         pack_rows<T, C, kRows>(grad.transposed(), s.value_dim, s.time_q, grads_turned);
-        for (long t = 0; t < s.time_q; ++t) {
-            Vector<C> products{};
-            for_each_vector<C>(s.value_dim, [&](long, auto get, auto) {
-                products += get(grad.at(t, 0)) * get(out.at(t, 0));
-            });
-            delta[t] = sum_of_lanes<C>(products);
+        // Added up in the order of the tiles: of a query that sees one key, dO V - delta is 0.
+        C* outs = delta + rows;
+        for (long t = 0; t < s.time_q; t += kRows, grads += kRows * s.value_dim) {
+            pack_panel<T, C, kRows>({out.at(t, 0), out.row, out.column},
+                                    s.time_q - t < kRows ? s.time_q - t : kRows, s.value_dim, outs);
+            C sums[kRows] = {};
+            for (long i = 0; i < s.value_dim * kRows; i += kRows)
+                for (long r = 0; r < kRows; ++r) sums[r] += grads[i + r] * outs[i + r];
+            __builtin_memcpy(delta + t, sums, sizeof sums);
         }
-        return {queries, queries_turned, grads, grads_turned, delta};
+        return {queries, queries_turned, queries + rows * s.dim, grads_turned, delta};
     }
 };
 
