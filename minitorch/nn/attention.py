@@ -89,22 +89,13 @@ class CausalSelfAttention(Module):
         batch, time, n_embd = x.shape
         heads = qkv.reshape(batch, time, 3, self.n_head, n_embd // self.n_head)
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        mask = None
         if cache is not None:
-            mask = _mask_after(cache.length, time)
             key, value = cache.append(key, value)
         y = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=cache is None
+            query, key, value, dropout_p=dropout, is_causal=True, align="lower_right"
         )
         y = y.transpose(1, 2).reshape(batch, time, n_embd)
         return self.dropout(self.c_proj(y))
 
     def extra_repr(self) -> str:
         return f"n_head={self.n_head}"
-
-
-def _mask_after(past: int, time: int) -> Tensor | None:
-    """Which of past + time positions the last `time` may see; None: all."""
-    if time == 1:
-        return None
-    return Tensor(np.tri(time, past + time, past, dtype=bool))

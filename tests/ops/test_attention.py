@@ -1,0 +1,111 @@
+"""Attention as an operation: its options, its gradients through the kernel, what it refuses."""
+
+import numpy as np
+import pytest
+
+import minitorch as mt
+from minitorch.errors import ConfigError, DtypeError, ShapeError
+from minitorch.gradcheck import gradcheck
+from minitorch.nn import functional as F
+
+
+def real(*shape, seed=0):
+    return mt.tensor(np.random.default_rng([seed, *shape]).standard_normal(shape))
+
+
+@pytest.mark.parametrize("time_q", [1, 2, 40])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"is_causal": True, "align": "lower_right"},
+        {"window_size": (3, 1), "softcap": 1.5},
+        {"window_size": (2, -1), "is_causal": True, "scale": 0.4},
+    ],
+)
+def test_the_kernels_gradients_with_a_bias_and_sinks(time_q, options):
+    """40 queries go the way of many, one and two the way of few."""
+
+    def attention(q, k, v, mask, sinks):
+        return F.scaled_dot_product_attention(q, k, v, mask, sinks=sinks, **options)
+
+    inputs = [real(1, 4, time_q, 3), real(1, 2, 5, 3), real(1, 2, 5, 2), real(4, 1, 5), real(4)]
+    assert gradcheck(attention, inputs, order=1).ok
+
+
+def test_new_queries_against_a_cache_are_the_last_ones_of_all():
+    q, k, v = (real(2, 3, 9, 4, seed=i) for i in range(3))
+    options = {"is_causal": True, "window_size": (4, 0), "align": "lower_right"}
+    whole = F.scaled_dot_product_attention(q, k, v, **options).numpy()
+    for new in (1, 2, 5):
+        last = F.scaled_dot_product_attention(q[:, :, -new:], k, v, **options).numpy()
+        np.testing.assert_allclose(last, whole[:, :, -new:], atol=1e-14)
+
+
+def test_packed_sequences_do_not_see_each_other():
+    q, k, v = real(7, 4, 3), real(7, 2, 3, seed=1), real(7, 2, 5, seed=2)
+    starts = mt.tensor([0, 2, 2, 7])
+    out = F.varlen_attn(q, k, v, starts, is_causal=True).numpy()
+    for a, b in [(0, 2), (2, 7)]:
+        alone = (x[a:b].transpose(0, 1) for x in (q, k, v))
+        expected = F.scaled_dot_product_attention(*alone, is_causal=True)
+        np.testing.assert_allclose(out[a:b], expected.transpose(0, 1).numpy(), atol=1e-14)
+
+
+def test_dropout_leaves_the_options_alone():
+    q, k, v, sinks = real(1, 2, 6, 3), real(1, 2, 6, 3), mt.ones(1, 2, 6, 400), real(2)
+    options = {"window_size": (1, 1), "softcap": 2.0, "sinks": sinks}
+    expected = F.scaled_dot_product_attention(q, k, v.double(), **options).numpy()
+    mt.manual_seed(0)
+    draws = [
+        F.scaled_dot_product_attention(q, k, v.double(), dropout_p=0.2, **options).numpy()
+        for _ in range(400)
+    ]
+    np.testing.assert_allclose(np.mean(draws, 0)[..., 0], expected[..., 0], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"window_size": (1,)}, ConfigError, r"expected window_size \(left, right\)"),
+        ({"softcap": -1.0}, ConfigError, "expected a softcap above 0"),
+        ({"align": "middle"}, ConfigError, 'expected align "upper_left" or "lower_right"'),
+        ({"sinks": mt.ones(3)}, ShapeError, r"expected sinks \(4,\), one for each head"),
+        ({"enable_gqa": False}, ShapeError, "heads equal to kv_heads"),
+        ({"attn_mask": mt.ones(3, 4)}, ShapeError, r"broadcastable to the scores \(1, 4, 3, 5\)"),
+        ({"attn_mask": mt.tensor([1])}, DtypeError, "expected attn_mask of bool"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        F.scaled_dot_product_attention(
+            real(1, 4, 3, 2), real(1, 2, 5, 2), real(1, 2, 5, 2), **options
+        )
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        ([0, 2], "rise from 0 to 3"),
+        ([0, 2, 1, 3], "rise from 0 to 3"),
+        ([1, 3], "rise from 0 to 3"),
+        ([], "of integers"),
+        ([0.0, 3.0], "of integers"),
+    ],
+)
+def test_starts_that_do_not_fit_are_refused(starts, message):
+    x = real(3, 2, 4)
+    with pytest.raises(ShapeError, match=message):
+        F.varlen_attn(x, x, x, mt.tensor(starts))
+
+
+def test_varlen_shapes_that_do_not_fit_are_refused():
+    x, starts = real(3, 2, 4), mt.tensor([0, 3])
+    with pytest.raises(ShapeError, match="varlen_attn: expected query"):
+        F.varlen_attn(x, x[:, :, :2], x, starts)
+    with pytest.raises(ShapeError, match="as many sequences of keys as of queries"):
+        F.varlen_attn(x, x, x, starts, mt.tensor([0, 1, 3]))
+
+
+def test_the_width_of_packed_heads_is_checked():
+    with pytest.raises(ShapeError, match="attention_qkvpacked: expected"):
+        F.attention_qkvpacked(mt.ones(1, 2, 10), 3)
