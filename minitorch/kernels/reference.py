@@ -57,6 +57,12 @@ def add(a: Any, b: Any) -> Any:
     return np.add(a, b)
 
 
+@register("cast", "numpy")
+def cast(x: Array, *, dtype: np.dtype) -> Array:
+    """x in another dtype, rounded to the nearest, ties to even; always a copy."""
+    return x.astype(dtype)
+
+
 ACTIVATIONS = (None, "relu", "silu", "gelu", "gelu_tanh")
 """What a matrix product may be followed by."""
 

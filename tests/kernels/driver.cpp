@@ -1,27 +1,24 @@
-// Runs every compiled kernel without Python, on odd sizes and with threads, for what only compilers
-// can check: sanitizers, and processors that are not here (under an emulator). The numbers are held
-// against the references in Python; here matmul, softmax and attention are held against plain loops.
+// Runs every compiled kernel without Python, on odd sizes, in every dtype and with threads, for what
+// only compilers can check: sanitizers, and processors that are not here (under an emulator). The
+// numbers are held against the references in Python; here those of the kernels with the most involved
+// loops are held against plain ones. A kernel that is not run here is an error.
 //
-//     g++ -std=c++20 -O1 -g -fsanitize=address,undefined -DMT_INSTRUCTION_SET=portable
-//         -DMT_VECTOR_BYTES=16 -I csrc/cpu tests/kernels/driver.cpp -pthread
+// Linked with csrc/cpu/threads.cpp and all of csrc/cpu/kernels, as tests/kernels/test_sanitizers.py
+// does.
 
-#include "kernels/activations.cpp"
-#include "kernels/attention.cpp"
-#include "kernels/cross_entropy.cpp"
-#include "kernels/elementwise.cpp"
-#include "kernels/matmul.cpp"
-#include "kernels/norms.cpp"
-#include "kernels/optimizers.cpp"
-#include "kernels/peaks.cpp"
-#include "kernels/softmax.cpp"
-#include "threads.cpp"
+#include "array.h"
+#include "kernels/dispatch.h"
+#include "threads.h"
 
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 namespace minitorch {
 
@@ -39,9 +36,20 @@ void fail(const char* message) {
 }  // namespace minitorch
 
 using namespace minitorch;
+using minitorch::MT_INSTRUCTION_SET::bfloat16;
+template <typename T>
+using Compute = minitorch::MT_INSTRUCTION_SET::Compute<T>;
+using minitorch::MT_INSTRUCTION_SET::load_one;
+using minitorch::MT_INSTRUCTION_SET::store_one;
+
+template <typename T>
+constexpr Dtype kDtype = std::is_same_v<T, float>    ? Dtype::float32
+                         : std::is_same_v<T, double> ? Dtype::float64
+                         : std::is_same_v<T, long>   ? Dtype::int64
+                                                     : Dtype::bfloat16;
 
 // An array that owns its memory, exactly as much as it has elements, so that a sanitizer sees a
-// read or a write beside it.
+// read or a write beside it. Filled with numbers in [-scale, scale].
 template <typename T>
 struct Owned {
     std::vector<T> memory;
@@ -50,48 +58,73 @@ struct Owned {
     Owned(std::initializer_list<long> shape, double scale = 1) {
         array.ndim = static_cast<int>(shape.size());
         array.size = 1;
+        array.dtype = kDtype<T>;
         std::copy(shape.begin(), shape.end(), array.shape);
         for (int i = array.ndim - 1; i >= 0; --i) {
             array.strides[i] = array.size;
             array.size *= array.shape[i];
         }
         memory.resize(array.size);
-        for (T& x : memory) x = static_cast<T>(scale * (std::rand() % 2001 - 1000) / 1000.0);
         array.data = memory.data();
-        array.dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
-        if (!std::is_floating_point_v<T>) array.dtype = Dtype::int64;
+        for (long i = 0; i < array.size; ++i) set(i, scale * (std::rand() % 2001 - 1000) / 1000.0);
     }
-    T& operator[](long i) { return memory[i]; }
+    double operator[](long i) const {
+        if constexpr (std::is_same_v<T, long>)
+            return memory[i];
+        else
+            return load_one(&memory[i]);
+    }
+    void set(long i, double value) {
+        if constexpr (std::is_same_v<T, long>)
+            memory[i] = static_cast<long>(value);
+        else
+            store_one(&memory[i], static_cast<Compute<T>>(value));
+    }
 };
 
 static const Array kNone{nullptr, Dtype::none, 0, 0, {}, {}};
+static std::set<std::string> ran;
 
 static void run(const char* name, std::vector<Array> arrays, std::vector<double> numbers = {}) {
+    ran.insert(name);
     numbers.push_back(0);
     kernels().at(name)(arrays.data(), static_cast<int>(arrays.size()), numbers.data());
 }
 
+// bound: in float32; times more for bfloat16.
+template <typename T>
 static void close(const char* what, double found, double expected, double bound) {
+    if (std::is_same_v<T, bfloat16>) bound *= 1000;
     if (!(std::abs(found - expected) <= bound)) {
         std::printf("%s: %g, expected %g\n", what, found, expected);
         std::exit(1);
     }
 }
 
+// b is passed as the transpose of what lies in memory. An activation goes by its number: 1 is relu.
 template <typename T>
 static void check_matmul(long m, long n, long k) {
-    Owned<T> a({m, k}), b({n, k}), out({m, n}), bias({n}), rest({m, n}), sums({m});
-    Array turned = b.array;  // (n, k) seen as (k, n)
+    Owned<T> a({m, k}), b({n, k}), out({m, n}), bias({n}), rest({m, n}), before({m, n});
+    Owned<Compute<T>> sums({m});
+    Array turned = b.array;
     std::swap(turned.shape[0], turned.shape[1]);
     std::swap(turned.strides[0], turned.strides[1]);
-    run("matmul", {a.array, turned, out.array, bias.array, rest.array, sums.array}, {0.5, 0});
-    for (long i = 0; i < m; ++i)
-        for (long j = 0; j < n; ++j) {
-            double sum = 0;
-            for (long p = 0; p < k; ++p) sum += double(a[i * k + p]) * b[j * k + p];
-            close("matmul", out[i * n + j], 0.5 * sum + bias[j] + rest[i * n + j], 1e-3);
-        }
-    run("matmul", {a.array, turned, out.array, kNone, kNone, kNone}, {1, 1});
+    for (double activation : {0, 1}) {
+        run("matmul",
+            {a.array, turned, out.array, bias.array, rest.array, sums.array, before.array},
+            {0.5, 0, activation});
+        for (long i = 0; i < m; ++i)
+            for (long j = 0; j < n; ++j) {
+                double sum = bias[j];
+                for (long p = 0; p < k; ++p) sum += 0.5 * a[i * k + p] * b[j * k + p];
+                close<T>("matmul, before", before[i * n + j], sum, 1e-4);
+                if (activation && sum < 0) sum = 0;
+                close<T>("matmul", out[i * n + j], sum + rest[i * n + j], 1e-4);
+            }
+    }
+    for (double activation : {2, 3})
+        run("matmul", {a.array, turned, out.array, kNone, kNone, kNone, kNone}, {1, 0, activation});
+    run("matmul", {a.array, turned, out.array, kNone, kNone, kNone, kNone}, {1, 1, 0});
 }
 
 template <typename T>
@@ -99,10 +132,10 @@ static void check_attention(long time_q, long time_k, long dim, long value_dim, 
     const long heads = 4, kv_heads = 2;
     Owned<T> q({2, heads, time_q, dim}), k({2, kv_heads, time_k, dim});
     Owned<T> v({2, kv_heads, time_k, value_dim}), out({2, heads, time_q, value_dim});
-    Owned<T> lse({2, heads, time_q}), grad({2, heads, time_q, value_dim});
-    Owned<T> dq({2, heads, time_q, dim}), dk({2, kv_heads, time_k, dim});
-    Owned<T> dv({2, kv_heads, time_k, value_dim}), bias({2, heads, time_q, time_k});
-    Owned<T> dbias({2, heads, time_q, time_k}), sinks({heads}), dsinks({2, heads});
+    Owned<T> grad({2, heads, time_q, value_dim}), dq({2, heads, time_q, dim});
+    Owned<T> dk({2, kv_heads, time_k, dim}), dv({2, kv_heads, time_k, value_dim});
+    Owned<Compute<T>> lse({2, heads, time_q}), sinks({heads}), dsinks({2, heads});
+    Owned<Compute<T>> bias({2, heads, time_q, time_k}), dbias({2, heads, time_q, time_k});
     const std::vector<Array> inputs{q.array, k.array, v.array, kNone, kNone, kNone, kNone};
     const auto both = [&](std::vector<Array> given, std::vector<Array> wanted,
                           std::vector<double> numbers) {
@@ -114,8 +147,7 @@ static void check_attention(long time_q, long time_k, long dim, long value_dim, 
         run("attention_backward", given, numbers);
     };
     std::vector<Array> given = inputs;
-    for (double right : {-1., 0., 3.})
-        both(given, {kNone, kNone}, {0.3, 0, 5, right, 1});
+    for (double right : {-1., 0., 3.}) both(given, {kNone, kNone}, {0.3, 0, 5, right, 1});
     given[4] = sinks.array;
     both(given, {kNone, dsinks.array}, {0.3, 2, -1, causal ? 0. : -1., 1});
     given[3] = bias.array, given[4] = kNone;
@@ -124,12 +156,12 @@ static void check_attention(long time_q, long time_k, long dim, long value_dim, 
     shared.strides[0] = shared.strides[1] = 0;
     both(given, {shared, kNone}, {0.3, 0, -1, causal ? 0. : -1., 0});
     const long head = 3, t = time_q - 1;  // one row against plain loops, with the bias
-    const T* query = &q[(head * time_q + t) * dim];
     std::vector<double> weights(time_k);
     double total = 0;
     for (long s = 0; s < time_k; ++s) {
         double score = bias[(head * time_q + t) * time_k + s];
-        for (long d = 0; d < dim; ++d) score += 0.3 * query[d] * k[(time_k + s) * dim + d];
+        for (long d = 0; d < dim; ++d)
+            score += 0.3 * q[(head * time_q + t) * dim + d] * k[(time_k + s) * dim + d];
         weights[s] = !causal || s <= t ? std::exp(score) : 0;
         total += weights[s];
     }
@@ -137,15 +169,17 @@ static void check_attention(long time_q, long time_k, long dim, long value_dim, 
         double sum = 0;
         for (long s = 0; s < time_k; ++s)
             sum += weights[s] / total * v[(time_k + s) * value_dim + d];
-        close("attention", out[(head * time_q + t) * value_dim + d], sum, 1e-4);
+        close<T>("attention", out[(head * time_q + t) * value_dim + d], sum, 1e-4);
     }
 }
 
 // Three sequences, the second without queries.
+template <typename T>
 static void check_packed_attention(long time_q, long time_k, long dim) {
-    Owned<float> q({1, 4, time_q, dim}), k({1, 2, time_k, dim}), v({1, 2, time_k, dim});
-    Owned<float> out({1, 4, time_q, dim}), lse({1, 4, time_q}), grad({1, 4, time_q, dim});
-    Owned<float> dq({1, 4, time_q, dim}), dk({1, 2, time_k, dim}), dv({1, 2, time_k, dim});
+    Owned<T> q({1, 4, time_q, dim}), k({1, 2, time_k, dim}), v({1, 2, time_k, dim});
+    Owned<T> out({1, 4, time_q, dim}), grad({1, 4, time_q, dim});
+    Owned<T> dq({1, 4, time_q, dim}), dk({1, 2, time_k, dim}), dv({1, 2, time_k, dim});
+    Owned<Compute<T>> lse({1, 4, time_q});
     Owned<long> starts_q({4}), starts_k({4});
     starts_q.memory = {0, 1, 1, time_q};
     starts_k.memory = {0, time_k / 2, time_k - 1, time_k};
@@ -160,63 +194,195 @@ static void check_packed_attention(long time_q, long time_k, long dim) {
         numbers);
 }
 
+// Along the middle dimension, and for the last one what only rows have.
 template <typename T>
-static void check_rows(long rows, long columns) {
-    Owned<T> x({rows, columns}, 3), grad({rows, columns}), out({rows, columns}), dx({rows, columns});
-    Owned<T> weight({columns}), bias({columns}), dweight({columns}), dbias({columns});
-    Owned<T> mean({rows}), rstd({rows}), loss({rows});
-    Owned<long> target({rows});
-    for (long i = 0; i < rows; ++i) target[i] = i % 3 ? i % columns : -1;
-    run("softmax", {x.array, out.array}, {1});
-    for (long i = 0; i < rows; ++i) {
-        double sum = 0;
-        for (long j = 0; j < columns; ++j) sum += out[i * columns + j];
-        close("softmax", sum, 1, 1e-4);
+static void check_softmax(long outer, long columns, long inner) {
+    Owned<T> x({outer, columns, inner}, 3), grad({outer, columns, inner});
+    Owned<T> out({outer, columns, inner}), dx({outer, columns, inner});
+    for (const char* name : {"log_softmax", "softmax"}) {
+        run(name, {x.array, out.array}, {1});
+        run((std::string(name) + "_backward").c_str(), {grad.array, out.array, dx.array}, {1});
     }
-    run("softmax_backward", {grad.array, out.array, dx.array}, {1});
-    run("layer_norm", {x.array, weight.array, bias.array, out.array, mean.array, rstd.array},
+    for (long i = 0; i < outer; ++i)
+        for (long k = 0; k < inner; ++k) {
+            double sum = 0;
+            for (long j = 0; j < columns; ++j) sum += out[(i * columns + j) * inner + k];
+            close<T>("softmax", sum, 1, 1e-4);
+        }
+    if (inner > 1) return;
+    Owned<T> totals({outer}), dtotals({outer});
+    run("logsumexp", {x.array, totals.array});
+    run("logsumexp_backward", {dtotals.array, x.array, totals.array, dx.array});
+}
+
+template <typename T>
+static void check_norms(long rows, long columns) {
+    using C = Compute<T>;
+    Owned<T> x({rows, columns}, 3), residual({rows, columns}), sum({rows, columns});
+    Owned<T> out({rows, columns}), grad({rows, columns}), dx({rows, columns});
+    Owned<C> weight({columns}), bias({columns}), dweight({columns}), dbias({columns});
+    Owned<C> mean({rows}), rstd({rows});
+    run("layer_norm",
+        {x.array, residual.array, kNone, kNone, out.array, sum.array, mean.array, rstd.array},
         {1e-5});
-    run("layer_norm_backward", {grad.array, x.array, weight.array, mean.array, rstd.array, dx.array,
-                                dweight.array, dbias.array});
-    run("rms_norm", {x.array, weight.array, kNone, out.array, kNone, rstd.array}, {1e-5});
-    run("rms_norm_backward",
-        {grad.array, x.array, weight.array, kNone, rstd.array, dx.array, dweight.array, kNone});
-    for (const char* name : {"silu", "gelu_tanh"}) {
+    for (long i = 0; i < rows; ++i) {
+        double total = 0;
+        for (long j = 0; j < columns; ++j) total += out[i * columns + j];
+        close<T>("layer_norm", total / columns, 0, 1e-5);
+    }
+    run("layer_norm",
+        {x.array, kNone, weight.array, bias.array, out.array, kNone, mean.array, rstd.array},
+        {1e-5});
+    for (const Array& more : {kNone, residual.array})
+        run("layer_norm_backward", {grad.array, x.array, weight.array, mean.array, rstd.array, more,
+                                    dx.array, dweight.array, dbias.array});
+    run("rms_norm", {x.array, kNone, weight.array, kNone, out.array, kNone, kNone, rstd.array},
+        {1e-5});
+    run("rms_norm_backward", {grad.array, x.array, weight.array, kNone, rstd.array, kNone, dx.array,
+                              dweight.array, kNone});
+}
+
+template <typename T>
+static void check_elementwise(long rows, long columns) {
+    Owned<T> x({rows, columns}, 3), grad({rows, columns}), out({rows, columns}), other({rows, columns});
+    for (const char* name : {"exp", "log", "tanh", "sigmoid", "erf"}) run(name, {x.array, out.array});
+    for (const char* name : {"silu", "gelu_tanh", "gelu"}) {
         run(name, {x.array, out.array});
         run(name, {grad.array, x.array, out.array});
     }
     run("add", {x.array, grad.array, out.array});
-    run("cross_entropy", {x.array, target.array, loss.array, rstd.array}, {0.1});
-    run("cross_entropy_backward", {loss.array, x.array, target.array, rstd.array, dx.array}, {0.1});
+    if constexpr (std::is_same_v<T, float>) {
+        Owned<bfloat16> narrow({rows, columns});
+        run("cast", {x.array, narrow.array});
+        run("cast", {narrow.array, out.array});
+        for (long i = 0; i < out.array.size; ++i) close<T>("cast", out[i], x[i], 0.01);
+    }
+    Owned<T> both({rows, 2 * columns});  // its halves, each with the stride of the whole
+    Array gate = both.array, up = both.array;
+    gate.shape[1] = up.shape[1] = columns;
+    gate.size = up.size = rows * columns;
+    up.data = both.memory.data() + columns;
+    run("swiglu", {gate, up, out.array});
+    run("swiglu", {grad.array, x.array, out.array, gate, up});
+
+    Owned<long> random({6}, 1000);
+    Owned<T> ones({rows, columns});
+    for (long i = 0; i < ones.array.size; ++i) ones.set(i, 1);
+    run("dropout", {ones.array, out.array, random.array}, {0.5});
+    for (long i = 0; i < out.array.size; ++i)
+        if (out[i] != 0) close<T>("dropout", out[i], 2, 0);
+
+    const long half = columns / 2;
+    if (!half) return;
+    using C = Compute<T>;
+    Owned<T> heads({2, rows, 2 * half}), turned({2, rows, 2 * half});
+    Owned<C> cosine({rows, half}), sine({rows, half});
+    for (long i = 0; i < cosine.array.size; ++i) {
+        cosine.set(i, std::cos(double(i)));
+        sine.set(i, std::sin(double(i)));
+    }
+    for (double interleaved : {0, 1}) {
+        run("rope", {heads.array, turned.array, cosine.array, sine.array}, {interleaved, 0});
+        run("rope", {turned.array, turned.array, cosine.array, sine.array}, {interleaved, 1});
+        for (long i = 0; i < turned.array.size; ++i)
+            close<T>("rope", turned[i], heads[i], 1e-5);
+    }
+}
+
+template <typename T>
+static void check_tables(long rows, long columns) {
+    using C = Compute<T>;
+    Owned<T> x({rows, columns}, 3), dx({rows, columns}), table({7, columns}), sums({7, columns});
+    Owned<C> loss({rows}), lse({rows}), scale({rows});
+    Owned<long> target({rows}), index({rows});
+    for (long i = 0; i < rows; ++i) {
+        target.set(i, i % 3 ? i % columns : -1);
+        index.set(i, i * i % 7);
+    }
+    run("cross_entropy", {x.array, target.array, loss.array, lse.array}, {0.1, 0.01});
+    run("cross_entropy_backward",
+        {scale.array, x.array, target.array, lse.array, dx.array}, {0.1, 0.01});
+    if constexpr (std::is_same_v<T, float>) {
+        Owned<bfloat16> narrow({rows, columns});
+        run("cross_entropy_backward",
+            {scale.array, x.array, target.array, lse.array, narrow.array}, {0, 0});
+    }
+    run("embedding", {table.array, index.array, dx.array});
+    run("embedding_backward", {x.array, index.array, sums.array});
+    double total = 0, expected = 0;
+    for (long i = 0; i < 7; ++i) total += sums[i * columns];
+    for (long i = 0; i < rows; ++i) expected += x[i * columns];
+    close<T>("embedding_backward", total, expected, 1e-3);
+}
+
+template <typename T>
+static void check_optimizers(long size) {
+    Owned<T> p({size}), g({size}), m({size}), v({size}), other({3}), slope({3}), one({3}), two({3});
+    for (long i = 0; i < size; ++i) v.set(i, std::abs(v[i]));
+    for (long i = 0; i < 3; ++i) two.set(i, std::abs(two[i]));
+    Owned<bfloat16> copy({size});
+    const Array into = std::is_same_v<T, float> ? copy.array : kNone;
+    const std::vector<Array> lists{p.array, other.array, g.array, slope.array, into, kNone};
+    const auto sweep = [&](const char* name, std::vector<Array> states, std::vector<double> rule) {
+        std::vector<Array> arrays = lists;
+        arrays.insert(arrays.end(), states.begin(), states.end());
+        std::vector<double> numbers{0.5};
+        for (int i = 0; i < 2; ++i) numbers.insert(numbers.end(), rule.begin(), rule.end());
+        run(name, arrays, numbers);
+    };
+    sweep("adamw", {m.array, one.array, v.array, two.array}, {0.9, 0.99, 1, 0.1, 1, 1e-8});
+    sweep("sgd", {}, {0.1, 0.2});
+    sweep("sgd_momentum", {m.array, one.array}, {0.1, 0.2, 0.9, 1, 1});
+    sweep("lion", {m.array, one.array}, {0.9, 0.99, 1, 0.1});
+    sweep("follow", {}, {0.1});
     Owned<double> norm({1});
-    run("l2_norm", {x.array, weight.array, norm.array});
-    Owned<T> m({rows, columns}), v({rows, columns});
-    for (T& y : v.memory) y = std::abs(y);
-    run("adamw", {x.array, grad.array, m.array, v.array}, {1, 0.9, 0.99, 1, 0.1, 1, 1e-8});
+    run("l2_norm", {p.array, copy.array, norm.array});
+}
+
+template <typename T>
+static void check_all() {
+    for (long m : {1, 3, 8, 9, 37, 100})
+        for (long n : {1, 17, 65})
+            for (long k : {1, 5, 64, 400}) check_matmul<T>(m, n, k);
+    for (bool causal : {false, true}) {
+        check_attention<T>(1, 1, 1, 1, causal);
+        check_attention<T>(37, 37, 16, 24, causal);
+        check_attention<T>(5, 130, 33, 7, causal);
+        check_attention<T>(150, 150, 8, 8, causal);
+    }
+    check_packed_attention<T>(5, 9, 16);
+    check_packed_attention<T>(70, 130, 24);
+    for (long outer : {1, 7, 300})
+        for (long columns : {1, 3, 16, 97})
+            for (long inner : {1, 5, 70}) check_softmax<T>(outer, columns, inner);
+    for (long rows : {1, 7, 300})
+        for (long columns : {1, 3, 16, 97}) {
+            check_norms<T>(rows, columns);
+            check_elementwise<T>(rows, columns);
+            check_tables<T>(rows, columns);
+        }
 }
 
 int main() {
     for (int threads : {1, 3}) {
         set_num_threads(threads);
-        for (long m : {1, 3, 8, 9, 37, 100})
-            for (long n : {1, 17, 65})
-                for (long k : {1, 5, 64, 400}) {
-                    check_matmul<float>(m, n, k);
-                    check_matmul<double>(m, n, k);
-                }
-        for (bool causal : {false, true}) {
-            check_attention<float>(1, 1, 1, 1, causal);
-            check_attention<float>(37, 37, 16, 24, causal);
-            check_attention<double>(5, 130, 33, 7, causal);
-            check_attention<double>(150, 150, 8, 8, causal);
+        check_all<float>();
+        check_all<double>();
+        check_all<bfloat16>();
+        for (long size : {1, 17, 40000}) {
+            check_optimizers<float>(size);
+            check_optimizers<double>(size);
         }
-        check_packed_attention(5, 9, 16);
-        check_packed_attention(70, 130, 24);
-        for (long rows : {1, 7, 300})
-            for (long columns : {3, 16, 97}) {
-                check_rows<float>(rows, columns);
-                check_rows<double>(rows, columns);
-            }
     }
+    Owned<float> x({1000}), sums({3});
+    Owned<double> lanes({1});
+    run("peak_arithmetic", {sums.array}, {100});
+    run("peak_read", {x.array, sums.array}, {2});
+    run("lanes", {lanes.array});
+    for (const auto& [name, kernel] : kernels())
+        if (!ran.count(name)) {
+            std::printf("%s is not run here\n", name.c_str());
+            return 1;
+        }
     std::printf("fine\n");
 }

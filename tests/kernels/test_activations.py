@@ -85,6 +85,23 @@ def test_special_values(instruction_set, dtype):
             np.testing.assert_array_equal(np.signbit(found), np.signbit(x))
 
 
+@pytest.mark.parametrize("places", [np.s_[:], np.s_[::2], np.s_[5:5], np.s_[:1]])
+def test_casts_to_bfloat16_round_to_the_nearest(instruction_set, threads, places):
+    """Every exponent, halfway cases both ways, what overflows; and every bfloat16 back again."""
+    cast = kernels.implementations("cast")["cpu"]
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, np.uint32, endpoint=False)
+    halfway = (np.arange(2**16, dtype=np.uint32) << 16) | 0x8000
+    x = np.concatenate([bits, halfway, halfway - 1, halfway + 1]).view(np.float32)[places]
+    for count in (1, 2):
+        threads(count)
+        found, expected = cast(x, dtype=mt.bfloat16), x.astype(mt.bfloat16)
+        assert (np.isnan(found) == np.isnan(x)).all()
+        numbers = ~np.isnan(x)
+        assert found[numbers].tobytes() == expected[numbers].tobytes()
+    every = np.arange(2**16, dtype=np.uint16).view(mt.bfloat16)[places]
+    np.testing.assert_array_equal(cast(every, dtype=np.dtype(np.float32)), every.astype(np.float32))
+
+
 SHAPES = st.sampled_from([(), (1,), (0,), (3, 0, 2), (17,), (5, 33), (2, 3, 130), (70000,)])
 LAYOUTS = st.sampled_from(["plain", "transposed", "strided"])
 

@@ -3,14 +3,17 @@
 Slow, for the compiler: pytest tests/kernels/test_sanitizers.py -m slow
 """
 
+import os
 import platform
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CPU = ROOT / "csrc" / "cpu"
 PORTABLE = ["-DMT_INSTRUCTION_SET=portable", "-DMT_VECTOR_BYTES=16"]
 AVX512 = ["-DMT_INSTRUCTION_SET=avx512", "-DMT_VECTOR_BYTES=64", "-mfma", "-mf16c"]
 AVX512 += ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
@@ -24,14 +27,27 @@ def has_avx512():
 
 
 def build(tmp_path, compiler, *flags):
+    """driver.cpp and the kernels, each file compiled by itself."""
     if not shutil.which(compiler):
         pytest.skip(f"no {compiler} here")
-    program = tmp_path / "driver"
-    source = ROOT / "tests" / "kernels" / "driver.cpp"
-    command = [compiler, "-std=c++20", "-O1", *flags, f"-I{ROOT / 'csrc' / 'cpu'}", str(source)]
-    done = subprocess.run([*command, "-pthread", "-o", program], capture_output=True, text=True)
+    sources = [CPU / "threads.cpp", *sorted((CPU / "kernels").glob("*.cpp"))]
+    sources.append(ROOT / "tests" / "kernels" / "driver.cpp")
+    command = [compiler, "-std=c++20", "-O1", "-pthread", *flags, f"-I{CPU}"]
+
+    def compiled(source):
+        out = tmp_path / f"{source.stem}.o"
+        run(*command, "-c", str(source), "-o", str(out))
+        return str(out)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sources))
+    run(*command, *objects, "-o", str(tmp_path / "driver"))
+    return tmp_path / "driver"
+
+
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return program
 
 
 def check(*command):

@@ -1,4 +1,5 @@
-// Arithmetic and elementary functions on large arrays of one shape, in pieces for all threads.
+// Arithmetic, conversions and elementary functions on large arrays of one shape, in pieces for all
+// threads.
 
 #include "activations.h"
 #include "dispatch.h"
@@ -19,6 +20,18 @@ KERNEL(add) {  // a, b, out: contiguous, of one shape and dtype; out may be a or
             "add: arrays that do not fit");
     by_dtype(out, "add: expected float32, float64 or bfloat16",
              [&](auto kind) { add_arrays<decltype(kind)>(arrays); });
+}
+
+KERNEL(cast) {  // x, out: contiguous, of one size; one of float32, the other of bfloat16
+    const Array &x = arrays[0], &out = arrays[1];
+    require(out.size == x.size, "cast: arrays that do not fit");
+    const auto same = [](Vector<float> values) { return values; };
+    if (x.dtype == Dtype::float32 && out.dtype == Dtype::bfloat16)
+        map(x.size, same, out.as<bfloat16>(), x.as<const float>());
+    else if (x.dtype == Dtype::bfloat16 && out.dtype == Dtype::float32)
+        map(x.size, same, out.as<float>(), x.as<const bfloat16>());
+    else
+        fail("cast: expected float32 and bfloat16");
 }
 
 template <typename F>

@@ -1,4 +1,4 @@
-"""Arithmetic and elementary functions (csrc/cpu/kernels/elementwise.cpp), on all threads."""
+"""Arithmetic, conversions, elementary functions (csrc/cpu/kernels/elementwise.cpp), on threads."""
 
 from typing import Any
 
@@ -31,6 +31,19 @@ def add(a: Any, b: Any) -> Any:
         extension.add(a, b, out)
         return out
     return np.add(a, b)
+
+
+@register("cast", "cpu", half=(bfloat16,))
+def cast(x: np.ndarray, *, dtype: np.dtype) -> np.ndarray:
+    """The reference's, of contiguous float32 to bfloat16 and back; NumPy rounds one by one."""
+    if not x.flags.c_contiguous or (x.dtype, dtype) not in _CASTS:
+        return reference.cast(x, dtype=dtype)
+    out = np.empty(x.shape, dtype)
+    extension.cast(x, out)
+    return out
+
+
+_CASTS = {(float32, bfloat16), (bfloat16, float32)}
 
 
 def _elementary(name: str) -> None:
