@@ -214,6 +214,7 @@ def _step(
     kept: set[int],
 ) -> None:
     anomaly = thread.mode.anomaly
+    joins = _offer(node, pending)
     thread.mode.anomaly = (
         False  # a NaN made inside of a rule is reported below, by the forward line
     )
@@ -243,9 +244,29 @@ def _step(
                 f"anomaly: the derivative of {node.name} with respect to input {position} is NaN"
                 f"{node.line()}"
             )
+        if joins and position == 0:
+            extras: Any = node.extras
+            if extras.pop("arrived", None) is None:  # the kernel took it
+                del pending[id(edge)]
         _send(edge, gradient, pending, leaves)
         if isinstance(edge, Tensor) and _is_own(node, gradient, cotangent):
             owned.add(id(edge))
+
+
+def _offer(node: Node, pending: dict[int, Tensor]) -> bool:
+    """Offer a backward kernel what other paths have brought to its first input; whether it was.
+
+    In a residual stream x + f(norm(x)) the kernel of the norm then adds, in the pass that it makes
+    anyway, the gradient that went around it.
+    """
+    rule, edge = node.primitive.backward, node.edges[0]
+    if rule is None or not rule.joins or thread.mode.record or not isinstance(edge, Node):
+        return False
+    before = pending.get(id(edge))
+    if before is None or levels(before.data) or thread.mode.anomaly:
+        return False
+    node.extras["arrived"] = before.data  # type: ignore[index]
+    return True
 
 
 def _is_own(node: Node, gradient: Tensor, cotangent: Tensor) -> bool:

@@ -19,6 +19,8 @@ from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, sof
 from minitorch.ops.fused import (
     apply_rotary_emb,
     dropout,
+    fused_add_layer_norm,
+    fused_add_rms_norm,
     gelu,
     layer_norm,
     linear,
@@ -43,6 +45,8 @@ __all__ = [
     "cross_entropy",
     "dropout",
     "embedding",
+    "fused_add_layer_norm",
+    "fused_add_rms_norm",
     "gelu",
     "kl_div",
     "layer_norm",

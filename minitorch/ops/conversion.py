@@ -32,6 +32,7 @@ clone = linear(
 )
 method(clone)
 
+
 def _converted(x: Any, *, dtype: np.dtype) -> Any:
     if isinstance(x, np.ndarray) and x.size >= _SOME:
         return kernels.lookup("cast")(x, dtype=dtype)

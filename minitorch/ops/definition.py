@@ -9,6 +9,8 @@ A rule is a function of Tensors, and its signature is the declaration of what th
     needs     for each input whether its gradient is wanted (free)
     last      whether the tape is freed behind the sweep, so that a backward kernel may overwrite
               what the forward left for it (free)
+    arrived   the gradient that the first input has from other paths so far, or None; a backward
+              kernel that asks for it returns the sum of both as the gradient of that input (free)
     dim, ...  an option of the call, by its name (free)
 
 Rules ignore broadcasting: the sweep sums a gradient down to the shape of its input. What rules
@@ -73,6 +75,7 @@ class Rule:
             for name in names
             if name == "out" or name in inputs
         )
+        self.joins = "arrived" in names
         self._fetch = [_fetcher(name, inputs, extras, arrays, defaults) for name in names]
 
     def __call__(self, node: Node, cotangent: Any) -> Any:
@@ -88,7 +91,7 @@ class Rule:
         return result
 
 
-_FREE = ("shape", "shapes", "needs", "last")  # what a rule may ask for at no cost
+_FREE = ("shape", "shapes", "needs", "last", "arrived")  # what a rule may ask for at no cost
 _REQUIRED = inspect.Parameter.empty
 _ANY = "**"
 
@@ -112,6 +115,8 @@ def _fetcher(
         return lambda node, _: tuple(edge is not None for edge in node.edges)
     if name == "last":
         return lambda node, _: node.freed
+    if name == "arrived":
+        return lambda node, _: node.extras.pop("arrived", None)  # type: ignore[union-attr]
     if name in extras:
         return lambda node, _: node.extra(name)
     if name in inputs:

@@ -4,18 +4,21 @@ The kernel runs; the reference explains it, checks it, takes over where a device
 and supplies what the kernel has not: forward mode and every derivative beyond the first.
 """
 
+from functools import partial
 from math import pi, sqrt
 from typing import Any
 
 import numpy as np
 
-from minitorch import modes, random
-from minitorch.autograd import apply
+from minitorch import backend, kernels, modes, random
 from minitorch.errors import ConfigError, ShapeError
+from minitorch.ops.arithmetic import add
+from minitorch.ops.definition import Primitive
 from minitorch.ops.general import _kernel
-from minitorch.ops.primitive import Primitive, fused, general
+from minitorch.ops.primitive import fused, general
 from minitorch.ops.primitive import linear as linear_primitive
 from minitorch.ops.samples import positive, real, sample
+from minitorch.tape import apply, computed
 from minitorch.tensor import Tensor, method
 
 
@@ -218,14 +221,20 @@ def _layer_norm_reference(x: Tensor, weight: Any, bias: Any, *, eps: float, ndim
     return out if bias is None else out + bias
 
 
+def _layer_norm_backward(
+    grad: Any, x: Any, weight: Any, mean: Any, rstd: Any, ndim: int, arrived: Any
+) -> Any:
+    if arrived is None:
+        return _kernel("layer_norm_backward")(grad, x, weight, mean, rstd, ndim=ndim)
+    return _kernel("add_layer_norm_backward")(grad, arrived, x, weight, mean, rstd, ndim=ndim)
+
+
 _layer_norm = fused(
     "layer_norm",
     _layer_norm_forward,
     kernel="layer_norm",
     reference=_layer_norm_reference,
-    backward=lambda grad, x, weight, mean, rstd, ndim: _kernel("layer_norm_backward")(
-        grad, x, weight, mean, rstd, ndim=ndim
-    ),
+    backward=_layer_norm_backward,
     extras=("mean", "rstd"),
     formula=r"w \odot (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b",
     jacobian=r"\tfrac{1}{\sigma} \left(I - \tfrac{1}{n} (\mathbf{1} \mathbf{1}^\top + \hat{x} "
@@ -278,14 +287,18 @@ def _rms_norm_reference(x: Tensor, weight: Any, *, eps: float, ndim: int) -> Ten
     return out if weight is None else out * weight
 
 
+def _rms_norm_backward(grad: Any, x: Any, weight: Any, rstd: Any, ndim: int, arrived: Any) -> Any:
+    if arrived is None:
+        return _kernel("rms_norm_backward")(grad, x, weight, rstd, ndim=ndim)
+    return _kernel("add_rms_norm_backward")(grad, arrived, x, weight, rstd, ndim=ndim)
+
+
 _rms_norm = fused(
     "rms_norm",
     _rms_norm_forward,
     kernel="rms_norm",
     reference=_rms_norm_reference,
-    backward=lambda grad, x, weight, rstd, ndim: _kernel("rms_norm_backward")(
-        grad, x, weight, rstd, ndim=ndim
-    ),
+    backward=_rms_norm_backward,
     extras=("rstd",),
     formula=r"w \odot x / \sqrt{\tfrac{1}{n} \sum_i x_i^2 + \epsilon}",
     jacobian=r"\tfrac{1}{r} \left(I - \tfrac{1}{n} \hat{x} \hat{x}^\top\right)",
@@ -305,9 +318,75 @@ def rms_norm(
     eps defaults to the spacing of the dtype at 1, as in PyTorch. Source: Zhang and Sennrich 2019.
     """
     ndim = _check_norm("rms_norm", x, normalized_shape, weight)
-    if eps is None:
-        eps = float(np.finfo(np.float64 if x.dtype == np.float64 else np.float32).eps)
+    eps = _rms_eps(x) if eps is None else eps
     return apply(_rms_norm, [x, weight], {"eps": eps, "ndim": ndim})
+
+
+def _rms_eps(x: Tensor) -> float:
+    return float(np.finfo(np.float64 if x.dtype == np.float64 else np.float32).eps)
+
+
+def fused_add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """layer_norm(x + residual), and x + residual, the new residual: one kernel visits each row.
+
+    x, residual: (..., *normalized_shape), of one shape. Returns two tensors of that shape. On the
+    tape these are the addition and the norm; the norm's backward kernel adds what comes back to
+    the sum from elsewhere, too. In flash-attn: layer_norm_fn(..., residual, prenorm=True).
+    """
+    ndim = _check_norm("fused_add_layer_norm", x, normalized_shape, weight, bias)
+    meta = {"eps": eps, "ndim": ndim}
+    return _add_and_norm("add_layer_norm", _layer_norm, x, residual, [weight, bias], meta)
+
+
+def fused_add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """rms_norm(x + residual), and x + residual, the new residual: one kernel visits each row.
+
+    The arguments are those of rms_norm, and otherwise as in fused_add_layer_norm. In Liger:
+    liger_fused_add_rms_norm; in flash-attn: rms_norm_fn(..., residual, prenorm=True).
+    """
+    ndim = _check_norm("fused_add_rms_norm", x, normalized_shape, weight)
+    meta = {"eps": _rms_eps(x) if eps is None else eps, "ndim": ndim}
+    return _add_and_norm("add_rms_norm", _rms_norm, x, residual, [weight], meta)
+
+
+def _add_and_norm(
+    kernel: str,
+    norm: Primitive,
+    x: Tensor,
+    residual: Tensor,
+    parameters: list[Any],
+    meta: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """The kernel where it can be used; the tape holds what the two operations would have left."""
+    if x.shape != residual.shape:
+        raise ShapeError(
+            f"fused_{kernel}: expected x and residual of one shape; got {x.shape} and "
+            f"{residual.shape}"
+        )
+    arrays = [p if p is None else p.data for p in (x, residual, *parameters)]
+    plain = all(array is None or isinstance(array, np.ndarray) for array in arrays)
+    one_dtype = x.dtype == residual.dtype and not backend.half_precision(x.dtype)
+    if not plain or not one_dtype or modes.thread.mode.observers or modes.thread.mode.anomaly:
+        total = x + residual
+        return apply(norm, [total, *parameters], meta), total
+    run = backend.arithmetic.copy().run
+    out, array, *statistics = run(partial(kernels.lookup(kernel), *arrays, **meta))
+    total = computed(add, [x, residual], {}, array)
+    extras = dict(zip(norm.extras, statistics, strict=True))
+    return computed(norm, [total, *parameters], meta, out, extras), total
 
 
 _dropout: Primitive = linear_primitive(

@@ -277,7 +277,8 @@ def _backward_arrays(rule: Rule, node: Node, cotangent: Any) -> Sequence[Any]:
         return rule(node, cotangent)
     kept = [fetch(node, widen(cotangent)) for fetch in rule._fetch]
     arrays = rule.function(*[widen(x) for x in kept])
-    return [None if array is None else array.astype(dtype) for array in arrays]
+    cast = kernels.lookup("cast")
+    return [None if array is None else cast(array, dtype=dtype) for array in arrays]
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import backend
+from minitorch import backend, kernels
 from minitorch.errors import DtypeError
 from minitorch.tensor import Tensor
 
@@ -26,12 +26,14 @@ def in_float32(
 
 def widen(x: Any) -> Any:
     if isinstance(x, np.ndarray) and backend.half_precision(x.dtype):
-        return x.astype(np.float32)
+        return kernels.lookup("cast")(x, dtype=backend.float32)
     return x
 
 
 def _narrow(x: Any, dtype: np.dtype) -> Any:
-    return np.asarray(x).astype(dtype) if getattr(x, "dtype", None) == np.float32 else x
+    if getattr(x, "dtype", None) == backend.float32:
+        return kernels.lookup("cast")(np.asarray(x), dtype=dtype)
+    return x
 
 
 def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
