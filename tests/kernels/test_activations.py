@@ -86,6 +86,7 @@ def test_special_values(instruction_set, dtype):
 
 
 @pytest.mark.parametrize("places", [np.s_[:], np.s_[::2], np.s_[5:5], np.s_[:1]])
+@np.errstate(invalid="ignore")
 def test_casts_to_bfloat16_round_to_the_nearest(instruction_set, threads, places):
     """Every exponent, halfway cases both ways, what overflows; and every bfloat16 back again."""
     cast = kernels.implementations("cast")["cpu"]

@@ -7,6 +7,7 @@ from scipy import signal, special
 import minitorch as mt
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.nn import functional as F
+from minitorch.ops import fused as fused_operations
 
 
 def rand(*shape, seed=0):
@@ -40,6 +41,102 @@ def test_swiglu():
     assert_slope(lambda both: F.swiglu(*both.chunk(2, -1)), rand(3, 8))
     with pytest.raises(ShapeError, match=r"one shape and dtype; got \(3, 4\) float64 and \(4,\)"):
         F.swiglu(mt.tensor(gate), mt.tensor(up[0]))
+
+
+def fused_layer(x, residual, weight, bias):
+    return F.fused_add_layer_norm(x, residual, (5,), weight, bias)
+
+
+def layer(x, residual, weight, bias):
+    total = x + residual
+    return F.layer_norm(total, (5,), weight, bias), total
+
+
+def fused_rms(x, residual, weight, _):
+    return F.fused_add_rms_norm(x, residual, (5,), weight, eps=1e-3)
+
+
+def rms(x, residual, weight, _):
+    total = x + residual
+    return F.rms_norm(total, (5,), weight, eps=1e-3), total
+
+
+ADD_AND_NORM = pytest.mark.parametrize(
+    ("fused", "composed"), [(fused_layer, layer), (fused_rms, rms)], ids=["layer", "rms"]
+)
+SHAPES = (2, 3, 5), (2, 3, 5), (5,), (5,)
+
+
+@ADD_AND_NORM
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("used", ["both", "out", "total"])
+def test_add_and_norm_is_the_two_operations(fused, composed, dtype, used):
+    """Values, gradients, and what is on the tape, whichever of the results is used."""
+    results = []
+    for function in (fused, composed):
+        inputs = [mt.tensor(rand(*s, seed=i), dtype=dtype) for i, s in enumerate(SHAPES)]
+        inputs = [x.requires_grad_() for x in inputs]
+        out, total = function(*inputs)
+        names = [x.grad_fn.name for x in (out, total)]
+        cotangents = [mt.tensor(rand(2, 3, 5, seed=i), dtype=dtype) for i in (7, 8)]
+        loss = (out * cotangents[0]).sum() * (used != "total")
+        (loss + (total * cotangents[1]).sum() * (used != "out")).backward()
+        found = [out, total, *[x.grad for x in inputs if x.grad is not None]]
+        results.append([x.detach().float().numpy() for x in found])
+    assert names[1] == "add"
+    bound = {"float32": 1e-6, "float64": 1e-6, "bfloat16": 4e-2}[dtype]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, atol=bound * (1 + np.abs(other).max()))
+
+
+@ADD_AND_NORM
+def test_derivatives_of_add_and_norm(fused, composed):
+    inputs = [mt.tensor(rand(*s, seed=i)) for i, s in enumerate(SHAPES)]
+
+    def mixed(*xs):
+        out, total = fused(*xs)
+        return out * total + total.sin()
+
+    moving = len(SHAPES) - (fused is fused_rms)
+    mt.gradcheck(lambda *xs: mixed(*xs, *inputs[moving:]), inputs[:moving])
+    axes = (0, 0, None, None)
+    found = mt.vmap(fused, axes)(*inputs)
+    for one, other in zip(found, composed(*inputs), strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-12)
+    with pytest.raises(ShapeError, match="of one shape"):
+        fused(inputs[0], inputs[2], *inputs[2:])
+
+
+def test_what_went_around_a_norm_joins_its_gradient(monkeypatch):
+    """A residual stream: other uses of the norm's input before and after it, hooks, two sweeps."""
+    ran, kernel = [], fused_operations._kernel
+    monkeypatch.setattr(fused_operations, "_kernel", lambda name: ran.append(name) or kernel(name))
+    weight = mt.tensor(rand(5), requires_grad=True)
+    start = mt.tensor(rand(4, 5, seed=1), requires_grad=True)
+    seen = []
+
+    def stream(norm):
+        x = start * 2
+        x.register_hook(lambda g: seen.append(g.detach().numpy().copy()))
+        y = x + norm(x).sin()
+        return (y * y + norm(y) * x).sum()
+
+    def composed(x):
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight
+
+    gradients = []
+    for norm in (lambda x: F.layer_norm(x, (5,), weight), composed):
+        loss = stream(norm)
+        found = mt.autograd.grad(loss, [start, weight], retain_graph=True)
+        again = mt.autograd.grad(loss, [start, weight], create_graph=True)
+        only = mt.autograd.grad(loss, [start])
+        gradients.append([g.detach().numpy() for g in (*found, *again, *only)])
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+    assert "add_layer_norm_backward" in ran
+    for hooked in seen[1:]:
+        np.testing.assert_allclose(hooked, seen[0], rtol=1e-10)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
