@@ -93,6 +93,20 @@ struct PackedKeys {
     }
 };
 
+// Rows of `from` (count, width) with stride `stride` into a head, or added to it.
+template <typename T, typename C>
+void write_rows(const C* from, long stride, long count, long width, Head<T> to) {
+    constexpr long lanes = Lanes<C>::count;
+    for (long t = 0; t < count; ++t)
+        for (long d = 0; d < width; d += lanes) {
+            const long rest = width - d;
+            if (rest >= lanes)
+                store(to.at(t, d), load(from + t * stride + d));
+            else
+                store_part(to.at(t, d), load_part(from + t * stride + d, rest, C(0)), rest);
+        }
+}
+
 // Which keys the queries of a block see, a query to a lane.
 template <typename C>
 struct Sight {
@@ -111,6 +125,87 @@ struct Sight {
     }
 };
 
+// The softmax of a row that comes in pieces, for a block of queries, a query to a lane.
+template <typename C>
+struct OnlineSoftmax {
+    static constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
+    Vector<C> peak[2];   // the largest score so far
+    Vector<C> total[2];  // the sum of exp(score - peak)
+
+    explicit OnlineSoftmax(const Scores<C>& s) {
+        for (long h = 0; h < 2; ++h) {
+            peak[h] = broadcast(s.has_sink() ? *s.sink : -kInfinity<C>);
+            total[h] = broadcast(C(s.has_sink()));
+        }
+    }
+    // Makes exp(score - peak) of a block (keys, queries). What was added up before is to be
+    // multiplied by `shrink`.
+    void take(C* block, long keys, Vector<C>* shrink) {
+        for (long h = 0; h < 2; ++h, block += lanes) {
+            Vector<C> now = peak[h];
+            for (long i = 0; i < keys; ++i) now = maximum<C>(load(block + i * columns), now);
+            // Where nothing was seen yet the shift is 0, so that exp(-inf) and not NaN comes out.
+            const Vector<C> shift = now > -kInfinity<C> ? now : Vector<C>{};
+            shrink[h] = exp_nonpositive<C>(peak[h] - shift);
+            peak[h] = now;
+            Vector<C> added{};
+            for (long i = 0; i < keys; ++i) {
+                const Vector<C> p = exp_nonpositive<C>(load(block + i * columns) - shift);
+                store(block + i * columns, p);
+                added += p;
+            }
+            total[h] = total[h] * shrink[h] + added;
+        }
+    }
+    Vector<C> inverse(long h) const {
+        return total[h] == C(0) ? Vector<C>{} : C(1) / total[h];
+    }
+    C log_normaliser(long query) const {
+        const C l = total[query / lanes][query % lanes];
+        return l == 0 ? kInfinity<C> : peak[query / lanes][query % lanes] + log_of(l);
+    }
+};
+
+// The scores of the queries of a block, which is (keys, queries): cap, bias, and what is out of sight.
+template <typename C>
+void change_scores(const Scores<C>& s, const Sight<C>* sight, long first, long count, long key,
+                   long keys, C* block, C* bias) {
+    constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
+    const auto change = [&](auto f) {
+        for (long i = 0; i < keys; ++i)
+            for (long h = 0; h < 2; ++h) {
+                C* at = block + i * columns + h * lanes;
+                store(at, f(load(at), i, h));
+            }
+    };
+    if (s.softcap != 0) change([&](Vector<C> x, long, long) { return s.capped(x); });
+    if (s.bias.data) {
+        pack_panel<C, C, columns>({s.bias.at(first, key), s.bias.row, s.bias.column}, count, keys,
+                                  bias);
+        change([&](Vector<C> x, long i, long h) {
+            return x + load(bias + i * columns + h * lanes);
+        });
+    }
+    if (!s.sees(first, key + keys - 1) || !s.sees(first + count - 1, key))
+        change([&](Vector<C> x, long i, long h) { return sight[h].hide(x, key + i); });
+}
+
+// Oᵀ (dim, queries), multiplied by `inverse`, as rows of out; `rows` is room for kColumns of them.
+template <typename T, typename C>
+void write_queries(C* sums, const Vector<C>* inverse, long dim, long count, C* rows, Head<T> out) {
+    constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
+    for (long i = 0; i < dim; ++i)
+        for (long h = 0; h < 2; ++h) {
+            C* at = sums + i * columns + h * lanes;
+            store(at, load(at) * inverse[h]);
+        }
+    for (long i = 0; i < dim; i += columns) {
+        const long part = dim - i < columns ? dim - i : columns;
+        pack_panel<C, C, columns>({sums + i * columns, columns, 1}, part, columns, rows);
+        write_rows<T, C>(rows, columns, count, part, {out.at(0, i), out.row, out.column});
+    }
+}
+
 // out and lse of the queries [first, first + count), count at most kColumns.
 template <typename T>
 void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>> packed, long first,
@@ -126,57 +221,19 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     for (long i = 0; i < s.dim * columns; i += lanes)
         store(query + i, load(query + i) * s.factor());
     for (long i = 0; i < out_rows * columns; i += lanes) store(sums + i, Vector<C>{});
-    Vector<C> peak[2], total[2];
-    for (long h = 0; h < 2; ++h) {
-        peak[h] = broadcast(s.has_sink() ? *s.sink : -kInfinity<C>);
-        total[h] = broadcast(C(s.has_sink()));
-    }
     const Sight<C> sight[2] = {{s, first}, {s, first + lanes}};
+    OnlineSoftmax<C> softmax(s);
 
-    const long last = first + count - 1;
-    const long begin = s.first_key(first) / kRows * kRows, end = s.end_of_keys(last);
-    for (long key = begin; key < end; key += kKeys) {
+    const long end = s.end_of_keys(first + count - 1);
+    for (long key = s.first_key(first) / kRows * kRows; key < end; key += kKeys) {
         const long keys = end - key < kKeys ? end - key : kKeys;
         for (long i = 0; i < keys; i += kRows)
             compute_tile<C, false>(keys - i < kRows ? keys - i : kRows, columns, s.dim,
                                    packed.keys + (key + i) * s.dim, query, block + i * columns,
                                    columns);
-        const auto change = [&](auto f) {
-            for (long i = 0; i < keys; ++i)
-                for (long h = 0; h < 2; ++h) {
-                    C* at = block + i * columns + h * lanes;
-                    store(at, f(load(at), i, h));
-                }
-        };
-        if (s.softcap != 0) change([&](Vector<C> x, long, long) { return s.capped(x); });
-        if (s.bias.data) {
-            pack_panel<C, C, columns>({s.bias.at(first, key), s.bias.row, s.bias.column}, count,
-                                      keys, bias);
-            change([&](Vector<C> x, long i, long h) {
-                return x + load(bias + i * columns + h * lanes);
-            });
-        }
-        if (!s.sees(first, key + keys - 1) || !s.sees(last, key))
-            change([&](Vector<C> x, long i, long h) { return sight[h].hide(x, key + i); });
-
-        Vector<C> shrink[2], shift[2];
-        for (long h = 0; h < 2; ++h) {
-            Vector<C> now = peak[h];
-            for (long i = 0; i < keys; ++i)
-                now = maximum<C>(load(block + i * columns + h * lanes), now);
-            // Where nothing was seen yet the shift is 0, so that exp(-inf) and not NaN comes out.
-            shift[h] = now > -kInfinity<C> ? now : Vector<C>{};
-            shrink[h] = exp_nonpositive<C>(peak[h] - shift[h]);
-            peak[h] = now;
-            Vector<C> added{};
-            for (long i = 0; i < keys; ++i) {
-                C* at = block + i * columns + h * lanes;
-                const Vector<C> p = exp_nonpositive<C>(load(at) - shift[h]);
-                store(at, p);
-                added += p;
-            }
-            total[h] = total[h] * shrink[h] + added;
-        }
+        change_scores(s, sight, first, count, key, keys, block, bias);
+        Vector<C> shrink[2];
+        softmax.take(block, keys, shrink);
         for (long i = 0; i < s.value_dim; ++i)
             for (long h = 0; h < 2; ++h) {
                 C* at = sums + i * columns + h * lanes;
@@ -187,33 +244,10 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
                                   packed.values + i * s.time_k + key * kRows, block,
                                   sums + i * columns, columns);
     }
-
-    for (long h = 0; h < 2; ++h) {
-        const Vector<C> inverse = total[h] == C(0) ? Vector<C>{} : C(1) / total[h];
-        for (long i = 0; i < s.value_dim; ++i) {
-            C* at = sums + i * columns + h * lanes;
-            store(at, load(at) * inverse);
-        }
-    }
-    for (long j = 0; j < count; ++j) {
-        const C l = total[j / lanes][j % lanes];
-        lse[first + j] = l == 0 ? kInfinity<C> : peak[j / lanes][j % lanes] + log_of(l);
-    }
-    // Oᵀ turned: rows of queries.
-    C* rows = block;
-    for (long i = 0; i < s.value_dim; i += columns) {
-        const long part = s.value_dim - i < columns ? s.value_dim - i : columns;
-        pack_panel<C, C, columns>({sums + i * columns, columns, 1}, part, columns, rows);
-        for (long j = 0; j < count; ++j)
-            for (long d = 0; d < part; d += lanes) {
-                T* to = out.at(first + j, i + d);
-                const long rest = part - d;
-                if (rest >= lanes)
-                    store(to, load(rows + j * columns + d));
-                else
-                    store_part(to, load(rows + j * columns + d), rest);
-            }
-    }
+    const Vector<C> inverse[2] = {softmax.inverse(0), softmax.inverse(1)};
+    write_queries<T, C>(sums, inverse, s.value_dim, count, block,
+                        {out.at(first, 0), out.row, out.column});
+    for (long j = 0; j < count; ++j) lse[first + j] = softmax.log_normaliser(j);
 }
 
 // One query past all keys, which are read where they are: decoding, where nothing is read twice and
@@ -267,20 +301,6 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
     }
     for (long d = 0; d < s.value_dim; ++d) store_one(out + d, total == 0 ? C(0) : sums[d] / total);
     *lse = total == 0 ? kInfinity<C> : peak + log_of(total);
-}
-
-// Rows of `from` (count, width) with stride `stride` into a head, or added to it.
-template <typename T, typename C>
-void write_rows(const C* from, long stride, long count, long width, Head<T> to) {
-    constexpr long lanes = Lanes<C>::count;
-    for (long t = 0; t < count; ++t)
-        for (long d = 0; d < width; d += lanes) {
-            const long rest = width - d;
-            if (rest >= lanes)
-                store(to.at(t, d), load(from + t * stride + d));
-            else
-                store_part(to.at(t, d), load_part(from + t * stride + d, rest, C(0)), rest);
-        }
 }
 
 // One head of queries in all the layouts that backward reads.
@@ -343,16 +363,43 @@ void add_row(Matrix<C> to, long i, long j, long count, Vector<C> x) {
     for (long lane = 0; lane < count; ++lane) *to.at(i, j + lane) += x[lane];
 }
 
+// Of one query and a block of keys: p, which holds q Kᵀ, becomes P = exp(S - lse), and ds, which
+// holds dO Vᵀ, becomes the gradient of q Kᵀ.
+template <typename C>
+void gradient_of_scores(const Scores<C>& s, long query, long key, long count, C lse, C delta, C* p,
+                        C* ds) {
+    constexpr long lanes = Lanes<C>::count;
+    using Int = typename ExpConstants<C>::Int;
+    Vector<Int> place;
+    for (long lane = 0; lane < lanes; ++lane) place[lane] = lane;
+    const long limit = s.end_of_keys(query) - key;
+    const Vector<Int> begin = broadcast(Int(s.first_key(query) - key));
+    const Vector<Int> end = broadcast(Int(limit < count ? limit : count));
+    for (long j = 0; j < count; j += lanes, place += Int(lanes)) {
+        const long part = count - j < lanes ? count - j : lanes;
+        Vector<C> score = load(p + j) * s.factor(), slope = broadcast(s.scale);
+        if (s.softcap != 0) {
+            const Vector<C> t = tanh<C>(score);
+            score = s.softcap * t;
+            slope *= 1 - t * t;
+        }
+        if (s.bias.data) score += load_row(s.bias, query, key + j, part);
+        const Vector<C> exponent = score - lse;  // above 0 by rounding errors alone
+        const Vector<C> weight = exp_nonpositive<C>(exponent > C(0) ? Vector<C>{} : exponent);
+        const auto seen = (place >= begin) & (place < end);
+        const Vector<C> dscore = seen ? weight * (load(ds + j) - delta) : Vector<C>{};
+        if (s.dbias.data) add_row(s.dbias, query, key + j, part, dscore);
+        store(p + j, seen ? weight : Vector<C>{});
+        store(ds + j, dscore * slope);
+    }
+}
+
 // What one head of queries adds to dKᵀ and dVᵀ (dim, keys) of a block of keys, and to its own dQ.
 template <typename C>
 void backward_block(const Scores<C>& s, const PackedQueries<C>& packed, const C* lse,
                     const KeyBlock<C>& b, long key, long count, C* dk, C* dv, C* dq, long dq_stride,
                     C* probabilities, C* dscores, C* turned) {
-    constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
-    using Int = typename ExpConstants<C>::Int;
-    Vector<Int> lane;
-    for (long i = 0; i < lanes; ++i) lane[i] = i;
-    const C factor = s.factor();
+    constexpr long columns = kColumns<C>;
     const long begin = s.first_query(key) / kRows * kRows, end = s.end_of_queries(key + count - 1);
     for (long query = begin; query < end; query += kQueries) {
         const long queries = end - query < kQueries ? end - query : kQueries;
@@ -364,33 +411,9 @@ void backward_block(const Scores<C>& s, const PackedQueries<C>& packed, const C*
                                    packed.grads + (query + i) * s.value_dim, b.values,
                                    dscores + i * columns, columns);
         }
-        for (long i = 0; i < queries; ++i) {
-            C* p = probabilities + i * columns;
-            C* ds = dscores + i * columns;
-            const C normaliser = lse[query + i], delta = packed.delta[query + i];
-            const long first = s.first_key(query + i), limit = s.end_of_keys(query + i);
-            const Vector<Int> from = broadcast(Int(first - key));
-            const Vector<Int> to = broadcast(Int((limit < key + count ? limit : key + count) - key));
-            for (long j = 0; j < columns && j < count; j += lanes) {
-                Vector<C> score = load(p + j) * factor, slope = broadcast(s.scale);
-                if (s.softcap != 0) {
-                    const Vector<C> t = tanh<C>(score);
-                    score = s.softcap * t;
-                    slope *= 1 - t * t;
-                }
-                const long rest = count - j < lanes ? count - j : lanes;
-                if (s.bias.data) score += load_row(s.bias, query + i, key + j, rest);
-                const Vector<C> exponent = score - normaliser;
-                const auto seen = (lane + Int(j) >= from) & (lane + Int(j) < to);
-                const Vector<C> weight =
-                    seen ? exp_nonpositive<C>(exponent > C(0) ? Vector<C>{} : exponent)
-                         : Vector<C>{};
-                const Vector<C> dscore = seen ? weight * (load(ds + j) - delta) : Vector<C>{};
-                if (s.dbias.data) add_row(s.dbias, query + i, key + j, rest, dscore);
-                store(p + j, weight);
-                store(ds + j, dscore * slope);
-            }
-        }
+        for (long i = 0; i < queries; ++i)
+            gradient_of_scores(s, query + i, key, count, lse[query + i], packed.delta[query + i],
+                               probabilities + i * columns, dscores + i * columns);
         for (long i = 0; i < s.value_dim; i += kRows)
             compute_tile<C, true>(s.value_dim - i < kRows ? s.value_dim - i : kRows, columns,
                                   queries, packed.grads_turned + i * s.time_q + query * kRows,
