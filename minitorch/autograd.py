@@ -149,7 +149,7 @@ def _sweep(
     found: dict[int, Tensor] = {}
     with set_grad_enabled(create_graph):
         for root, cotangent in roots:
-            _send(root._node or root, cotangent, pending, leaves)
+            _send(root._node or root, cotangent, pending, leaves, owned)
         for node in nodes:
             if id(node) not in pending:
                 continue
@@ -213,6 +213,8 @@ def _step(
     owned: set[int],
     kept: set[int],
 ) -> None:
+    if node.primitive.add_vjp is not None and _adds_in_place(node, cotangent, pending, owned):
+        return
     anomaly = thread.mode.anomaly
     joins = _offer(node, pending)
     thread.mode.anomaly = (
@@ -248,7 +250,7 @@ def _step(
             extras: Any = node.extras
             if extras.pop("arrived", None) is None:  # the kernel took it
                 del pending[id(edge)]
-        _send(edge, gradient, pending, leaves)
+        _send(edge, gradient, pending, leaves, owned)
         if isinstance(edge, Tensor) and _is_own(node, gradient, cotangent):
             owned.add(id(edge))
 
@@ -266,6 +268,20 @@ def _offer(node: Node, pending: dict[int, Tensor]) -> bool:
     if before is None or levels(before.data) or thread.mode.anomaly:
         return False
     node.extras["arrived"] = before.data  # type: ignore[index]
+    return True
+
+
+def _adds_in_place(
+    node: Node, cotangent: Tensor, pending: dict[int, Tensor], owned: set[int]
+) -> bool:
+    """Whether the gradient of the first input has just been added to the one that was pending."""
+    mode, edge = thread.mode, id(node.edges[0])
+    if edge not in owned or mode.record or mode.anomaly or mode.observers or levels(cotangent.data):
+        return False
+    total = pending[edge].data
+    if total.dtype != cotangent.data.dtype:
+        return False
+    arithmetic.copy().run(node.primitive.add_vjp, node, cotangent.data, total)
     return True
 
 
@@ -297,6 +313,7 @@ def _send(
     gradient: Tensor,
     pending: dict[int, Tensor],
     leaves: dict[int, Tensor],
+    owned: set[int],
 ) -> None:
     key = id(edge)
     before = pending.get(key)
@@ -306,7 +323,8 @@ def _send(
         pending[key] = before + gradient
     else:
         add = kernels.lookup("add", backend.device_of(before.data))
-        total = arithmetic.copy().run(add, before.data, gradient.data)
+        into = before.data if key in owned else None
+        total = arithmetic.copy().run(lambda: add(before.data, gradient.data, out=into))
         pending[key] = wrap(np.asarray(total))
     if isinstance(edge, Tensor):
         leaves[key] = edge

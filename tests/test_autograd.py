@@ -1,12 +1,15 @@
 """The sweeps: order, accumulation, cotangents, hooks, second sweeps."""
 
+import tracemalloc
 import weakref
 
+import numpy as np
 import pytest
 
 import minitorch as mt
 from minitorch import autograd
 from minitorch.errors import GraphError, ShapeError
+from minitorch.nn import functional as F
 
 
 def leaf(*values):
@@ -47,6 +50,27 @@ def test_leaves_do_not_share_gradients():
     (a + 0).backward(v)
     a.grad.data[...] = 7
     assert v.tolist() == [1.0]
+
+
+def test_a_leaf_that_is_used_three_times_gets_one_array():
+    """Where nobody else holds the gradient of a leaf, what is added to it is added in place."""
+    table = mt.tensor(np.random.default_rng(0).standard_normal((500, 400)), requires_grad=True)
+    index = mt.tensor([3, 1, 3])
+
+    def loss_of(weight):
+        x = F.embedding(index, weight) + F.embedding(mt.tensor([0, 0, 499]), weight)
+        return (F.linear(x.tanh(), weight) ** 2).sum() + (F.linear(x, weight) ** 3).sum()
+
+    loss = loss_of(table)
+    (expected,) = mt.autograd.grad(loss, table, create_graph=True)
+    for _ in range(2):
+        table.grad = None
+        tracemalloc.start()
+        loss.backward(retain_graph=True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2.2 * table.data.nbytes
+        np.testing.assert_allclose(table.grad.numpy(), expected.detach().numpy(), rtol=1e-12)
 
 
 def test_second_backward_and_retain_graph():

@@ -52,9 +52,9 @@ def _in_blocks(kernel: Callable[..., Array]) -> Callable[..., Array]:
 
 
 @register("add", "numpy")
-def add(a: Any, b: Any) -> Any:
-    """a + b, broadcast; arrays or Python numbers."""
-    return np.add(a, b)
+def add(a: Any, b: Any, *, out: Array | None = None) -> Any:
+    """a + b, broadcast; arrays or Python numbers. out: where to write, a itself perhaps."""
+    return np.add(a, b, out=out)
 
 
 @register("cast", "numpy")
@@ -633,14 +633,18 @@ def embedding(weight: Array, index: Array) -> Array:
 
 
 @register("embedding_backward", "numpy")
-def embedding_backward(grad: Array, index: Array, *, num_embeddings: int) -> Array:
+def embedding_backward(
+    grad: Array, index: Array, *, num_embeddings: int, out: Array | None = None
+) -> Array:
     """The transpose of `embedding`: rows of grad added up where they came from.
 
-    grad: (*index.shape, features). Returns (num_embeddings, features).
+    grad: (*index.shape, features). out: contiguous, what the rows are added to; zeros unless given.
+    Returns (num_embeddings, features).
     """
     check_rows(index, num_embeddings)
     features = grad.shape[-1]
-    out = np.zeros((num_embeddings, features), grad.dtype)
+    if out is None:
+        out = np.zeros((num_embeddings, features), grad.dtype)
     places = index.reshape(-1, 1).astype(np.int64) * features + np.arange(features)
     np.add.at(out.reshape(-1), places.reshape(-1), grad.reshape(-1))  # 4 times faster than by rows
     return out

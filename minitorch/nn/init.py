@@ -45,14 +45,16 @@ def uniform_(
     tensor: Tensor, low: float = 0.0, high: float = 1.0, generator: Generator | None = None
 ) -> Tensor:
     """Fill from the uniform distribution over [low, high)."""
-    return _write(tensor, low + (high - low) * _draw(generator).random(tensor.shape))
+    draw = _draw(generator)
+    return _fill(tensor, lambda count: low + (high - low) * draw.random(count))
 
 
 def normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None
 ) -> Tensor:
     """Fill from the normal distribution."""
-    return _write(tensor, mean + std * _draw(generator).standard_normal(tensor.shape))
+    draw = _draw(generator)
+    return _fill(tensor, lambda count: mean + std * draw.standard_normal(count))
 
 
 def trunc_normal_(
@@ -173,6 +175,24 @@ def fans(tensor: Tensor) -> tuple[int, int]:
 
 def _draw(generator: Generator | None) -> np.random.Generator:
     return (streams.default_generator if generator is None else generator).draw()
+
+
+_BLOCK = 1 << 16
+
+
+def _fill(tensor: Tensor, draw: Callable[[int], np.ndarray]) -> Tensor:
+    """Write draw(count) for one block of elements after the other.
+
+    The numbers are those of one large draw, without float64 arrays of the tensor's size.
+    """
+    if tensor.device != "cpu" or not tensor.data.flags.c_contiguous:
+        return _write(tensor, draw(tensor.numel()).reshape(tensor.shape))
+    flat = tensor.data.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        block[...] = draw(block.size)
+    tensor.bump_version()
+    return tensor
 
 
 def _write(tensor: Tensor, values: np.ndarray) -> Tensor:

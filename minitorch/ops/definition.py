@@ -154,6 +154,9 @@ class Primitive:
     structure = "general"
     differentiable = True
     backward: Rule | None = None  # a kernel on arrays that gives v J
+    add_vjp: Callable[[Node, Any, Any], None] | None = None
+    """add_vjp(node, v, total) adds v J of the first input to an array, for where the sweep has
+    another gradient of that input already, and v J would be as large and nearly all zeros."""
 
     def __init__(
         self,

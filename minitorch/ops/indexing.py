@@ -17,7 +17,7 @@ from minitorch.ops.dims import one_dim
 from minitorch.ops.primitive import linear, nondifferentiable
 from minitorch.ops.reductions import ValuesAndIndices
 from minitorch.ops.samples import distinct, integers, mask, real, sample
-from minitorch.tape import apply, levels
+from minitorch.tape import Node, apply, levels
 from minitorch.tensor import Tensor, method, method_as, wrap
 
 # An index such as x[1, :, ids] travels as its `key`, a tuple in which the n-th Tensor is replaced
@@ -412,6 +412,15 @@ _embedding = linear(
     ],
     moves_data=True,
 )
+
+
+def _add_rows(node: Node, grad: Any, total: Any) -> None:
+    kernel = kernels.lookup("embedding_backward", backend.device_of(grad))
+    kernel(grad, node.input(1).data, num_embeddings=len(total), out=total)
+
+
+_embedding.add_vjp = _add_rows
+
 _embedding_transpose: Primitive = linear(
     "embedding_transpose",
     lambda x, index, *, rows: kernels.lookup("embedding_backward", backend.device_of(x))(

@@ -49,6 +49,19 @@ def test_sums_of_bfloat16_rows_are_rounded_once(instruction_set):
     assert found.tolist() == [[1000] * 3, [0] * 3]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("implementation", ["numpy", "cpu"])
+def test_rows_are_added_to_what_is_there(instruction_set, implementation, dtype):
+    back = kernels.implementations("embedding_backward")[implementation]
+    places, grad = np.array([2, 0, 2, 2, 5]), draw((5, 37), dtype)
+    total = draw((7, 37), dtype, seed=1)
+    expected = total.astype(np.float64)
+    np.add.at(expected, places, grad.astype(np.float64))
+    assert back(grad, places, num_embeddings=7, out=total) is total
+    bound = {np.float32: 1e-6, np.float64: 1e-15}.get(dtype.type, 0.03)
+    np.testing.assert_allclose(total.astype(np.float64), expected, rtol=0, atol=4 * bound)
+
+
 def test_an_index_out_of_range(instruction_set):
     weight = draw((4, 3), np.float32)
     for bad in (4, -1):

@@ -27,13 +27,13 @@ KERNEL(embedding) {  // table, index, out: contiguous
     });
 }
 
-KERNEL(embedding_backward) {  // grad, index, out: contiguous
+KERNEL(embedding_backward) {  // grad, index, out: contiguous; accumulate: add to what is in out
     const Array &grad = arrays[0], &index = arrays[1], &out = arrays[2];
     check(out, index, grad);
     by_dtype(out, kBadDtype, [&](auto kind) {
         using T = decltype(kind);
         scatter_add_rows(grad.as<const T>(), index.as<int64_t>(), out.as<T>(), grad.shape[0],
-                         out.shape[0], out.shape[1]);
+                         out.shape[0], out.shape[1], numbers[0] != 0);
     });
 }
 

@@ -1,4 +1,5 @@
-// Rows of a table by their index, and the transpose of that, which adds rows up where they came from.
+// Rows of a table by their index, and the transpose of that, which adds rows up where they came
+// from.
 //
 // The sum is deterministic without atomics: a counting sort groups the rows of the gradient by
 // their destination, in their order, and each row of the result is then made by one thread.
@@ -16,14 +17,16 @@ template <typename T>
 void gather_rows(const T* table, const int64_t* index, T* out, long rows, long columns) {
     parallel_ranges(rows, rows_per_piece(columns), [=](long begin, long end) {
         for (long row = begin; row < end; ++row)
-            __builtin_memcpy(out + row * columns, table + index[row] * columns, sizeof(T) * columns);
+            __builtin_memcpy(out + row * columns, table + index[row] * columns,
+                             sizeof(T) * columns);
     });
 }
 
-// grad (rows, columns), index (rows,), out (size, columns): out[i] = Σ grad[row] over index[row] = i.
+// grad (rows, columns), index (rows,), out (size, columns): out[i] = Σ grad[row] over index[row] =
+// i, and added to what is there with accumulate.
 template <typename T>
 void scatter_add_rows(const T* grad, const int64_t* index, T* out, long rows, long size,
-                      long columns) {
+                      long columns, bool accumulate) {
     using C = Compute<T>;
     // first[i]: where the rows of destination i begin in `order`.
     long* first = scratch<long>(0, size + 2);
@@ -41,19 +44,22 @@ void scatter_add_rows(const T* grad, const int64_t* index, T* out, long rows, lo
             T* to = out + i * columns;
             const long from = first[i], until = first[i + 1];
             if (from == until) {
-                __builtin_memset(to, 0, sizeof(T) * columns);
+                if (!accumulate) __builtin_memset(to, 0, sizeof(T) * columns);
                 continue;
             }
-            if (until - from == 1) {
+            if (until - from == 1 && !accumulate) {
                 __builtin_memcpy(to, grad + order[from] * columns, sizeof(T) * columns);
                 continue;
             }
             C* sum = wide;
-            if constexpr (__is_same(T, C)) sum = to;
+            if constexpr (__is_same(T, C))
+                sum = to;
+            else if (accumulate)
+                for_each_vector<C>(columns, [&](long, auto get, auto put) { put(sum, get(to)); });
             for (long k = from; k < until; ++k) {
                 const T* row = grad + order[k] * columns;
                 for_each_vector<C>(columns, [&](long, auto get, auto put) {
-                    put(sum, k == from ? get(row) : get(sum) + get(row));
+                    put(sum, k == from && !accumulate ? get(row) : get(sum) + get(row));
                 });
             }
             if constexpr (!__is_same(T, C))

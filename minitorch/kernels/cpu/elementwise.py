@@ -15,7 +15,7 @@ _LARGE = 1 << 16
 
 
 @register("add", "cpu")
-def add(a: Any, b: Any) -> Any:
+def add(a: Any, b: Any, *, out: np.ndarray | None = None) -> Any:
     """The reference's, of large contiguous arrays; of others the reference itself."""
     if (
         isinstance(a, np.ndarray)
@@ -26,11 +26,13 @@ def add(a: Any, b: Any) -> Any:
         and a.dtype == b.dtype
         and a.flags.c_contiguous
         and b.flags.c_contiguous
+        and (out is None or out is a)
     ):
-        out = np.empty_like(a)
+        if out is None:
+            out = np.empty_like(a)
         extension.add(a, b, out)
         return out
-    return np.add(a, b)
+    return np.add(a, b, out=out)
 
 
 @register("cast", "cpu", half=(bfloat16,))

@@ -25,14 +25,19 @@ def embedding(weight: Array, index: Array) -> Array:
 
 
 @register("embedding_backward", "cpu", half=(bfloat16,))
-def embedding_backward(grad: Array, index: Array, *, num_embeddings: int) -> Array:
+def embedding_backward(
+    grad: Array, index: Array, *, num_embeddings: int, out: Array | None = None
+) -> Array:
     """The reference's, rows added in their order; float32 sums for bfloat16."""
-    if grad.dtype not in _DTYPES or not grad.size:
-        return reference.embedding_backward(grad, index, num_embeddings=num_embeddings)
+    fits = out is None or (out.dtype == grad.dtype and out.flags.c_contiguous)
+    if grad.dtype not in _DTYPES or not grad.size or not fits:
+        return reference.embedding_backward(grad, index, num_embeddings=num_embeddings, out=out)
     check_rows(index, num_embeddings)
     rows = np.ascontiguousarray(grad).reshape(-1, grad.shape[-1])
-    out = np.empty((num_embeddings, grad.shape[-1]), grad.dtype)
-    extension.embedding_backward(rows, _flat(index), out)
+    accumulate = out is not None
+    if out is None:
+        out = np.empty((num_embeddings, grad.shape[-1]), grad.dtype)
+    extension.embedding_backward(rows, _flat(index), out, accumulate)
     return out
 
 
