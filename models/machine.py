@@ -5,10 +5,12 @@ raises.
 """
 
 import ctypes
+import importlib
 import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from minitorch import __version__, kernels
@@ -63,6 +66,7 @@ def report() -> dict[str, dict[str, Any]]:
         "compiler": {"C++": ask(_compiler), "C++20": ask(_compiles_cpp20), "ninja": ask(_ninja)},
         "kernels": {
             "compiled extensions": ask(_extensions),
+            "why not compiled": ask(why_not_compiled),
             "compiled for, best first": ask(lambda: list(kernels.instruction_sets())),
             "MT_KERNELS": os.environ.get("MT_KERNELS"),
             "MT_ISA": os.environ.get("MT_ISA"),
@@ -76,6 +80,35 @@ def report() -> dict[str, dict[str, Any]]:
         },
         "packages": {name: ask(partial(importlib.metadata.version, name)) for name in packages()},
     }
+
+
+def note_missing_kernels() -> None:
+    """Say on stderr that the computation to come is slow, why, and what helps.
+
+    pip hides what a build prints. Nothing is said where MT_KERNELS=numpy asks for it.
+    """
+    why = None if os.environ.get("MT_KERNELS") == "numpy" else why_not_compiled()
+    if why:
+        click.echo(f"note: no compiled kernels, so NumPy computes, much slower: {why}", err=True)
+
+
+def why_not_compiled() -> str | None:
+    """Why there are no compiled kernels, and what helps; None where there are."""
+    try:
+        importlib.import_module("minitorch._cpu")
+    except ModuleNotFoundError as error:
+        if error.name != "minitorch._cpu":
+            return f"they do not load: {error}"
+    except ImportError as error:
+        return f"they do not load: {error}; install minitorch again"
+    else:
+        return None
+    if not ask(_compiles_cpp20):
+        return "there is no C++20 compiler; get g++ or clang++ and install minitorch again"
+    return (
+        "they were not built, though there is a C++20 compiler; install minitorch again, with "
+        "MT_BUILD=1 in the environment to be told what prevents it"
+    )
 
 
 def ask(question: Callable[[], Any]) -> Any:
@@ -143,8 +176,9 @@ def _allocator() -> str | None:
 
 
 def _cxx() -> str | None:
-    candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+    asked = os.environ.get("CXX")
+    candidates = shlex.split(asked)[:1] if asked else ("g++", "clang++", "c++")  # as in setup.py
+    return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
 def _compiler() -> str | None:

@@ -1,5 +1,6 @@
 """The build: incremental, and without a compiler an installation that runs on NumPy."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -59,6 +60,16 @@ def test_without_a_compiler_one_line_says_so_and_numpy_serves(checkout):
         "no C++20 compiler found (CXX=/nonexistent/c++)"
     ]
     assert _softmax_of(checkout) == "('numpy',) [0.5, 0.5]"
+    doctor = subprocess.run(
+        [sys.executable, "-m", "models.cli", "doctor", "--json"],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout), "CXX": "/nonexistent/c++"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kernels = json.loads(doctor.stdout)["kernels"]
+    assert kernels["why not compiled"].startswith("there is no C++20 compiler")
 
 
 def test_a_missing_compiler_can_be_made_an_error(checkout):

@@ -3,10 +3,10 @@
     ```{source} minitorch.tape.Node
     ```
 
-shows a function, a class, a method (`minitorch.gradcheck.report.Report.worst`), or the statement that
-assigns a name (`minitorch.ops.general._softmax`), with its file and first line as a caption. A name
-that does not exist is an error, so the book cannot show what the project no longer has. Nothing is
-imported: the file is parsed.
+shows a function, a class, a method (`minitorch.gradcheck.report.Report.worst`), or the statement
+that assigns a name (`minitorch.ops.general._softmax`), with its file and first line as a caption. A
+name that does not exist is an error, so the book cannot show what the project no longer has.
+Nothing is imported: the file is parsed.
 
 Options: `:docstring: no` leaves the docstring of the outermost definition out.
 """

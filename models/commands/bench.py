@@ -17,6 +17,7 @@ from minitorch.io import write_json
 from models.bench.peaks import Peaks, measure_peaks
 from models.bench.report import draw, show, to_json
 from models.bench.timing import Case, measure
+from models.machine import note_missing_kernels
 
 SUITES = ("matmul", "attention", "norms", "ops", "step", "decode", "memory")
 PEERS = ("numpy", "torch", "jax")
@@ -57,6 +58,7 @@ def bench(
     """
     console = Console(stderr=json_path is not None and str(json_path) == "-")
     names = _peers(peers)
+    note_missing_kernels()
     if threads:
         _use_threads(threads, names)
     mt.manual_seed(seed)

@@ -14,6 +14,7 @@ from minitorch.tokenizers import load as load_tokenizer
 from models import checkpoints
 from models.generate import generate, start_of_text, stream_text
 from models.gpt2 import GPT2
+from models.machine import note_missing_kernels
 from models.sampling import Sampler
 
 RUNS = Path("runs")
@@ -73,6 +74,7 @@ def sample(
         raise ConfigError("--stop: expected a text; got an empty one")
     path = checkpoints.model_folder(folder or newest_run(RUNS), best)
     model, tokenizer = load(path)
+    note_missing_kernels()
     ids = tokenizer.encode(prompt, allowed_special="all") or start_of_text(tokenizer)
     generator = Generator(seed)
     for number in range(num_samples):

@@ -13,7 +13,7 @@ from models.emulation import compile_program
 ORDERS = ("forward", "reversed", "random")
 
 
-@click.group()
+@click.group(epilog="Example: minitorch simt run reduce.cu --schedules 20")
 def simt() -> None:
     """Run CUDA kernels on the CPU, and find their races, bounds errors and deadlocks."""
 

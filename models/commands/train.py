@@ -24,6 +24,7 @@ from models.display import display
 from models.generate import generate, start_of_text, stream_text
 from models.interrupts import Interrupts
 from models.loss_curve import draw_loss_curve
+from models.machine import note_missing_kernels
 from models.runlog import RunLog
 from models.sampling import Sampler
 from models.training import DivergenceError, Run, Stopped, fit
@@ -107,6 +108,7 @@ def train(
     console = Console(
         file=stream, highlight=False, force_terminal=stream.isatty(), force_jupyter=False
     )
+    note_missing_kernels()
     with console.status(f"reading {config.data}"):
         corpus = prepare(config, None if saved is None else saved.path / "tokenizer.json")
     run = Run(config, corpus)
