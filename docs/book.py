@@ -103,7 +103,7 @@ def compiled(name: str, *flags: str) -> ctypes.CDLL | None:
 
 
 def fastest(run: Callable[[], object], budget: float = 0.1) -> float:
-    """Seconds of the fastest of several calls: as many as the budget of seconds holds, and one more.
+    """Seconds of the fastest of several calls, which are repeated until the budget is spent.
 
     The fastest, since what disturbs a call, other programs, say, only ever makes it slower.
     """
