@@ -93,9 +93,11 @@ class autocast(_Switch):
     """Mixed precision: matrix products and attention take and give `dtype` instead of float32.
 
     dtype: "bfloat16" (the default) or "float16", or the dtype itself. Parameters stay float32, and
-    so do their gradients: what is lowered is a copy, made where it is used. Losses raise what they
-    are given back to float32; everything else follows its inputs, computes in float32 and rounds
-    once. float64 is left alone. Also a decorator. In PyTorch: torch.autocast.
+    so do their gradients: what is lowered is a copy, made where it is used. That of a parameter is
+    kept until the parameter changes, and optimizers write it as they change the parameter: no cast
+    in a step of training or for a token that is sampled. Losses raise what they are given back to
+    float32; everything else follows its inputs, computes in float32 and rounds once. float64 is
+    left alone. Also a decorator. In PyTorch: torch.autocast, which keeps copies to its end.
     """
 
     def __init__(self, dtype: Any = "bfloat16"):

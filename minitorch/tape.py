@@ -242,7 +242,9 @@ def _cast(primitive: Any, inputs: Sequence[Any], mode: Mode) -> list[Any]:
     before, after = backend.float32, mode.lower
     if primitive.autocast == "raise":
         before, after = after, before
-    return [x.to(after) if isinstance(x, Tensor) and x.data.dtype == before else x for x in inputs]
+    return [
+        x._in_half(after) if isinstance(x, Tensor) and x.data.dtype == before else x for x in inputs
+    ]
 
 
 def _misfit(

@@ -42,6 +42,7 @@ class Tensor(Methods):
         "_counter",
         "_hooks",
         "_is_view",
+        "_lowered",
         "_made_at",
         "_node",
         "data",
@@ -59,6 +60,7 @@ class Tensor(Methods):
     _made_at: int
     _hooks: list[Any] | None
     _is_view: bool
+    _lowered: Any  # of a parameter: a copy in half precision, see ops/conversion.py; else not set
 
     def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False):
         self.data = _as_array(data, dtype)

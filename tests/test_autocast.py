@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch import nn
-from minitorch.errors import DtypeError
+from minitorch import nn, optim
+from minitorch.errors import DtypeError, GraphError
 from minitorch.nn import functional as F
 
 
@@ -58,3 +58,73 @@ def test_it_is_a_decorator_and_ends_with_the_block():
     with pytest.raises(ZeroDivisionError), mt.autocast():
         raise ZeroDivisionError
     assert (mt.ones(2, 2) @ mt.ones(2, 2)).dtype == mt.float32
+
+
+OPTIMIZERS = {
+    "AdamW": lambda params: optim.AdamW(params, 0.1),
+    "Adam": lambda params: optim.Adam(params, 0.1),
+    "SGD": lambda params: optim.SGD(params, 0.1, momentum=0.9),
+    "Lion": lambda params: optim.Lion(params, 0.1),
+    "Muon": lambda params: optim.Muon(params, 0.1),
+    "Adafactor": lambda params: optim.Adafactor(params),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_writes_the_copy_of_a_weight_along_with_it(name, dtype):
+    """Trained with the copy kept and with a fresh cast in every step: the same bits."""
+    x = mt.randn(16, 40)
+    results = []
+    for keep in (True, False):
+        weight = mt.tensor(mt.randn(30, 40, generator=mt.Generator(0)).numpy(), requires_grad=True)
+        optimizer, arrays = OPTIMIZERS[name]([weight]), set()
+        for _ in range(3):
+            if not keep:
+                weight.bump_version()
+            with mt.autocast(dtype):
+                (x @ weight.mT).float().square().sum().backward()
+                F.linear(x, weight)
+            arrays.add(id(weight._lowered.array))
+            optimizer.step()
+            optimizer.zero_grad()
+        assert (len(arrays) == 1) == keep or not keep
+        results.append(weight.detach().numpy())
+        copy = weight._lowered.array
+        assert (copy == results[-1].astype(copy.dtype)).all()
+    assert (results[0] == results[1]).all()
+
+
+def test_a_copy_follows_every_change_of_its_weight():
+    x, weight = mt.eye(3), mt.ones(3, 3, requires_grad=True)
+
+    def product():
+        with mt.autocast():
+            return F.linear(x, weight).float().numpy()[0, 0]
+
+    with mt.no_grad():
+        assert product() == 1
+        weight.mul_(2)
+        assert product() == 2
+        weight[...] = 3.0
+        assert product() == 3
+        nn.init.constant_(weight, 4.0)
+        assert product() == 4
+        ema = optim.EMA([weight])
+        weight.fill_(5.0)
+        with ema.applied():
+            assert product() == 4
+        assert product() == 5
+    with mt.inference_mode():
+        assert product() == 5
+
+
+def test_a_tape_that_holds_an_overwritten_copy_says_so():
+    x, weight = mt.randn(2, 3, requires_grad=True), mt.randn(4, 3, requires_grad=True)
+    optimizer = optim.AdamW([weight])
+    with mt.autocast():
+        loss = F.linear(x, weight).float().square().sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(GraphError, match="changed in place"):
+        loss.backward()

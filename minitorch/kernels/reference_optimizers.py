@@ -5,7 +5,8 @@ keeps for each (of the parameter's shape and dtype, float32 or float64). Then
 
     numbers     for each parameter the keyword arguments of its rule
     grad_scale  a factor of all gradients, which are not changed: clipping by norm asks for one
-    copies      bfloat16 arrays, or None, into which the new parameters are also written, rounded
+    copies      arrays in half precision, or None, into which the new parameters are also written,
+                rounded
 """
 
 import math

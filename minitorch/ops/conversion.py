@@ -7,6 +7,7 @@ import numpy as np
 from minitorch import backend, kernels
 from minitorch.ops.primitive import linear
 from minitorch.ops.samples import real, sample, unary
+from minitorch.tape import computed
 from minitorch.tensor import Tensor, method, method_as
 
 alias = linear(
@@ -73,6 +74,53 @@ def to(x: Tensor, *target: Any, dtype: Any = None, device: str | None = None) ->
     if x.requires_grad and not backend.is_float(wanted):
         x = x.detach()
     return _cast(x, dtype=wanted)
+
+
+class LoweredCopy:
+    """A parameter in half precision: made for autocast at its first use, good until it changes.
+
+    array: the copy. source, version: the parameter's array, and its version, that array is rounded
+    from. counter: the version counter of array, which whoever holds the copy on a tape shares.
+    """
+
+    __slots__ = ("array", "counter", "source", "version")
+
+    def __init__(self, x: Tensor, dtype: np.dtype):
+        self.array = _converted(x.data, dtype=dtype)
+        self.counter = [0]
+        self.source, self.version = x.data, x.version
+
+    def rounds(self, x: Tensor) -> bool:
+        """Whether the copy is that of x as it is now."""
+        return self.source is x.data and self.version == x.version
+
+    def written(self, x: Tensor) -> None:
+        """The array was filled again with what x is now: a tape that holds it as it was is void."""
+        self.version = x.version
+        self.counter[0] += 1
+
+
+def lowered_copy(x: Tensor) -> LoweredCopy | None:
+    """The copy of a parameter, if there is one and it is good."""
+    kept = getattr(x, "_lowered", None)
+    return kept if kept is not None and kept.rounds(x) else None
+
+
+@method_as("_in_half")
+def _in_half(x: Tensor, dtype: Any) -> Tensor:
+    """x.to(dtype) for autocast. Of a parameter the copy is kept, so that the next use finds it.
+
+    Optimizers write it along with the parameter: in training no step casts its weights.
+    """
+    if x._node is not None or not x.requires_grad or not isinstance(x.data, np.ndarray):
+        return x.to(dtype)
+    kept = lowered_copy(x)
+    if kept is None or kept.array.dtype != dtype:
+        kept = x._lowered = LoweredCopy(x, dtype)
+    out = computed(_cast, [x], {"dtype": dtype}, kept.array)
+    if out._counter is not None:
+        out._counter, out._made_at = kept.counter, kept.counter[0]
+    return out
 
 
 _move = linear(

@@ -42,6 +42,7 @@ def adamw_steps(
         *[[part.state[name] for part in parts] for name in MOMENTS],
         [{"step": part.state["step"], **own} for part, own in zip(parts, numbers, strict=True)],
         grad_scale=grad_scale,
+        copies=[part.copy for part in parts],
     )
 
 

@@ -49,4 +49,5 @@ class Lion(Optimizer):
             [part.state["exp_avg"] for part in parts],
             [self._numbers(part.group) for part in parts],
             grad_scale=grad_scale,
+            copies=[part.copy for part in parts],
         )

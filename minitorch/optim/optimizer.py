@@ -18,18 +18,23 @@ import numpy as np
 
 from minitorch.backend import half_precision
 from minitorch.errors import CheckpointError, ConfigError
+from minitorch.ops.conversion import lowered_copy
 from minitorch.tensor import Tensor
 
 Group = dict[str, Any]
 
 
 class Part(NamedTuple):
-    """A parameter's turn: its array, its gradient, what is kept for it, and its group."""
+    """A parameter's turn: its array, its gradient, what is kept for it, and its group.
+
+    copy: where autocast keeps the parameter rounded, if it does.
+    """
 
     weight: np.ndarray
     grad: np.ndarray
     state: dict[str, Any]
     group: Group
+    copy: np.ndarray | None = None
 
 
 class Rule(NamedTuple):
@@ -150,10 +155,12 @@ class Optimizer:
         raise NotImplementedError(f"{self._name} does not define update()")
 
     def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
-        """update() for every parameter, each gradient times grad_scale."""
-        for weight, grad, state, group in parts:
+        """update() for every parameter, each gradient times grad_scale; fills the copies, too."""
+        for weight, grad, state, group, copy in parts:
             scaled = grad if grad_scale == 1 else grad * grad.dtype.type(grad_scale)
             self.update(weight, scaled, state, group)
+            if copy is not None:
+                copy[...] = weight.astype(copy.dtype)
 
     def _numbers(self, group: Group) -> dict[str, Any]:
         """The numbers of a group, without its parameters and its name."""
@@ -176,13 +183,17 @@ class Optimizer:
                     state[name] = np.zeros_like(weight, dtype=dtype, shape=shape)
             state["step"] += 1
             grad = np.atleast_1d(param.grad.data).astype(dtype, copy=False)
-            parts.append(Part(weight.astype(dtype, copy=False), grad, state, group))
-            params.append((param, weight))
+            kept = lowered_copy(param)
+            copy = None if kept is None else np.atleast_1d(kept.array)
+            parts.append(Part(weight.astype(dtype, copy=False), grad, state, group, copy))
+            params.append((param, weight, kept))
         self.update_all(parts, grad_scale)
-        for (param, weight), part in zip(params, parts, strict=True):
+        for (param, weight, kept), part in zip(params, parts, strict=True):
             if part.weight is not weight:
                 weight[...] = part.weight.astype(weight.dtype)
             param.bump_version()
+            if kept is not None:
+                kept.written(param)
 
     def _enumerate(self) -> Iterable[tuple[int, Tensor, Group]]:
         index = 0

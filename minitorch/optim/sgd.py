@@ -71,4 +71,5 @@ class SGD(Optimizer):
             [part.state["momentum_buffer"] if part.group["momentum"] else None for part in parts],
             [{"step": part.state["step"]} | self._numbers(part.group) for part in parts],
             grad_scale=grad_scale,
+            copies=[part.copy for part in parts],
         )

@@ -103,8 +103,7 @@ def _sweep(
     rest = []
     for i, arrays in enumerate(zip(*lists, strict=True)):
         dtype = arrays[0].dtype
-        fits = dtype in compiled and all(a.dtype == dtype and a.flags.c_contiguous for a in arrays)
-        if fits and _copy_fits(copies[i], arrays[0]):
+        if dtype in compiled and all(a.dtype == dtype and a.flags.c_contiguous for a in arrays):
             compiled[dtype].append(i)
         else:
             rest.append(i)
@@ -112,14 +111,19 @@ def _sweep(
         if indices:
             params, grads, *states = [_pick(arrays, indices) for arrays in lists]
             values = [v for i in indices for v in scalars(**numbers[i])]
-            extension_lists = params, grads, _pick(copies, indices), *states
-            getattr(extension, name)(*extension_lists, grad_scale, values)
+            own = _pick(copies, indices)
+            fit = [c if _copy_fits(c, p) else None for c, p in zip(own, params, strict=True)]
+            getattr(extension, name)(params, grads, fit, *states, grad_scale, values)
+            for param, copy, written in zip(params, own, fit, strict=True):
+                if copy is not written:
+                    copy[...] = param.astype(copy.dtype)
     if rest:
         picked = [_pick(arrays, rest) for arrays in (*lists, numbers)]
         otherwise(*picked, grad_scale=grad_scale, copies=_pick(copies, rest))
 
 
 def _copy_fits(copy: Array | None, param: Array) -> bool:
+    """Whether the extension can write the copy."""
     return copy is None or (
         copy.dtype == bfloat16 and copy.flags.c_contiguous and param.dtype == float32
     )
