@@ -99,7 +99,10 @@ def load(path: Path) -> Checkpoint:
 
 def verify(path: Path) -> dict[str, Any]:
     """The state of a checkpoint; CheckpointError where a file is not as it was written."""
-    state = read_json(path / STATE)
+    try:
+        state = read_json(path / STATE)
+    except CheckpointError as error:
+        raise _damaged(path, f"{STATE} cannot be read") from error
     try:
         files: dict[str, Any] = state["files"]
         complete = ARRAYS in files and state["step"] >= 0 and isinstance(state["config"], dict)

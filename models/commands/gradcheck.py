@@ -67,7 +67,8 @@ def gradcheck(
         hidden = sum(row["unresolved"] for row in rows)
         verdict = f"[red]{len(failed)} wrong[/]" if failed else "[green]all right[/]"
         console.print(
-            f"{len(rows)} operations, {checked} samples on {device} in {seconds:.1f} s: {verdict}"
+            f"{len(rows)} operation{'s' * (len(rows) != 1)}, {checked} samples on {device} in "
+            f"{seconds:.1f} s: {verdict}"
         )
         if hidden:
             console.print(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import shutil
 import signal
 import sys
@@ -34,6 +35,21 @@ OWNED = ("config.toml", "log.jsonl", "loss.png", "sample.txt", "checkpoints", "t
 """What a run consists of, all in its folder: --overwrite deletes this and nothing else."""
 
 
+class _Train(click.Command):
+    """A command that knows what was meant by `--steps 100`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            key = error.option_name.lstrip("-").replace("-", "_")
+            if key not in {name for name, *_ in describe()}:
+                raise
+            raise click.UsageError(
+                f"no such option {error.option_name}; it is a setting: --set {key}=VALUE", ctx
+            ) from None
+
+
 def _list_settings(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
@@ -45,6 +61,7 @@ def _list_settings(ctx: click.Context, parameter: click.Parameter, wanted: bool)
 
 
 @click.command(
+    cls=_Train,
     epilog="""
     \b
     Examples:
@@ -52,7 +69,7 @@ def _list_settings(ctx: click.Context, parameter: click.Parameter, wanted: bool)
       minitorch train --data book.txt --preset baby --set steps=2000 --out runs/book
       minitorch train --resume runs/book
       minitorch train --resume runs/book --set steps=4000
-    """
+    """,
 )
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Sizes to begin with.  [nano]")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
@@ -135,7 +152,7 @@ def _train(console: Console, run: Run, out: Path) -> dict[str, Any]:
                 console.print("stopped before the first step; there is nothing to save")
             else:
                 console.print(f"stopped at step {run.step}, saved as {stopped.checkpoint}")
-                console.print(f"go on with: minitorch train --resume {out}", soft_wrap=True)
+                console.print(f"go on with: {_again('train --resume', out)}", soft_wrap=True)
             raise SystemExit(143 if interrupts.received == signal.SIGTERM else 130) from None
         except (DivergenceError, CheckpointError) as error:
             raise type(error)(f"{error}. {_remedy(out, error)}") from error
@@ -163,7 +180,7 @@ def _train(console: Console, run: Run, out: Path) -> dict[str, Any]:
         console.rule(style="dim")
     for name, place in (("model", path), ("log", out / "log.jsonl"), ("picture", out / "loss.png")):
         console.print(f"{name:8}{place}", soft_wrap=True)
-    console.print(f"more of it: minitorch sample --checkpoint {out}", soft_wrap=True)
+    console.print(f"more of it: {_again('sample --checkpoint', out)}", soft_wrap=True)
     return {"out": str(out), "checkpoint": str(path), **last, "sample": text}
 
 
@@ -255,8 +272,17 @@ def _remedy(out: Path, error: Exception) -> str:
     advice = "a lower learning rate or grad_clip" if change else "room on the disk"
     return (
         f"The last good checkpoint is {found[-1]}; with {advice}, go on with: "
-        f"minitorch train --resume {out}{change}"
+        f"{_again('train --resume', out)}{change}"
     )
+
+
+def _again(command: str, out: Path) -> str:
+    """A command of this program for a folder, such that it can be pasted into the same shell."""
+    called, found = sys.argv[0], shutil.which("minitorch")
+    program = "minitorch"
+    if Path(called).name == program and not (found and Path(found).samefile(called)):
+        program = called  # from a virtual environment that is not activated
+    return f"{shlex.quote(program)} {command} {shlex.quote(str(out))}"
 
 
 def _duration(seconds: float) -> str:

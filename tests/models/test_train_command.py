@@ -125,6 +125,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert_same_run(out, whole)
 
 
+def test_the_way_to_go_on_can_be_pasted(cli, tiny, tmp_path, monkeypatch):
+    program = tmp_path / "my venv" / "minitorch"  # not activated, so not on the PATH
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(program), "train"])
+    out = tmp_path / "my run"
+    result = cli(*tiny, "--out", out)
+    assert f"more of it: '{program}' sample --checkpoint '{out}'" in result.output
+    monkeypatch.setenv("PATH", str(program.parent))
+    result = cli("train", "--resume", out)
+    assert f"more of it: minitorch sample --checkpoint '{out}'" in result.output
+
+
+def test_a_setting_used_as_an_option_is_told_how(cli, tmp_path):
+    for option, key in (("--steps", "steps"), ("--learning-rate=1", "learning_rate")):
+        result = cli("train", option, "5", "--out", tmp_path / "run")
+        assert result.exit_code == 2
+        assert f"it is a setting: --set {key}=VALUE" in result.stderr
+    assert "Did you mean" in cli("train", "--sed", "5").stderr
+
+
 def test_a_second_ctrl_c_does_not_wait(cli, tiny, tmp_path, at_step):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
@@ -246,6 +267,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(cli, tiny, tmp
         assert "training.safetensors is not as it was written" in result.stderr
         assert "delete this folder to go on from step-00000004" in result.stderr
     assert contents(out) == before
+    (damaged / "checkpoint.json").write_text("{")
+    result = cli("train", "--resume", out)
+    assert "checkpoint.json cannot be read; delete this folder to go on from" in result.stderr
     for file in damaged.iterdir():
         file.unlink()
     damaged.rmdir()
