@@ -161,7 +161,10 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+        inner, outer = self.c_fc, self.c_proj
+        return self.dropout(
+            F.mlp(x, inner.weight, outer.weight, inner.bias, outer.bias, activation="gelu_tanh")
+        )
 
 
 class Block(nn.Module):

@@ -16,6 +16,7 @@ from minitorch.ops.attention import (
 )
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
+from minitorch.ops.feed_forward import mlp
 from minitorch.ops.fused import (
     apply_rotary_emb,
     dropout,
@@ -57,6 +58,7 @@ __all__ = [
     "logsigmoid",
     "logsumexp",
     "max_pool2d",
+    "mlp",
     "mse_loss",
     "nll_loss",
     "normalize",

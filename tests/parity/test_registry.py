@@ -143,6 +143,13 @@ def linear_cross_entropy(x, weight, target, bias, ahead, **options):
     return cross_entropy(F.linear(x, weight, bias), target, **options)
 
 
+def mlp(x, weight_1, bias_1, weight_2, bias_2, activation):
+    name, _, tanh = activation.partition("_")
+    hidden = F.linear(x, weight_1, bias_1)
+    hidden = F.gelu(hidden, approximate="tanh") if tanh else getattr(F, name)(hidden)
+    return F.linear(hidden, weight_2, bias_2)
+
+
 def normalise(norm):
     def run(x, *parameters, eps, ndim):
         return norm(x, x.shape[x.ndim - ndim :], *parameters, eps=eps)
@@ -202,6 +209,7 @@ PEERS = {
     "unfold": lambda x, dim, size, step: x.unfold(dim, size, step),
     "fold": fold,
     "linear": F.linear,
+    "mlp": mlp,
     "swiglu": lambda gate, up: F.silu(gate) * up,
     "apply_rotary_emb": rotary,
     "layer_norm": normalise(F.layer_norm),

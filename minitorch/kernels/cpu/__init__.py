@@ -16,6 +16,7 @@ if extension:
     from minitorch.kernels.cpu import embedding as embedding
     from minitorch.kernels.cpu import linear_cross_entropy as linear_cross_entropy
     from minitorch.kernels.cpu import matmul as matmul
+    from minitorch.kernels.cpu import mlp as mlp
     from minitorch.kernels.cpu import norms as norms
     from minitorch.kernels.cpu import optimizers as optimizers
     from minitorch.kernels.cpu import rope as rope

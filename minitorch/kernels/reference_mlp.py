@@ -1,0 +1,90 @@
+"""The reference of the feed-forward layer of a transformer as one operation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minitorch.kernels.reference import (
+    gelu,
+    gelu_backward,
+    linear,
+    linear_backward,
+    silu,
+    silu_backward,
+)
+from minitorch.kernels.table import register
+
+Array = np.ndarray
+Activations = dict[str, tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]]
+
+ACTIVATIONS: Activations = {
+    "relu": (lambda x: np.maximum(x, 0), lambda grad, x: grad * (~(x <= 0)).astype(grad.dtype)),
+    "silu": (silu, silu_backward),
+    "gelu": (gelu, gelu_backward),
+    "gelu_tanh": (
+        lambda x: gelu(x, approximate="tanh"),
+        lambda grad, x: gelu_backward(grad, x, approximate="tanh"),
+    ),
+}
+"""By name: f(x), and grad f'(x)."""
+
+
+@register("mlp", "numpy")
+def mlp(
+    x: Array,
+    weight_1: Array,
+    bias_1: Array | None,
+    weight_2: Array,
+    bias_2: Array | None,
+    *,
+    activation: str,
+) -> tuple[Array, Array]:
+    """f(x weight_1ᵀ + bias_1) weight_2ᵀ + bias_2, f being one of ACTIVATIONS.
+
+    x: (..., in); weight_1: (hidden, in); weight_2: (out, hidden). Returns (..., out), and what f
+    was applied to, (..., hidden), which the backward needs.
+    """
+    pre = linear(x, weight_1, bias_1)
+    return linear(ACTIVATIONS[activation][0](pre), weight_2, bias_2), pre
+
+
+@register("mlp_backward", "numpy")
+def mlp_backward(
+    grad: Array,
+    x: Array,
+    weight_1: Array,
+    weight_2: Array,
+    pre: Array,
+    *,
+    activation: str,
+    needs: tuple[bool, ...],
+) -> tuple[Array | None, ...]:
+    """Gradients for x, weight_1, bias_1, weight_2 and bias_2, None for those not needed.
+
+    f(pre) is computed again: to keep it would double what the layer keeps.
+    """
+    return backward_with(
+        linear_backward, ACTIVATIONS[activation], grad, x, weight_1, weight_2, pre, needs
+    )
+
+
+def backward_with(
+    linear_backward: Any,
+    activation: tuple[Any, Any],
+    grad: Array,
+    x: Array,
+    weight_1: Array,
+    weight_2: Array,
+    pre: Array,
+    needs: tuple[bool, ...],
+) -> tuple[Array | None, ...]:
+    """mlp_backward with these kernels."""
+    f, slope = activation
+    dhidden, dweight_2, dbias_2 = linear_backward(
+        grad, f(pre), weight_2, needs=(any(needs[:3]), *needs[3:])
+    )
+    if dhidden is None:
+        return None, None, None, dweight_2, dbias_2
+    first = linear_backward(slope(dhidden, pre), x, weight_1, needs=needs[:3])
+    return (*first, dweight_2, dbias_2)

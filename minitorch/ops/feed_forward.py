@@ -1,0 +1,104 @@
+"""The feed-forward layer of a transformer as one operation, which keeps half as much."""
+
+from typing import Any
+
+from minitorch import backend, modes
+from minitorch.errors import ConfigError, DtypeError, ShapeError
+from minitorch.kernels.reference_mlp import ACTIVATIONS
+from minitorch.ops.elementwise import relu
+from minitorch.ops.fused import gelu, linear, silu
+from minitorch.ops.general import _kernel
+from minitorch.ops.primitive import fused
+from minitorch.ops.samples import real, sample
+from minitorch.tape import apply
+from minitorch.tensor import Tensor
+
+_REFERENCES = {
+    "relu": relu,
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": lambda x: gelu(x, "tanh"),
+}
+
+
+def _forward(
+    x: Any, weight_1: Any, bias_1: Any, weight_2: Any, bias_2: Any, *, activation: str
+) -> Any:
+    out, pre = _kernel("mlp")(x, weight_1, bias_1, weight_2, bias_2, activation=activation)
+    return out, {"pre": pre}
+
+
+def _reference(
+    x: Tensor, weight_1: Tensor, bias_1: Any, weight_2: Tensor, bias_2: Any, *, activation: str
+) -> Tensor:
+    return linear(_REFERENCES[activation](linear(x, weight_1, bias_1)), weight_2, bias_2)
+
+
+_mlp = fused(
+    "mlp",
+    _forward,
+    kernel="mlp",
+    autocast="lower",
+    reference=_reference,
+    backward=lambda grad, x, weight_1, weight_2, pre, activation, needs: _kernel("mlp_backward")(
+        grad, x, weight_1, weight_2, pre, activation=activation, needs=needs
+    ),
+    extras=("pre",),
+    formula=r"W_2 f(W_1 x + b_1) + b_2",
+    jacobian=r"W_2 \operatorname{diag}(f'(W_1 x + b_1)) W_1",
+    samples=lambda: [
+        sample(
+            real(2, 3, 4) / 2, real(5, 4) / 2, real(5), real(3, 5), real(3), activation="gelu_tanh"
+        ),
+        sample(real(3, 4), real(6, 4), None, real(2, 6), None, activation="gelu"),
+        sample(real(4), real(5, 4), real(5), real(3, 5), None, activation="silu"),
+        sample(real(2, 4), real(5, 4), None, real(3, 5), real(3), activation="relu"),
+    ],
+)
+
+
+def mlp(
+    x: Tensor,
+    weight_1: Tensor,
+    weight_2: Tensor,
+    bias_1: Tensor | None = None,
+    bias_2: Tensor | None = None,
+    activation: str = "gelu",
+) -> Tensor:
+    """f(x W_1ᵀ + b_1) W_2ᵀ + b_2, the feed-forward layer of a transformer.
+
+    x: (..., in); weight_1: (hidden, in); weight_2: (out, hidden); bias_1: (hidden,); bias_2:
+    (out,); all of one dtype. activation: "gelu", "gelu_tanh", "silu" or "relu". Returns (..., out).
+    The same as `linear`, activation and `linear`, except that what the activation gives is computed
+    again in the backward and not kept: one array of (..., hidden) lives until then instead of two.
+    Raises ShapeError where the shapes disagree. In flash-attn: fused_mlp_func, checkpoint_lvl=1.
+    """
+    if activation not in ACTIVATIONS:
+        raise ConfigError(
+            f"mlp: expected an activation among {', '.join(ACTIVATIONS)}; got {activation!r}"
+        )
+    hidden, out = weight_1.shape[:1], weight_2.shape[:1]
+    if (
+        weight_1.ndim != 2
+        or weight_2.ndim != 2
+        or x.shape[-1:] != weight_1.shape[1:]
+        or weight_2.shape[1:] != hidden
+        or (bias_1 is not None and bias_1.shape != hidden)
+        or (bias_2 is not None and bias_2.shape != out)
+    ):
+        raise ShapeError(
+            "mlp: expected x (..., in), weight_1 (hidden, in), weight_2 (out, hidden), bias_1 "
+            f"(hidden,) and bias_2 (out,); got {x.shape}, {weight_1.shape}, {weight_2.shape}, "
+            f"{None if bias_1 is None else bias_1.shape} and "
+            f"{None if bias_2 is None else bias_2.shape}"
+        )
+    inputs = [x, weight_1, bias_1, weight_2, bias_2]
+    dtypes = {t.dtype for t in inputs if t is not None}
+    if (lower := modes.thread.mode.lower) is not None:
+        dtypes = {lower if dtype == backend.float32 else dtype for dtype in dtypes}
+    if len(dtypes) > 1:
+        raise DtypeError(
+            f"mlp: expected tensors of one dtype; got {', '.join(sorted(map(str, dtypes)))}; "
+            "convert them with .to(dtype)"
+        )
+    return apply(_mlp, inputs, {"activation": activation})
