@@ -1,12 +1,17 @@
-"""Builds minitorch._cpu from csrc/cpu through ninja: in parallel, and only what has changed.
+"""Builds the compiled kernels through ninja: in parallel, and only what has changed.
+
+    minitorch._cpu            csrc/cpu, for the instruction sets of the processor
+    minitorch._simt           csrc/cuda in the emulator of csrc/simt
+    minitorch._simt_checked   the same, with every access to memory checked
+    minitorch._cuda           csrc/cuda for a GPU, where nvcc is found
 
 Everything else about the package is in pyproject.toml. Objects and ninja's own records stay in
 build/, so that a second install compiles only what was edited. Where there is no C++20 compiler, or
 the compilation fails, the package is installed without the extension: minitorch then runs on its
 NumPy kernels, and says so in `minitorch doctor`.
 
-MT_BUILD=0 leaves the extension out, MT_BUILD=1 makes it an error that it cannot be built, and
-CXX names the compiler.
+MT_BUILD=0 leaves all of them out, MT_BUILD=1 makes it an error that they cannot be built, and CXX
+names the compiler. MT_CUDA=0 and 1 say the same of minitorch._cuda.
 """
 
 import filecmp
@@ -25,6 +30,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 SOURCES = ROOT / "csrc" / "cpu"
 KERNELS = SOURCES / "kernels"
+EMULATOR = ROOT / "csrc" / "simt"
+CUDA = ROOT / "csrc" / "cuda"
 FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
@@ -35,6 +42,11 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ["-DMT_VECTOR_BYTES=64", *AVX512],
         "avx512_bf16": ["-DMT_VECTOR_BYTES=64", *AVX512, "-mavx512bf16"],
     }
+EMULATED = ["-x", "c++", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi"]
+CHECKED = ["-O1", "-g", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]
+"""Flags for a kernel's file under the emulator, and for its check build."""
+ARCHITECTURES = ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a"]
+FUTURE = "arch=compute_80,code=compute_80"
 
 
 class BuildError(Exception):
@@ -59,14 +71,28 @@ class BuildWithNinja(build_ext):
             )
 
     def build_extension(self, ext):
+        name = ext.name.rpartition(".")[2]
         compiler = find_compiler()
+        cuda = find_nvcc() if name == "_cuda" else None
+        if name == "_cuda" and cuda is None:
+            return
         folder = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
-        write_ninja_file(folder / "build.ninja", compiler)
-        run_ninja(folder)
+        write_ninja_file(folder / "build.ninja", compiler, find_nvcc())
+        run_ninja(folder, f"{name}.so")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(folder / "_cpu.so", target)
+        shutil.copy2(folder / f"{name}.so", target)
+
+
+def find_nvcc():
+    """CUDA's compiler, or None where there is none or MT_CUDA=0."""
+    wanted = os.environ.get("MT_CUDA", "auto")
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    if wanted == "1" and nvcc is None:
+        raise BuildError("MT_CUDA=1, and no nvcc on the path or in CUDA_HOME")
+    return None if wanted == "0" else nvcc
 
 
 def find_compiler():
@@ -82,14 +108,15 @@ def find_compiler():
     raise BuildError(f"no C++20 compiler found ({f'CXX={asked}' if asked else 'g++ or clang++'})")
 
 
-def write_ninja_file(path, compiler):
-    """One rule to compile and one to link; what is in kernels/ once for every instruction set."""
+def write_ninja_file(path, compiler, nvcc):
+    """One rule for each compiler, one to link; each module's files with its own flags."""
     from ninja.ninja_syntax import Writer
 
     includes = [f"-isystem{copy}" for copy in copy_headers(path.parent / "include")]
     link = ["-undefined", "dynamic_lookup", "-bundle"] if sys.platform == "darwin" else ["-shared"]
     with path.open("w") as file:
         ninja = Writer(file)
+        ninja.known = set()  # objects that two modules share are made once
         ninja.variable("flags", shlex.join(FLAGS))
         ninja.rule(
             "compile",
@@ -100,19 +127,59 @@ def write_ninja_file(path, compiler):
         )
         ninja.rule(
             "link",
-            f"{shlex.join([*compiler, *link])} $in -o $out -pthread",
+            f"{shlex.join([*compiler, *link])} $in -o $out -pthread $libraries",
             description="link $out",
         )
-        units = [(source, "", includes) for source in sorted(SOURCES.glob("*.cpp"))]
-        for name, extra in INSTRUCTION_SETS.items():
-            selected = [f"-DMT_INSTRUCTION_SET={name}", *extra]
-            units += [(source, name, selected) for source in sorted(KERNELS.glob("*.cpp"))]
-        objects = []
-        for source, name, extra in units:
-            out = f"{name}/{source.stem}.o" if name else f"{source.stem}.o"
+        write_module(ninja, "_cpu", cpu_units(includes))
+        emulator = [(source, "simt", []) for source in sorted(EMULATOR.glob("*.cpp"))]
+        for name, extra in (("_simt", []), ("_simt_checked", CHECKED)):
+            units = [(CUDA / "module.cpp", name, [f"-DMT_MODULE={name}", "-DMT_EMULATED", *includes])]
+            units += [(source, name, [*EMULATED, *extra]) for source in sorted(CUDA.glob("*.cu"))]
+            write_module(ninja, name, [*emulator, *units], libraries="-ldl")
+        if nvcc:
+            write_cuda_module(ninja, compiler, nvcc, includes)
+
+
+def cpu_units(includes):
+    """Source, folder of the object, flags: what is in kernels/ once for every instruction set."""
+    units = [(source, "cpu", includes) for source in sorted(SOURCES.glob("*.cpp"))]
+    for name, extra in INSTRUCTION_SETS.items():
+        selected = [f"-DMT_INSTRUCTION_SET={name}", *extra]
+        units += [(source, name, selected) for source in sorted(KERNELS.glob("*.cpp"))]
+    return units
+
+
+def write_module(ninja, name, units, libraries=""):
+    objects = []
+    for source, folder, extra in units:
+        out = f"{folder}/{source.stem}.o"
+        if out not in ninja.known:
             ninja.build(out, "compile", str(source), variables={"extra": shlex.join(extra)})
-            objects.append(out)
-        ninja.build("_cpu.so", "link", objects)
+            ninja.known.add(out)
+        objects.append(out)
+    ninja.build(f"{name}.so", "link", objects, variables={"libraries": libraries})
+
+
+def write_cuda_module(ninja, compiler, nvcc, includes):
+    """Kernels for the architectures at hand and PTX for later ones; CUDA's runtime linked statically."""
+    codes = [word for code in [*ARCHITECTURES, FUTURE] for word in ("-gencode", code)]
+    flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-diag-suppress", "177", *codes]
+    host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", compiler[0]]
+    ninja.rule(
+        "nvcc",
+        f"{shlex.join([nvcc, *flags, *host])} $extra -MD -MF $out.d -c $in -o $out",
+        depfile="$out.d",
+        deps="gcc",
+        description="nvcc $out",
+    )
+    objects = []
+    for source in [*sorted(CUDA.glob("*.cu")), CUDA / "module.cpp"]:
+        out = f"_cuda/{source.stem}.o"
+        extra = ["-x", "cu", "-DMT_MODULE=_cuda", *includes] if source.suffix == ".cpp" else []
+        ninja.build(out, "nvcc", str(source), variables={"extra": shlex.join(extra)})
+        objects.append(out)
+    runtime = f"-L{Path(nvcc).resolve().parent.parent / 'lib64'} -lcudart_static -ldl -lrt"
+    ninja.build("_cuda.so", "link", objects, variables={"libraries": runtime})
 
 
 def copy_headers(into):
@@ -138,11 +205,11 @@ def copy_headers(into):
         yield into / name
 
 
-def run_ninja(folder):
+def run_ninja(folder, target):
     import ninja
 
     done = subprocess.run(
-        [Path(ninja.BIN_DIR) / "ninja", "-C", folder],
+        [Path(ninja.BIN_DIR) / "ninja", "-C", folder, target],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -153,6 +220,9 @@ def run_ninja(folder):
 
 
 setup(
-    ext_modules=[Extension("minitorch._cpu", sources=[], optional=True)],
+    ext_modules=[
+        Extension(f"minitorch.{name}", sources=[], optional=True)
+        for name in ("_cpu", "_simt", "_simt_checked", "_cuda")
+    ],
     cmdclass={"build_ext": BuildWithNinja},
 )

@@ -16,31 +16,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../array.h"
+
 namespace minitorch {
-
-enum class Dtype { float32, float64, bfloat16, float16, int64, int32, uint8, boolean, none };
-
-constexpr int kMaxDims = 8;
-
-// An array of NumPy's. Strides count elements, and may be 0 or negative. `dtype` is none, and
-// everything else 0, where Python passed None.
-struct Array {
-    void* data;
-    Dtype dtype;
-    int ndim;
-    long size;
-    long shape[kMaxDims];
-    long strides[kMaxDims];
-
-    template <typename T>
-    T* as() const {
-        return static_cast<T*>(data);
-    }
-    explicit operator bool() const { return data != nullptr; }
-    // From the end: -1 is the last dimension.
-    long dim(int i) const { return shape[i < 0 ? ndim + i : i]; }
-    long stride(int i) const { return strides[i < 0 ? ndim + i : i]; }
-};
 
 using Kernel = void (*)(const Array* arrays, int num_arrays, const double* numbers);
 
@@ -48,14 +26,6 @@ using Kernel = void (*)(const Array* arrays, int num_arrays, const double* numbe
 struct Entry {
     Entry(const char* instruction_set, const char* name, Kernel kernel);
 };
-
-// Throws std::invalid_argument, which Python sees as ValueError.
-[[noreturn]] void fail(const char* message);
-
-inline void require(bool condition, const char* message) {
-    if (!condition) [[unlikely]]
-        fail(message);
-}
 
 // Memory of this thread, aligned to 64 bytes and kept between calls; `slot` (0 to 7) tells apart what
 // is in use at the same time.
