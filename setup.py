@@ -133,7 +133,9 @@ def write_ninja_file(path, compiler, nvcc):
         write_module(ninja, "_cpu", cpu_units(includes))
         emulator = [(source, "simt", []) for source in sorted(EMULATOR.glob("*.cpp"))]
         for name, extra in (("_simt", []), ("_simt_checked", CHECKED)):
-            units = [(CUDA / "module.cpp", name, [f"-DMT_MODULE={name}", "-DMT_EMULATED", *includes])]
+            units = [
+                (CUDA / "module.cpp", name, [f"-DMT_MODULE={name}", "-DMT_EMULATED", *includes])
+            ]
             units += [(source, name, [*EMULATED, *extra]) for source in sorted(CUDA.glob("*.cu"))]
             write_module(ninja, name, [*emulator, *units], libraries="-ldl")
         if nvcc:
@@ -161,7 +163,7 @@ def write_module(ninja, name, units, libraries=""):
 
 
 def write_cuda_module(ninja, compiler, nvcc, includes):
-    """Kernels for the architectures at hand and PTX for later ones; CUDA's runtime linked statically."""
+    """Kernels for two architectures and PTX for later ones; CUDA's runtime linked statically."""
     codes = [word for code in [*ARCHITECTURES, FUTURE] for word in ("-gencode", code)]
     flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-diag-suppress", "177", *codes]
     host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", compiler[0]]

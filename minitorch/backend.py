@@ -1,6 +1,7 @@
 """Where arrays live, which dtypes they have, and what two dtypes become when they meet.
 
-A tensor's data is a NumPy array (device "cpu") or a CuPy array (device "cuda"). Dtypes are NumPy's
+A tensor's data is a NumPy array (device "cpu"), a CuPy array (device "cuda"), or an array of the
+emulated GPU (device "simt"). Dtypes are NumPy's
 own objects; bfloat16 comes from ml_dtypes. Float16 and bfloat16 are storage formats: arithmetic on
 them runs in float32 and is rounded once, at the end (`half_precision`).
 
@@ -143,20 +144,49 @@ def _outrank(higher: np.dtype | None, lower: np.dtype | None) -> np.dtype | None
     return promote_types(higher, lower) if _category(lower) > _category(higher) else higher
 
 
+class SimtArray(np.ndarray):
+    """An array of the emulated GPU: NumPy's in all but the kernels that compute with it.
+
+    Device "simt" runs the CUDA kernels on the CPU (csrc/simt), slowly: it is there to test them.
+    """
+
+
+DEVICES = ("cpu", "cuda", "simt")
+
+
 def device_of(array: Any) -> str:
     """ "cpu" for a NumPy array, or those of all samples inside of vmap; "cuda" for a CuPy array."""
+    if type(array) is np.ndarray:
+        return "cpu"
+    if isinstance(array, SimtArray):
+        return "simt"
     return "cpu" if isinstance(array, np.ndarray) or hasattr(array, "levels") else "cuda"
+
+
+def beside(array: Any, other: Any) -> Any:
+    """The array as one of the device of `other`, which NumPy forgets of some results."""
+    if type(other) is SimtArray and type(array) is np.ndarray:
+        return array.view(SimtArray)
+    return array
+
+
+def array_module(array: Any) -> Any:
+    """NumPy or CuPy, whichever made the array."""
+    return np if isinstance(array, np.ndarray) else _cupy()
 
 
 def to_device(array: Any, device: str) -> Any:
     """The array on the device, copied only if it lives elsewhere."""
-    if device not in ("cpu", "cuda"):
-        raise DeviceError(f"to: expected device 'cpu' or 'cuda'; got {device!r}")
-    if device_of(array) == device:
+    if device not in DEVICES:
+        raise DeviceError(f"to: expected a device among {', '.join(DEVICES)}; got {device!r}")
+    here = device_of(array)
+    if here == device:
         return array
-    if device == "cpu":
-        return array.get()
-    return _cupy().asarray(array)
+    if here == "cuda":
+        array = array.get()
+    if device == "cuda":
+        return _cupy().asarray(np.asarray(array))
+    return array.copy().view(SimtArray if device == "simt" else np.ndarray)
 
 
 def _cupy() -> Any:

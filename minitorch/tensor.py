@@ -91,7 +91,7 @@ class Tensor(Methods):
 
     @property
     def device(self) -> str:
-        """ "cpu" or "cuda"."""
+        """ "cpu", "cuda" or "simt"."""
         return backend.device_of(self.data)
 
     @property

@@ -1,6 +1,7 @@
 """Kernels: the inner loops of the engine, one signature each, looked up by name and device."""
 
 from minitorch.kernels import cpu as cpu  # registers the compiled ones
+from minitorch.kernels import cuda as cuda  # registers those of a GPU and of the emulator
 from minitorch.kernels import reference as reference  # registers the NumPy implementations
 from minitorch.kernels import reference_attention as reference_attention
 from minitorch.kernels import reference_losses as reference_losses

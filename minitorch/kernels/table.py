@@ -26,7 +26,7 @@ Kernel = Callable[..., Any]
 _KernelT = TypeVar("_KernelT", bound=Kernel)
 
 IMPLEMENTATIONS = ("numpy", "cpu", "cuda", "simt")
-PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda",)}
+PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda", "numpy"), "simt": ("simt", "numpy")}
 
 _table: dict[str, dict[str, Kernel]] = {}
 _half: dict[Kernel, frozenset[np.dtype]] = {}
@@ -57,7 +57,7 @@ def register(
 
 @cache
 def lookup(name: str, device: str = "cpu") -> Kernel:
-    """The function that computes the kernel `name` on arrays of `device` ("cpu" or "cuda")."""
+    """The function that computes the kernel `name` on arrays of "cpu", "cuda" or "simt"."""
     kind = device.partition(":")[0]
     if kind not in PREFERENCE:
         raise DeviceError(

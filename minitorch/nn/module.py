@@ -176,7 +176,7 @@ class Module:
         return self
 
     def to(self, *targets: Any) -> Self:
-        """Move to a device ("cpu", "cuda"), convert to a floating dtype, or both; in place.
+        """Move to a device ("cpu", "cuda", "simt"), convert to a floating dtype, or both; in place.
 
         Integer and bool buffers keep their dtype. Parameters stay the same objects, so an
         optimizer goes on working.
@@ -303,7 +303,7 @@ def _persistent_buffers(module: Module) -> Iterator[tuple[str, Tensor]]:
 def _targets(targets: tuple[Any, ...]) -> tuple[str | None, np.dtype | None]:
     device, dtype = None, None
     for target in targets:
-        if target in ("cpu", "cuda"):
+        if isinstance(target, str) and target in backend.DEVICES:
             device = target
         else:
             dtype = backend.as_dtype(target)

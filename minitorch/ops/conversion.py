@@ -63,7 +63,7 @@ def to(x: Tensor, *target: Any, dtype: Any = None, device: str | None = None) ->
     for item in target:
         if isinstance(item, Tensor):
             dtype, device = item.dtype, item.device
-        elif item in ("cpu", "cuda"):
+        elif isinstance(item, str) and item in backend.DEVICES:
             device = item
         else:
             dtype = item

@@ -227,16 +227,16 @@ class Primitive:
         """
         half = None
         for array in arrays:
-            if isinstance(array, ndarray):
+            if isinstance(array, ndarray) or hasattr(array, "get"):
                 if array.itemsize == 2 and backend.half_precision(array.dtype):
-                    half = array.dtype
+                    half = array
             elif hasattr(array, "levels"):
                 return array.compute(self, arrays, meta)
         if half is None or self.moves_data:
             return self.forward(*arrays, **meta)
-        if self.kernel and kernels.takes_half(self.kernel, half):
+        if self.kernel and kernels.takes_half(self.kernel, half.dtype, backend.device_of(half)):
             return self.forward(*arrays, **meta)
-        return in_float32(self.forward, arrays, meta, half)
+        return in_float32(self.forward, arrays, meta, half.dtype)
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         """Which inputs (and OUT) to keep when these inputs need gradients."""

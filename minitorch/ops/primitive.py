@@ -263,7 +263,7 @@ def _run_backward(rule: Rule, node: Node, cotangent: Tensor) -> list[Tensor | No
     run = backend.arithmetic.copy().run
     arrays = run(_backward_arrays, rule, node, cotangent.data)
     results = [
-        None if edge is None or array is None else wrap(array)
+        None if edge is None or array is None else wrap(backend.beside(array, cotangent.data))
         for edge, array in zip(node.edges, arrays, strict=False)
     ]
     return results + [None] * (len(node.edges) - len(results))
@@ -272,7 +272,7 @@ def _run_backward(rule: Rule, node: Node, cotangent: Tensor) -> list[Tensor | No
 def _backward_arrays(rule: Rule, node: Node, cotangent: Any) -> Sequence[Any]:
     dtype, name = cotangent.dtype, node.primitive.kernel
     if not backend.half_precision(dtype) or (
-        name and kernels.takes_half(f"{name}_backward", dtype)
+        name and kernels.takes_half(f"{name}_backward", dtype, backend.device_of(cotangent))
     ):
         return rule(node, cotangent)
     kept = [fetch(node, widen(cotangent)) for fetch in rule._fetch]

@@ -1,0 +1,3 @@
+"""CUDA kernels: on a GPU through CuPy's arrays, or in the emulator, from the same source."""
+
+from minitorch.kernels.cuda import softmax as softmax

@@ -1,0 +1,122 @@
+"""The CUDA kernels (csrc/cuda), on a GPU or in the emulator, by where a call's arrays are.
+
+CuPy arrays go to minitorch._cuda, on CuPy's current stream; the emulated device's (`SimtArray`) to
+minitorch._simt or, inside of `checked()`, to minitorch._simt_checked, which compares every access to
+memory with all others.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from typing import Any, TypeVar
+
+from minitorch.backend import SimtArray, array_module, bfloat16, float16, float32, float64
+from minitorch.errors import DeviceError, KernelError
+from minitorch.kernels.table import register
+
+FLOATS = frozenset({float32, float64, bfloat16, float16})
+_CODES = {
+    name: code
+    for code, name in enumerate(
+        ("float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool")
+    )
+}
+_KernelT = TypeVar("_KernelT", bound=Callable[..., Any])
+_emulator = "minitorch._simt"
+
+
+def device_kernel(name: str) -> Callable[[_KernelT], _KernelT]:
+    """Decorator: enter a function as the kernel `name` of both the GPU and the emulator."""
+
+    def enter(function: _KernelT) -> _KernelT:
+        for implementation in ("cuda", "simt"):
+            register(name, implementation, half=(bfloat16, float16))(function)
+        return function
+
+    return enter
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Run a compiled kernel on arrays, numbers, None, and lists of these; it writes into arrays."""
+    first = next(x for x in _flat(arguments) if hasattr(x, "dtype"))
+    if isinstance(first, SimtArray):
+        module, stream = _load(_emulator), 0
+    else:
+        module, stream = _load("minitorch._cuda"), array_module(first).cuda.get_current_stream().ptr
+    getattr(module, name)(stream, *[_described(x) for x in arguments])
+
+
+def empty(like: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Any:
+    """A new array where `like` is, C-contiguous."""
+    shape, dtype = like.shape if shape is None else shape, like.dtype if dtype is None else dtype
+    if isinstance(like, SimtArray):
+        return SimtArray(shape, dtype)
+    return array_module(like).empty(shape, dtype)
+
+
+def contiguous(x: Any) -> Any:
+    """x, or a copy of it where its elements do not lie in row-major order."""
+    return x if x.flags.c_contiguous else array_module(x).ascontiguousarray(x).view(type(x))
+
+
+@contextmanager
+def checked(order: str = "forward", seed: int = 0) -> Iterator[None]:
+    """Run the emulated kernels in the check build; raises KernelError for what it finds.
+
+    order: in which threads that could all run do: "forward", "reversed" or "random" from seed.
+    """
+    global _emulator
+    module = _load("minitorch._simt_checked")
+    module.clear_findings()
+    module.set_schedule(order, seed)
+    before, _emulator = _emulator, "minitorch._simt_checked"
+    try:
+        yield
+    finally:
+        _emulator = before
+    if findings := json.loads(module.findings()):
+        raise KernelError(
+            f"the emulator found ({order}{f', seed {seed}' if order == 'random' else ''}):\n"
+            + "\n".join(f"{f['file']}:{f['line']}: {f['kind']}: {f['message']}" for f in findings)
+        )
+
+
+def is_available(device: str) -> bool:
+    """Whether the kernels of "cuda" or "simt" were built."""
+    try:
+        _load("minitorch._cuda" if device == "cuda" else "minitorch._simt")
+    except DeviceError:
+        return False
+    return True
+
+
+@cache
+def _load(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        needs = "nvcc" if name.endswith("_cuda") else "a C++20 compiler"
+        raise DeviceError(
+            f"the kernels of {name} are not there ({error}); install where there is {needs}"
+        ) from None
+
+
+def _flat(arguments: Any) -> Iterator[Any]:
+    for x in arguments:
+        if isinstance(x, list):
+            yield from _flat(x)
+        else:
+            yield x
+
+
+def _described(x: Any) -> Any:
+    """An array as the extension takes it: address, dtype, shape, strides in elements."""
+    if isinstance(x, list):
+        return [_described(item) for item in x]
+    if not hasattr(x, "dtype"):
+        return x
+    address = x.ctypes.data if isinstance(x, SimtArray) else x.data.ptr
+    strides = tuple(stride // x.itemsize for stride in x.strides)
+    return address, _CODES[str(x.dtype)], x.shape, strides
