@@ -1,8 +1,8 @@
 """The CUDA kernels (csrc/cuda), on a GPU or in the emulator, by where a call's arrays are.
 
 CuPy arrays go to minitorch._cuda, on CuPy's current stream; the emulated device's (`SimtArray`) to
-minitorch._simt or, inside of `checked()`, to minitorch._simt_checked, which compares every access to
-memory with all others.
+minitorch._simt or, inside of `checked()`, to minitorch._simt_checked, which compares every access
+to memory with all others.
 """
 
 import json
