@@ -26,7 +26,7 @@ Kernel = Callable[..., Any]
 _KernelT = TypeVar("_KernelT", bound=Kernel)
 
 IMPLEMENTATIONS = ("numpy", "cpu", "cuda", "simt")
-PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda", "numpy"), "simt": ("simt", "numpy")}
+PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda",), "simt": ("simt", "numpy")}
 
 _table: dict[str, dict[str, Kernel]] = {}
 _half: dict[Kernel, frozenset[np.dtype]] = {}

@@ -26,7 +26,6 @@ from types import MappingProxyType, MethodType
 from typing import Any
 
 import numpy as np
-from numpy import ndarray
 
 from minitorch import backend, kernels
 from minitorch.errors import GraphError, ShapeError
@@ -227,11 +226,10 @@ class Primitive:
         """
         half = None
         for array in arrays:
-            if isinstance(array, ndarray) or hasattr(array, "get"):
-                if array.itemsize == 2 and backend.half_precision(array.dtype):
-                    half = array
-            elif hasattr(array, "levels"):
+            if hasattr(array, "levels"):
                 return array.compute(self, arrays, meta)
+            if hasattr(array, "dtype") and array.dtype.itemsize == 2:
+                half = array if backend.half_precision(array.dtype) else half
         if half is None or self.moves_data:
             return self.forward(*arrays, **meta)
         if self.kernel and kernels.takes_half(self.kernel, half.dtype, backend.device_of(half)):

@@ -8,9 +8,12 @@ to memory with all others.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
+
+import numpy as np
 
 from minitorch.backend import SimtArray, array_module, bfloat16, float16, float32, float64
 from minitorch.errors import DeviceError, KernelError
@@ -28,14 +31,37 @@ _emulator = "minitorch._simt"
 
 
 def device_kernel(name: str) -> Callable[[_KernelT], _KernelT]:
-    """Decorator: enter a function as the kernel `name` of both the GPU and the emulator."""
+    """Decorator: enter a function as the kernel `name` of the GPU and the emulator, if built."""
 
     def enter(function: _KernelT) -> _KernelT:
-        for implementation in ("cuda", "simt"):
-            register(name, implementation, half=(bfloat16, float16))(function)
+        half = (bfloat16, float16)
+        if is_available("cuda"):
+            register(name, "cuda", half=half)(function)
+        if is_available("simt"):
+            register(name, "simt", half=half)(_emulated(function))
         return function
 
     return enter
+
+
+def _emulated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, that takes NumPy arrays for the emulated device's: MT_KERNELS=simt gives it."""
+
+    @wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        given = [*arguments, *options.values()]
+        if any(isinstance(x, SimtArray) for x in _flat(given)):
+            return function(*arguments, **options)
+        moved = {key: _viewed(x, SimtArray) for key, x in options.items()}
+        return _viewed(function(*[_viewed(x, SimtArray) for x in arguments], **moved), np.ndarray)
+
+    return run
+
+
+def _viewed(x: Any, kind: type) -> Any:
+    if isinstance(x, np.ndarray):
+        return x.view(kind)
+    return type(x)(_viewed(item, kind) for item in x) if isinstance(x, list | tuple) else x
 
 
 def call(name: str, *arguments: Any) -> None:
@@ -85,11 +111,7 @@ def checked(order: str = "forward", seed: int = 0) -> Iterator[None]:
 
 def is_available(device: str) -> bool:
     """Whether the kernels of "cuda" or "simt" were built."""
-    try:
-        _load("minitorch._cuda" if device == "cuda" else "minitorch._simt")
-    except DeviceError:
-        return False
-    return True
+    return find_spec("minitorch._cuda" if device == "cuda" else "minitorch._simt") is not None
 
 
 @cache
@@ -105,7 +127,7 @@ def _load(name: str) -> Any:
 
 def _flat(arguments: Any) -> Iterator[Any]:
     for x in arguments:
-        if isinstance(x, list):
+        if isinstance(x, list | tuple):
             yield from _flat(x)
         else:
             yield x
