@@ -32,6 +32,9 @@ struct Problem {
     }
     Scores<C> scores(const Sequence& one, long head) const {
         const bool lower_right = numbers[4] != 0;
+        const double all = one.time_q + one.time_k;  // as good as any larger bound
+        const double left = numbers[2] < all ? numbers[2] : all;
+        const double right = numbers[3] < all ? numbers[3] : all;
         return {one.time_q,
                 one.time_k,
                 q.shape[3],
@@ -39,8 +42,8 @@ struct Problem {
                 C(numbers[0]),
                 C(numbers[1]),
                 lower_right ? one.time_k - one.time_q : 0,
-                static_cast<long>(numbers[2]),
-                static_cast<long>(numbers[3]),
+                static_cast<long>(left),
+                static_cast<long>(right),
                 sinks ? sinks.as<const C>() + head * sinks.strides[0] : nullptr,
                 head_of<const C>(bias, one.batch, head, 0),
                 {}};
@@ -65,65 +68,109 @@ struct Problem {
     }
 };
 
+// Packed keys and values of a head that are used as soon as they are packed, while they are in the
+// second-level cache, hold at most so many bytes.
+constexpr long kNearBytes = 1 << 19;
+
 template <typename T>
-static void forward(const Problem<T>& p, const Array& out, const Array& lse) {
+struct Forward {
     using C = Compute<T>;
-    constexpr long columns = kColumns<C>;
-    const long sequences = p.count(), heads = p.heads(), kv_heads = p.kv_heads();
-    Sequence* plan = scratch<Sequence>(6, sequences + 1);
-    long blocks = 0, packed = 0, work = 0;
-    for (long i = 0; i < sequences; ++i) {
-        Sequence& one = plan[i] = p.sequence(i);
-        one.blocks = blocks, one.packed = packed;
-        work += one.time_k * p.q.shape[3];
-        const bool few = one.time_q <= kFewQueries;
-        blocks += few ? one.time_q > 0 : ceil_div(one.time_q, columns);
-        packed += few ? 0 : kv_heads * PackedKeys<C>::size(p.scores(one, 0));
+    static constexpr long columns = kColumns<C>;
+    const Problem<T>& p;
+    const Array &out, &lse;
+
+    static bool few(const Sequence& one) { return one.time_q <= kFewQueries; }
+    static long blocks(const Sequence& one) {
+        return few(one) ? one.time_q > 0 : ceil_div(one.time_q, columns);
     }
-    plan[sequences].blocks = blocks;
-    C* memory = scratch<C>(7, packed);
-    parallel_ranges(
-        packed ? sequences * kv_heads : 0, rows_per_piece(work / (sequences + 1)),
-        [&](long begin, long end) {
+    long packed_size(const Sequence& one) const {
+        return few(one) ? 0 : PackedKeys<C>::size(p.scores(one, 0));
+    }
+    void pack(const Sequence& one, long key_head, C* to) const {
+        if (!few(one))
+            PackedKeys<C>::template pack<T>(p.scores(one, 0), keys(p.k, one, key_head),
+                                            keys(p.v, one, key_head), to);
+    }
+    Head<const T> keys(const Array& x, const Sequence& one, long head) const {
+        return p.template keys_of<const T>(x, one, head);
+    }
+    // A block of queries; the last of a sequence has number 0, since under a causal mask it is the
+    // longest.
+    void attend_block(const Sequence& one, long head, long block, const C* packed) const {
+        const long first = (blocks(one) - 1 - block) * columns, key_head = head / p.group();
+        const Scores<C> s = p.scores(one, head);
+        const Head<const T> queries = p.template queries_of<const T>(p.q, one, head);
+        const Head<T> to = p.template queries_of<T>(out, one, head);
+        C* normalisers = p.lse_of(lse, one, head);
+        if (few(one))
+            for (long t = 0; t < one.time_q; ++t)
+                attend_alone<T>(s, t, queries.at(t, 0), keys(p.k, one, key_head),
+                                keys(p.v, one, key_head), to.at(t, 0), normalisers + t);
+        else
+            attend<T>(s, queries, {packed, packed + round_up(s.time_k, kRows) * s.dim}, first,
+                      one.time_q - first < columns ? one.time_q - first : columns, to, normalisers);
+    }
+
+    // A thread takes heads of keys, with all their queries.
+    void by_heads(const Sequence* plan, long sequences, long grain) const {
+        const long kv_heads = p.kv_heads(), group = p.group();
+        parallel_ranges(sequences * kv_heads, grain, [&](long begin, long end) {
             for (long i = begin; i < end; ++i) {
                 const Sequence& one = plan[i / kv_heads];
-                const Scores<C> s = p.scores(one, 0);
-                if (one.time_q > kFewQueries)
-                    PackedKeys<C>::template pack<T>(
-                        s, p.template keys_of<const T>(p.k, one, i % kv_heads),
-                        p.template keys_of<const T>(p.v, one, i % kv_heads),
-                        memory + one.packed + i % kv_heads * PackedKeys<C>::size(s));
+                const long key_head = i % kv_heads;
+                C* packed = scratch<C>(1, packed_size(one));
+                pack(one, key_head, packed);
+                for (long head = key_head * group; head < (key_head + 1) * group; ++head)
+                    for (long block = 0; block < blocks(one); ++block)
+                        attend_block(one, head, block, packed);
             }
         });
-    // The last blocks of a sequence first: under a causal mask they are the longest.
-    parallel_ranges(
-        blocks * heads, rows_per_piece(work / (sequences + 1)), [&](long begin, long end) {
+    }
+    // Threads pack the keys of all heads together; then each takes blocks of queries.
+    void by_blocks(const Sequence* plan, long sequences, long grain) const {
+        const long kv_heads = p.kv_heads(), heads = p.heads();
+        C* memory = scratch<C>(7, plan[sequences].packed);
+        const auto place = [&](const Sequence& one, long key_head) {
+            return memory + one.packed + key_head * packed_size(one);
+        };
+        parallel_ranges(sequences * kv_heads, grain, [&](long begin, long end) {
+            for (long i = begin; i < end; ++i) {
+                const Sequence& one = plan[i / kv_heads];
+                pack(one, i % kv_heads, place(one, i % kv_heads));
+            }
+        });
+        parallel_ranges(plan[sequences].blocks * heads, grain, [&](long begin, long end) {
             long at = 0;
             for (long i = begin; i < end; ++i) {
                 while (plan[at + 1].blocks * heads <= i) ++at;
                 const Sequence& one = plan[at];
                 const long own = plan[at + 1].blocks - one.blocks, rest = i - one.blocks * heads;
-                const long head = rest / own, first = (own - 1 - rest % own) * columns;
-                const long key_head = head / p.group();
-                const Scores<C> s = p.scores(one, head);
-                const Head<const T> queries = p.template queries_of<const T>(p.q, one, head);
-                const Head<T> to = p.template queries_of<T>(out, one, head);
-                C* normalisers = p.lse_of(lse, one, head);
-                if (one.time_q <= kFewQueries) {
-                    for (long t = 0; t < one.time_q; ++t)
-                        attend_alone<T>(s, t, queries.at(t, 0),
-                                        p.template keys_of<const T>(p.k, one, key_head),
-                                        p.template keys_of<const T>(p.v, one, key_head),
-                                        to.at(t, 0), normalisers + t);
-                } else {
-                    C* keys = memory + one.packed + key_head * PackedKeys<C>::size(s);
-                    attend<T>(s, queries, {keys, keys + round_up(s.time_k, kRows) * s.dim}, first,
-                              one.time_q - first < columns ? one.time_q - first : columns, to,
-                              normalisers);
-                }
+                attend_block(one, rest / own, rest % own, place(one, rest / own / p.group()));
             }
         });
-}
+    }
+
+    void run() const {
+        const long sequences = p.count(), kv_heads = p.kv_heads();
+        Sequence* plan = scratch<Sequence>(6, sequences + 1);
+        long taken = 0, packed = 0, largest = 0, work = 0;
+        for (long i = 0; i < sequences; ++i) {
+            Sequence& one = plan[i] = p.sequence(i);
+            one.blocks = taken, one.packed = packed;
+            taken += blocks(one), packed += kv_heads * packed_size(one);
+            largest = packed_size(one) > largest ? packed_size(one) : largest;
+            work += one.time_k * p.q.shape[3];
+        }
+        if (taken == 0) return;
+        plan[sequences].blocks = taken, plan[sequences].packed = packed;
+        const long grain = rows_per_piece(work / (sequences + 1));
+        const bool near = largest * static_cast<long>(sizeof(C)) <= kNearBytes;
+        if (near && sequences * kv_heads >= 4 * num_threads())
+            by_heads(plan, sequences, ceil_div(grain, ceil_div(taken, sequences)));
+        else
+            by_blocks(plan, sequences, grain);
+    }
+};
 
 template <typename T>
 static void backward(const Problem<T>& p, const Array& grad, const Array& out, const Array& lse,
@@ -133,23 +180,23 @@ static void backward(const Problem<T>& p, const Array& grad, const Array& out, c
     const long sequences = p.count(), kv_heads = p.kv_heads(), group = p.group();
     const auto run = [&](long i, long key_head) {
         const Sequence one = p.sequence(i);
-        backward_group<T>(
-            p.scores(one, 0), p.template keys_of<const T>(p.k, one, key_head),
-            p.template keys_of<const T>(p.v, one, key_head),
-            p.template keys_of<T>(dk, one, key_head), p.template keys_of<T>(dv, one, key_head),
-            group, [&](long g) {
-                const long head = key_head * group + g;
-                const Scores<C> s = p.scores(one, head);
-                return BackwardHead<T>{p.template queries_of<const T>(p.q, one, head),
-                                       p.template queries_of<const T>(grad, one, head),
-                                       p.template queries_of<const T>(out, one, head),
-                                       p.lse_of(lse, one, head),
-                                       s.sink,
-                                       s.bias,
-                                       p.template queries_of<T>(dq, one, head),
-                                       dsinks ? dsinks.as<C>() + i * p.heads() + head : nullptr,
-                                       p.template head_of<C>(dbias, one.batch, head, 0)};
-            });
+        backward_group<T>(p.scores(one, 0), p.template keys_of<const T>(p.k, one, key_head),
+                          p.template keys_of<const T>(p.v, one, key_head),
+                          p.template keys_of<T>(dk, one, key_head),
+                          p.template keys_of<T>(dv, one, key_head), group, [&](long g) {
+                              const long head = key_head * group + g;
+                              const Scores<C> s = p.scores(one, head);
+                              return BackwardHead<T>{
+                                  p.template queries_of<const T>(p.q, one, head),
+                                  p.template queries_of<const T>(grad, one, head),
+                                  p.template queries_of<const T>(out, one, head),
+                                  p.lse_of(lse, one, head),
+                                  s.sink,
+                                  s.bias,
+                                  p.template queries_of<T>(dq, one, head),
+                                  dsinks ? dsinks.as<C>() + i * p.heads() + head : nullptr,
+                                  p.template head_of<C>(dbias, one.batch, head, 0)};
+                          });
     };
     // What adds to the same gradient of a bias is one thread's, in order.
     const bool share_batch = dbias && dbias.strides[0] == 0;
@@ -170,8 +217,8 @@ static void check(const Array& q, const Array& k, const Array& v, const Array& o
     require(q.ndim == 4 && k.ndim == 4 && v.ndim == 4 && out.ndim == 4 &&
                 q.shape[0] == k.shape[0] && k.shape[0] == v.shape[0] && k.shape[1] == v.shape[1] &&
                 k.shape[2] == v.shape[2] && q.shape[3] == k.shape[3] && k.shape[1] > 0 &&
-                q.shape[1] % k.shape[1] == 0 && out.shape[3] == v.shape[3] &&
-                rows_lie(q) && rows_lie(k) && rows_lie(v) && rows_lie(out),
+                q.shape[1] % k.shape[1] == 0 && out.shape[3] == v.shape[3] && rows_lie(q) &&
+                rows_lie(k) && rows_lie(v) && rows_lie(out),
             "attention: arrays that do not fit");
     require(bool(starts_q) == bool(starts_k) && starts_q.size == starts_k.size,
             "attention: starts of the queries and of the keys");
@@ -200,29 +247,29 @@ static void dispatch(Dtype dtype, const Run& run) {
 }
 
 // query (batch, heads, time_q, dim), key (batch, kv_heads, time_k, dim), value, bias (batch, heads,
-// time_q, time_k) or None, sinks (heads,) or None, starts of the queries and of the keys of sequences
-// that share a time (batch is 1, there is no bias) or None twice, out, lse (batch, heads, time_q);
-// scale, softcap or 0, left, right, lower_right. bias, sinks and lse are of the compute type. The
-// last dimension of all but bias has stride 1.
+// time_q, time_k) or None, sinks (heads,) or None, starts of the queries and of the keys of
+// sequences that share a time (batch is 1, there is no bias) or None twice, out, lse (batch, heads,
+// time_q); scale, softcap or 0, left, right, lower_right. bias, sinks and lse are of the compute
+// type. The last dimension of all but bias has stride 1.
 KERNEL(attention) {
     check(arrays[0], arrays[1], arrays[2], arrays[7], arrays[5], arrays[6]);
     dispatch(arrays[0].dtype, [&](auto kind) {
-        forward<decltype(kind)>({arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], arrays[5],
-                                 arrays[6], numbers},
-                                arrays[7], arrays[8]);
+        const Problem<decltype(kind)> problem{arrays[0], arrays[1], arrays[2], arrays[3],
+                                              arrays[4], arrays[5], arrays[6], numbers};
+        Forward<decltype(kind)>{problem, arrays[7], arrays[8]}.run();
     });
 }
 
-// The same as far as the starts, then grad, out, lse, dquery, dkey, dvalue, dbias (to which is added;
-// its strides may be 0) or None, dsinks (sequences, heads) or None; the same numbers.
+// The same as far as the starts, then grad, out, lse, dquery, dkey, dvalue, dbias (to which is
+// added; its strides may be 0) or None, dsinks (sequences, heads) or None; the same numbers.
 KERNEL(attention_backward) {
     check(arrays[0], arrays[1], arrays[2], arrays[8], arrays[5], arrays[6]);
     check(arrays[10], arrays[11], arrays[12], arrays[7], arrays[5], arrays[6]);
     dispatch(arrays[0].dtype, [&](auto kind) {
-        backward<decltype(kind)>({arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], arrays[5],
-                                  arrays[6], numbers},
-                                 arrays[7], arrays[8], arrays[9], arrays[10], arrays[11],
-                                 arrays[12], arrays[13], arrays[14]);
+        backward<decltype(kind)>(
+            {arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], arrays[5], arrays[6], numbers},
+            arrays[7], arrays[8], arrays[9], arrays[10], arrays[11], arrays[12], arrays[13],
+            arrays[14]);
     });
 }
 

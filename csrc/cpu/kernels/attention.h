@@ -3,22 +3,24 @@
 //     S = scale Q Kᵀ + bias,   P = softmax(S),   O = P V
 //     dV = Pᵀ dO,   dS = P (dO Vᵀ - rowsum(dO O)),   dQ = scale dS K,   dK = scale dSᵀ Q
 //
-// With a soft cap c the product's part of S is c tanh(scale Q Kᵀ / c) (Gemma 2, 2024), and dQ and dK
-// have its slope 1 - tanh² as a further factor. A sink z is one more score in the denominator, with no
-// value: P = exp(S) / (exp(z) + Σ exp(S)) (gpt-oss, 2025), so that dz = -Σ exp(z - m - log(l)) dO O.
+// With a soft cap c the product's part of S is c tanh(scale Q Kᵀ / c) (Gemma 2, 2024), and dQ and
+// dK have its slope 1 - tanh² as a further factor. A sink z is one more score in the denominator,
+// with no value: P = exp(S) / (exp(z) + Σ exp(S)) (gpt-oss, 2025), so that dz = -Σ exp(z - m -
+// log(l)) dO O.
 //
-// A block of scores is made, used and dropped. Forward, a block of queries goes past all keys with a
-// running maximum m and a running sum l of exp(S - m); what was added up under a smaller maximum is
-// scaled down when a larger one comes. It leaves m + log(l), from which backward computes any block
-// of P again. Source: FlashAttention-2, Dao 2023 (arXiv 2307.08691), algorithms 1 and 2.
+// A block of scores is made, used and dropped. Forward, a block of queries goes past all keys with
+// a running maximum m and a running sum l of exp(S - m); what was added up under a smaller maximum
+// is scaled down when a larger one comes. It leaves m + log(l), from which backward computes any
+// block of P again. Source: FlashAttention-2, Dao 2023 (arXiv 2307.08691), algorithms 1 and 2.
 //
-// Products are made of the tiles of matmul.h. Forward, the scores are computed transposed, keys down
-// and queries across: then the maximum and the sum over keys run lane by lane, and exp(S - m) already
-// lies as the panel of B that the product with V wants. Backward, queries are down and keys across,
-// which is the panel that dV and dK want; dQ takes dS turned.
+// Products are made of the tiles of matmul.h. Forward, the scores are computed transposed, keys
+// down and queries across: then the maximum and the sum over keys run lane by lane, and exp(S - m)
+// already lies as the panel of B that the product with V wants. Backward, queries are down and keys
+// across, which is the panel that dV and dK want; dQ takes dS turned.
 //
-// Forward, threads take blocks of queries, or heads where there are but a few queries. Backward, they
-// take heads of keys, with all the queries that read from them, so that each sum has one order.
+// Forward, threads take blocks of queries, or heads where there are but a few queries. Backward,
+// they take heads of keys, with all the queries that read from them, so that each sum has one
+// order.
 
 #pragma once
 
@@ -93,18 +95,24 @@ struct PackedKeys {
     }
 };
 
-// Rows of `from` (count, width) with stride `stride` into a head, or added to it.
+// Rows of `from` (count, width) with stride `stride` into a head.
 template <typename T, typename C>
 void write_rows(const C* from, long stride, long count, long width, Head<T> to) {
     constexpr long lanes = Lanes<C>::count;
-    for (long t = 0; t < count; ++t)
-        for (long d = 0; d < width; d += lanes) {
-            const long rest = width - d;
-            if (rest >= lanes)
-                store(to.at(t, d), load(from + t * stride + d));
-            else
-                store_part(to.at(t, d), load_part(from + t * stride + d, rest, C(0)), rest);
-        }
+    for (long t = 0; t < count; ++t, from += stride) {
+        T* row = to.at(t, 0);
+        long d = 0;
+        for (; d + lanes <= width; d += lanes) store(row + d, load(from + d));
+        if (d < width) store_part(row + d, load_part(from + d, width - d, C(0)), width - d);
+    }
+}
+
+// 0, 1, 2, ...
+template <typename C, typename Int = typename ExpConstants<C>::Int>
+Vector<Int> places() {
+    Vector<Int> out;
+    for (long lane = 0; lane < Lanes<C>::count; ++lane) out[lane] = lane;
+    return out;
 }
 
 // Which keys the queries of a block see, a query to a lane.
@@ -114,10 +122,14 @@ struct Sight {
     Vector<Int> begin, end;
 
     Sight(const Scores<C>& s, long query) {
-        for (long lane = 0; lane < Lanes<C>::count; ++lane) {
-            begin[lane] = s.first_key(query + lane);
-            end[lane] = s.end_of_keys(query + lane);
-        }
+        const Vector<Int> position = places<C>() + Int(query + s.offset);
+        const Vector<Int> keys = broadcast(Int(s.time_k));
+        begin = s.left < 0 ? Vector<Int>{} : within(position - Int(s.left), keys);
+        end = s.right < 0 ? keys : within(position + Int(s.right + 1), keys);
+    }
+    static Vector<Int> within(Vector<Int> x, Vector<Int> limit) {
+        x = x < 0 ? Vector<Int>{} : x;
+        return x < limit ? x : limit;
     }
     Vector<C> hide(Vector<C> score, long key) const {
         const Vector<Int> k = broadcast(Int(key));
@@ -157,16 +169,14 @@ struct OnlineSoftmax {
             total[h] = total[h] * shrink[h] + added;
         }
     }
-    Vector<C> inverse(long h) const {
-        return total[h] == C(0) ? Vector<C>{} : C(1) / total[h];
-    }
-    C log_normaliser(long query) const {
-        const C l = total[query / lanes][query % lanes];
-        return l == 0 ? kInfinity<C> : peak[query / lanes][query % lanes] + log_of(l);
+    Vector<C> inverse(long h) const { return total[h] == C(0) ? Vector<C>{} : C(1) / total[h]; }
+    Vector<C> log_normaliser(long h) const {
+        return total[h] == C(0) ? broadcast(kInfinity<C>) : peak[h] + log<C>(total[h]);
     }
 };
 
-// The scores of the queries of a block, which is (keys, queries): cap, bias, and what is out of sight.
+// The scores of the queries of a block, which is (keys, queries): cap, bias, and what is out of
+// sight.
 template <typename C>
 void change_scores(const Scores<C>& s, const Sight<C>* sight, long first, long count, long key,
                    long keys, C* block, C* bias) {
@@ -182,27 +192,35 @@ void change_scores(const Scores<C>& s, const Sight<C>* sight, long first, long c
     if (s.bias.data) {
         pack_panel<C, C, columns>({s.bias.at(first, key), s.bias.row, s.bias.column}, count, keys,
                                   bias);
-        change([&](Vector<C> x, long i, long h) {
-            return x + load(bias + i * columns + h * lanes);
-        });
+        change(
+            [&](Vector<C> x, long i, long h) { return x + load(bias + i * columns + h * lanes); });
     }
     if (!s.sees(first, key + keys - 1) || !s.sees(first + count - 1, key))
         change([&](Vector<C> x, long i, long h) { return sight[h].hide(x, key + i); });
 }
 
-// Oᵀ (dim, queries), multiplied by `inverse`, as rows of out; `rows` is room for kColumns of them.
+// Oᵀ (dim, queries), divided by the sums of the softmax, as rows of out; `rows` is room for
+// kColumns of them.
 template <typename T, typename C>
-void write_queries(C* sums, const Vector<C>* inverse, long dim, long count, C* rows, Head<T> out) {
+void write_queries(const C* sums, const OnlineSoftmax<C>& softmax, long dim, long count, C* rows,
+                   Head<T> out) {
     constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
-    for (long i = 0; i < dim; ++i)
-        for (long h = 0; h < 2; ++h) {
-            C* at = sums + i * columns + h * lanes;
-            store(at, load(at) * inverse[h]);
-        }
+    C inverse[columns];
+    for (long h = 0; h < 2; ++h) store(inverse + h * lanes, softmax.inverse(h));
     for (long i = 0; i < dim; i += columns) {
         const long part = dim - i < columns ? dim - i : columns;
         pack_panel<C, C, columns>({sums + i * columns, columns, 1}, part, columns, rows);
-        write_rows<T, C>(rows, columns, count, part, {out.at(0, i), out.row, out.column});
+        for (long j = 0; j < count; ++j) {
+            T* to = out.at(j, i);
+            const C* row = rows + j * columns;
+            if (part == columns) {
+                store(to, load(row) * inverse[j]);
+                store(to + lanes, load(row + lanes) * inverse[j]);
+            } else {
+                for_each_vector<C>(
+                    part, [&](long, auto get, auto put) { put(to, get(row) * inverse[j]); });
+            }
+        }
     }
 }
 
@@ -218,14 +236,13 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     C* block = sums + out_rows * columns;  // Sᵀ, then Pᵀ: (keys, queries)
     C* bias = block + kKeys * columns;     // that of the block
     pack_panel<T, C, columns>({q.at(first, 0), q.row, q.column}, count, s.dim, query);
-    for (long i = 0; i < s.dim * columns; i += lanes)
-        store(query + i, load(query + i) * s.factor());
-    for (long i = 0; i < out_rows * columns; i += lanes) store(sums + i, Vector<C>{});
+    const C factor = s.factor();
+    for (long i = 0; i < s.dim * columns; i += lanes) store(query + i, load(query + i) * factor);
     const Sight<C> sight[2] = {{s, first}, {s, first + lanes}};
     OnlineSoftmax<C> softmax(s);
 
-    const long end = s.end_of_keys(first + count - 1);
-    for (long key = s.first_key(first) / kRows * kRows; key < end; key += kKeys) {
+    const long begin = s.first_key(first) / kRows * kRows, end = s.end_of_keys(first + count - 1);
+    for (long key = begin; key < end; key += kKeys) {
         const long keys = end - key < kKeys ? end - key : kKeys;
         for (long i = 0; i < keys; i += kRows)
             compute_tile<C, false>(keys - i < kRows ? keys - i : kRows, columns, s.dim,
@@ -234,20 +251,26 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
         change_scores(s, sight, first, count, key, keys, block, bias);
         Vector<C> shrink[2];
         softmax.take(block, keys, shrink);
-        for (long i = 0; i < s.value_dim; ++i)
-            for (long h = 0; h < 2; ++h) {
-                C* at = sums + i * columns + h * lanes;
-                store(at, load(at) * shrink[h]);
+        for (long i = 0; i < s.value_dim; i += kRows) {
+            const long rows = s.value_dim - i < kRows ? s.value_dim - i : kRows;
+            const C* values = packed.values + i * s.time_k + key * kRows;
+            C* to = sums + i * columns;
+            if (key == begin) {
+                compute_tile<C, false>(rows, columns, keys, values, block, to, columns);
+                continue;
             }
-        for (long i = 0; i < s.value_dim; i += kRows)
-            compute_tile<C, true>(s.value_dim - i < kRows ? s.value_dim - i : kRows, columns, keys,
-                                  packed.values + i * s.time_k + key * kRows, block,
-                                  sums + i * columns, columns);
+            for (long r = 0; r < rows * columns; r += lanes)
+                store(to + r, load(to + r) * shrink[r / lanes % 2]);
+            compute_tile<C, true>(rows, columns, keys, values, block, to, columns);
+        }
     }
-    const Vector<C> inverse[2] = {softmax.inverse(0), softmax.inverse(1)};
-    write_queries<T, C>(sums, inverse, s.value_dim, count, block,
+    if (begin >= end) __builtin_memset(sums, 0, sizeof(C) * s.value_dim * columns);
+    write_queries<T, C>(sums, softmax, s.value_dim, count, block,
                         {out.at(first, 0), out.row, out.column});
-    for (long j = 0; j < count; ++j) lse[first + j] = softmax.log_normaliser(j);
+    for (long h = 0; h < 2 && h * lanes < count; ++h) {
+        const long part = count - h * lanes < lanes ? count - h * lanes : lanes;
+        store_part(lse + first + h * lanes, softmax.log_normaliser(h), part);
+    }
 }
 
 // One query past all keys, which are read where they are: decoding, where nothing is read twice and
@@ -274,9 +297,8 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
         weights[key - begin] = score;
     }
     C peak = s.has_sink() ? *s.sink : -kInfinity<C>;
-    for_each_vector<C>(end - begin, [&](long, auto get, auto put) {
-        put(weights, s.capped(get(weights)));
-    });
+    for_each_vector<C>(end - begin,
+                       [&](long, auto get, auto put) { put(weights, s.capped(get(weights))); });
     for (long i = 0; i < end - begin; ++i) {
         if (s.bias.data) weights[i] += *s.bias.at(query, begin + i);
         peak = weights[i] > peak ? weights[i] : peak;
@@ -286,7 +308,8 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
     if (s.has_sink()) total = exp_nonpositive<C>(broadcast(*s.sink - shift))[0];
     for (long i = 0; i < end - begin; i += lanes) {
         const long count = end - begin - i < lanes ? end - begin - i : lanes;
-        const Vector<C> e = exp_nonpositive<C>(load_part(weights + i, count, -kInfinity<C>) - shift);
+        const Vector<C> e =
+            exp_nonpositive<C>(load_part(weights + i, count, -kInfinity<C>) - shift);
         store_part(weights + i, e, count);
         total += sum_of_lanes<C>(e);
     }
@@ -370,8 +393,7 @@ void gradient_of_scores(const Scores<C>& s, long query, long key, long count, C 
                         C* ds) {
     constexpr long lanes = Lanes<C>::count;
     using Int = typename ExpConstants<C>::Int;
-    Vector<Int> place;
-    for (long lane = 0; lane < lanes; ++lane) place[lane] = lane;
+    Vector<Int> place = places<C>();
     const long limit = s.end_of_keys(query) - key;
     const Vector<Int> begin = broadcast(Int(s.first_key(query) - key));
     const Vector<Int> end = broadcast(Int(limit < count ? limit : count));
@@ -477,13 +499,15 @@ void backward_group(Scores<Compute<T>> s, Head<const T> k, Head<const T> v, Head
     for (long g = 0; g < group; ++g) {
         const BackwardHead<T> one = head(g);
         s.sink = one.sink, s.bias = one.bias, s.dbias = one.dbias;
-        const auto packed = PackedQueries<C>::template pack<T>(s, one.q, one.grad, one.out, queries);
+        const auto packed =
+            PackedQueries<C>::template pack<T>(s, one.q, one.grad, one.out, queries);
         __builtin_memset(dq, 0, sizeof(C) * dq_size);
         for (long block = 0; block < key_blocks; ++block) {
             const long key = block * columns;
             const long count = s.time_k - key < columns ? s.time_k - key : columns;
             pack_panel<T, C, columns>({k.at(key, 0), k.row, k.column}, count, s.dim, b.keys);
-            pack_panel<T, C, columns>({v.at(key, 0), v.row, v.column}, count, s.value_dim, b.values);
+            pack_panel<T, C, columns>({v.at(key, 0), v.row, v.column}, count, s.value_dim,
+                                      b.values);
             for (long d = 0; d < s.dim; d += columns)
                 pack_panel<T, C, columns>({k.at(key, d), k.column, k.row},
                                           s.dim - d < columns ? s.dim - d : columns, count,

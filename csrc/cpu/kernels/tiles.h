@@ -75,26 +75,30 @@ void pack_panel(Matrix<const T> from, long width, long depth, C* to) {
     constexpr long lanes = Lanes<C>::count;
     long p = 0;
     if (from.column == 1) {
-        for (; p + lanes <= depth; p += lanes) {
-            for (long begin = 0; begin < full; begin += lanes) {
-                Vector<C> v[lanes];
+        const auto turn = [&](auto all) __attribute__((always_inline)) {
+            for (; p + lanes <= depth; p += lanes) {
+#pragma GCC unroll 2
+                for (long begin = 0; begin < full; begin += lanes) {
+                    Vector<C> v[lanes];
 #pragma GCC unroll 16
-                for (long i = 0; i < lanes; ++i) {
-                    v[i] = begin + i < width ? load(from.at(begin + i, p)) : Vector<C>{};
-                    if (begin + i < full) __builtin_prefetch(from.at(begin + i + full, p));
-                }
-                turn_blocks<C, 1>(v);
-                const long part = full - begin < lanes ? full - begin : lanes;
+                    for (long i = 0; i < lanes; ++i) {
+                        const bool some = begin + i < (all ? full : width);
+                        v[i] = some ? load(from.at(begin + i, p)) : Vector<C>{};
+                        if (begin + i < full) __builtin_prefetch(from.at(begin + i + full, p));
+                    }
+                    turn_blocks<C, 1>(v);
 #pragma GCC unroll 16
-                for (long j = 0; j < lanes; ++j) {
-                    C* row = to + (p + j) * full + begin;
-                    if (part == lanes)
-                        store(row, v[j]);
-                    else
-                        __builtin_memcpy(row, &v[j], part * sizeof(C));
+                    for (long j = 0; j < lanes; ++j) {
+                        C* row = to + (p + j) * full + begin;
+                        if (begin + lanes <= full)
+                            store(row, v[j]);
+                        else  // of a length that the compiler knows: no call
+                            __builtin_memcpy(row, &v[j], full % lanes * sizeof(C));
+                    }
                 }
             }
-        }
+        };
+        width < full ? turn(std::false_type()) : turn(std::true_type());
     }
     for (; p < depth; ++p)
         for (long i = 0; i < full; ++i)
@@ -116,8 +120,12 @@ void pack_columns(Matrix<const T> from, long panels, long depth, C* to) {
             long i = 0;
 #pragma GCC unroll 4
             for (; i + lanes <= full; i += lanes) store(row + i, load(source + i));
+            if constexpr (__is_same(T, C)) {
+                __builtin_memcpy(row + i, source + i, full % lanes * sizeof(C));
+            } else {
 #pragma GCC unroll 16
-            for (; i < full; ++i) row[i] = load_one(source + i);
+                for (; i < full; ++i) row[i] = load_one(source + i);
+            }
         }
     }
 }

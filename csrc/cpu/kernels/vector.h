@@ -256,11 +256,16 @@ struct Reduced {
     using IntVector = Vector<typename C::Int>;
     Vector<T> shifted, q;
 
+    explicit Reduced(Vector<T> x) { expand(reduce(x)); }
     // tail: added to x, which does not hold it.
-    explicit Reduced(Vector<T> x, Vector<T> tail = Vector<T>{}) {
+    Reduced(Vector<T> x, Vector<T> tail) { expand(reduce(x) + tail); }
+
+    Vector<T> reduce(Vector<T> x) {
         shifted = x * T(1.4426950408889634074) + C::shift;
         const Vector<T> n = shifted - C::shift;
-        const Vector<T> r = (x - n * C::ln2_head) - n * C::ln2_tail + tail;
+        return (x - n * C::ln2_head) - n * C::ln2_tail;
+    }
+    void expand(Vector<T> r) {
         Vector<T> p = broadcast<T>(C::polynomial[0]);
         for (unsigned i = 1; i < sizeof C::polynomial / sizeof(T); ++i)
             p = p * r + C::polynomial[i];
@@ -272,15 +277,20 @@ struct Reduced {
     }
 };
 
-// `tail` as above: exp(x + tail).
 template <typename T>
-Vector<T> exp_nonpositive(Vector<T> x, Vector<T> tail = Vector<T>{}) {
+Vector<T> exp_nonpositive(Vector<T> x) {
     using C = ExpConstants<T>;
-    const auto underflow = x < C::smallest;
-    x = underflow ? broadcast<T>(C::smallest) : x;
-    const Reduced<T> reduced(x, tail);
+    const Reduced<T> reduced(maximum<T>(broadcast<T>(C::smallest), x));
     const Vector<T> power = Reduced<T>::power((Vector<typename C::Bits>)reduced.shifted);
-    return underflow ? Vector<T>{} : (reduced.q + T(1)) * power;
+    return x < C::smallest ? Vector<T>{} : (reduced.q + T(1)) * power;
+}
+// exp(x + tail), `tail` as above.
+template <typename T>
+Vector<T> exp_nonpositive(Vector<T> x, Vector<T> tail) {
+    using C = ExpConstants<T>;
+    const Reduced<T> reduced(maximum<T>(broadcast<T>(C::smallest), x), tail);
+    const Vector<T> power = Reduced<T>::power((Vector<typename C::Bits>)reduced.shifted);
+    return x < C::smallest ? Vector<T>{} : (reduced.q + T(1)) * power;
 }
 
 // exp(x) for all x, through the subnormal numbers to 0 and to infinity: 2^n in two factors, since
