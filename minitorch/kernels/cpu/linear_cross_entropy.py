@@ -21,6 +21,7 @@ import numpy as np
 from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels import reference_losses
 from minitorch.kernels.cpu.cross_entropy import cross_entropy, cross_entropy_backward
+from minitorch.kernels.cpu.elementwise import cast
 from minitorch.kernels.cpu.matmul import matmul
 from minitorch.kernels.reference import kept_classes
 from minitorch.kernels.reference_losses import Gradients
@@ -144,7 +145,7 @@ class _Head:
     ):
         self.wide = float64 if x.dtype == float64 else float32
         self.dtype, self.bias = x.dtype, bias
-        self.x, self.weight = (a if lower is None else a.astype(lower) for a in (x, weight))
+        self.x, self.weight = (a if lower is None else cast(a, dtype=lower) for a in (x, weight))
         self.dx = np.empty(x.shape, x.dtype) if needs[0] else None
         self.dweight = np.empty(weight.shape, self.wide) if needs[1] else None
         self.dbias = np.zeros((1, len(weight)), self.wide) if needs[2] else None
@@ -196,6 +197,6 @@ class _Head:
     def gradients(self) -> Gradients:
         """For x, weight and bias, in the dtype of x."""
         dweight = self.dweight
-        if dweight is not None:
-            dweight = dweight.astype(self.dtype, copy=False)
+        if dweight is not None and dweight.dtype != self.dtype:
+            dweight = cast(dweight, dtype=self.dtype)
         return self.dx, dweight, None if self.dbias is None else self.dbias[0].astype(self.dtype)
