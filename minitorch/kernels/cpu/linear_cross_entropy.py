@@ -6,8 +6,8 @@ chunk takes its place in memory. Where the loss is one number all this happens i
 the backward multiplies by a number; otherwise each logit would be computed twice, a third more
 work.
 
-The size of a chunk is a bargain. Each one reads the weight twice, and reads and writes dweight: four
-times the weight's bytes through memory, which few rows cannot hide. With 50257 classes and 768
+The size of a chunk is a bargain. Each one reads the weight twice, and reads and writes dweight:
+four times the weight's bytes through memory, which few rows cannot hide. With 50257 classes and 768
 features, on two cores, chunks of 64 rows took nearly half as long again as chunks of 256, chunks of
 128 a tenth longer, and 512 rows gained nothing more. So a chunk has 256 rows, or more where 4 MiB
 hold more; with 768 features it is a third as large as the weight.
