@@ -1,0 +1,58 @@
+"""What tests of CUDA kernels share: the emulator's check build, and the float64 reference."""
+
+import numpy as np
+import pytest
+
+import minitorch as mt
+from minitorch import kernels
+from minitorch.backend import to_device
+from minitorch.kernels.cuda.extension import checked, is_available
+
+TOLERANCE = {mt.float64: 1e-13, mt.float32: 4e-6, mt.bfloat16: 1e-2, mt.float16: 2e-3}
+
+
+@pytest.fixture(params=[("forward", 0), ("reversed", 0), ("random", 7)], ids=lambda order: order[0])
+def hold(request):
+    """hold(name, *arrays, **options): a kernel in the check build, held against its reference.
+
+    The reference computes in float64 what the kernel is given in any dtype; `like` (of the first
+    array unless given) is the dtype whose bound counts. Returns what the kernel did.
+    """
+    if not is_available("simt"):
+        pytest.skip("minitorch._simt was not built: no C++20 compiler at installation")
+
+    def run(name, *arrays, like=None, **options):
+        like = like or next(x.dtype for x in arrays if hasattr(x, "dtype"))
+        with np.errstate(all="ignore"), checked(*request.param):
+            results = flat(kernels.lookup(name, "simt")(*map(_emulated, arrays), **options))
+        with np.errstate(all="ignore"):
+            reference = kernels.implementations(name)["numpy"]
+            expected = flat(reference(*map(wide, arrays), **options))
+        assert len(results) == len(expected)
+        for found, exact in zip(results, expected, strict=True):
+            assert found.shape == exact.shape
+            close(found, exact, like)
+        return results if len(results) > 1 else results[0]
+
+    return run
+
+
+def close(found, exact, dtype):
+    """Equal within the dtype's bound times the largest finite number expected."""
+    largest = np.abs(exact[np.isfinite(exact)]).max(initial=0)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64), exact, rtol=0, atol=TOLERANCE[dtype] * (1 + largest)
+    )
+
+
+def flat(result):
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def wide(x):
+    """Floats as float64; everything else as it is."""
+    return np.asarray(x, np.float64) if getattr(x, "dtype", None) in TOLERANCE else x
+
+
+def _emulated(x):
+    return to_device(np.asarray(x), "simt") if hasattr(x, "dtype") else x
