@@ -134,13 +134,13 @@ private:
     std::vector<const void*> memories_;
 };
 
-void bind_emulator(py::module_& module) {
-    module.def("findings", [] { return simt::findings_as_json(); },
+void bind_emulator(py::module_& extension) {
+    extension.def("findings", [] { return simt::findings_as_json(); },
                "What the check build has found since the last clear_findings(), as JSON.");
-    module.def("clear_findings", simt::clear_findings);
-    module.def("is_checked", [] { return simt::checking; },
+    extension.def("clear_findings", simt::clear_findings);
+    extension.def("is_checked", [] { return simt::checking; },
                "Whether the kernels' accesses to memory are checked.");
-    module.def(
+    extension.def(
         "set_schedule",
         [](const std::string& order, uint64_t seed, unsigned processors) {
             simt::options() = {order == "reversed" ? simt::Order::reversed
@@ -154,9 +154,9 @@ void bind_emulator(py::module_& module) {
 
 #endif
 
-void bind_kernels(py::module_& module) {
+void bind_kernels(py::module_& extension) {
     for (const auto& [name, kernel] : table())
-        module.def(name.c_str(), [name = name, kernel = kernel](uintptr_t stream, const py::args& arguments) {
+        extension.def(name.c_str(), [name = name, kernel = kernel](uintptr_t stream, const py::args& arguments) {
             Call call;
             for (const py::handle argument : arguments) call.take(argument);
             py::gil_scoped_release unlocked;
@@ -175,10 +175,10 @@ void fail(const char* message) { throw std::invalid_argument(message); }
 
 }  // namespace minitorch
 
-PYBIND11_MODULE(MT_MODULE, module) {
-    module.doc() = "minitorch's CUDA kernels (csrc/cuda)";
-    minitorch::bind_kernels(module);
+PYBIND11_MODULE(MT_MODULE, extension) {
+    extension.doc() = "minitorch's CUDA kernels (csrc/cuda)";
+    minitorch::bind_kernels(extension);
 #ifndef __CUDACC__
-    minitorch::bind_emulator(module);
+    minitorch::bind_emulator(extension);
 #endif
 }

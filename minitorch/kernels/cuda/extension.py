@@ -110,8 +110,9 @@ def checked(order: str = "forward", seed: int = 0) -> Iterator[None]:
 
 
 def is_available(device: str) -> bool:
-    """Whether the kernels of "cuda" or "simt" were built."""
-    return find_spec("minitorch._cuda" if device == "cuda" else "minitorch._simt") is not None
+    """Whether the kernels of "cuda" or "simt" were built, and for "cuda" CuPy is there."""
+    needed = ("minitorch._cuda", "cupy") if device == "cuda" else ("minitorch._simt",)
+    return all(find_spec(module) is not None for module in needed)
 
 
 @cache
