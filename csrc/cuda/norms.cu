@@ -5,12 +5,13 @@
 //     dx = rstd (g - mean(g) - n mean(g n)) + dsum,   g = grad weight      (RMS: no mean(g))
 //     dweight = Σ grad n,   dbias = Σ grad                                 over all rows
 //
-// Forward: a block to a row, which is read once and then kept in shared memory; the variance is made
-// from differences to the mean, as E[x²] - E[x]² cancels. Backward: a block walks the rows r,
-// r + blocks, ... and adds up their share of dweight and dbias, each thread that of its own columns;
-// a second kernel adds the blocks' shares, always in the same order.
+// Forward: a block to a row, which is read once and then kept in shared memory; the variance is
+// made from differences to the mean, as E[x²] - E[x]² cancels. Backward: a block walks the rows r,
+// r + blocks, ... and adds up their share of dweight and dbias, each thread that of its own
+// columns; a second kernel adds the blocks' shares, always in the same order.
 //
-// Source: Ba et al. 2016; Zhang and Sennrich 2019; the split backward as in Triton's tutorial on it.
+// Source: Ba et al. 2016; Zhang and Sennrich 2019; the split backward as in Triton's tutorial on
+// it.
 
 #include "reduce.h"
 #include "rows.h"
@@ -157,8 +158,7 @@ static void norm(const Array* arrays, const double* numbers, cudaStream_t stream
         using C = Compute<T>;
         const long columns = x.shape[1], bytes = columns * long(sizeof(T));
         const bool keep = bytes <= kKeptBytes;
-        by_width<T>(columns,
-                    {x.data, residual.data, weight.data, bias.data, out.data, sum.data},
+        by_width<T>(columns, {x.data, residual.data, weight.data, bias.data, out.data, sum.data},
                     [&](auto width) {
                         constexpr int n = decltype(width)::value;
                         launch(norm_kernel<T, n, centred>, unsigned(x.shape[0]),
@@ -180,29 +180,36 @@ static void norm_backward(const Array* arrays, cudaStream_t stream) {
         using C = Compute<T>;
         const long columns = x.shape[1], bytes = shares.shape[1] * long(sizeof(C));
         const bool keep = bytes <= kKeptBytes;
-        by_width<T>(
-            columns, {grad.data, x.data, weight.data, dsum.data, dx.data, shares.data},
-            [&](auto width) {
-                constexpr int n = decltype(width)::value;
-                launch(norm_backward_kernel<T, n, centred>, unsigned(shares.shape[0]),
-                       row_threads(columns / n), keep ? size_t(bytes) : 0, stream,
-                       grad.as<const T>(), x.as<const T>(), weight.as<const C>(),
-                       means.as<const C>(), rstds.as<const C>(), dsum.as<const T>(), dx.as<T>(),
-                       shares.as<C>(), x.shape[0], int(columns), keep);
-            });
+        by_width<T>(columns, {grad.data, x.data, weight.data, dsum.data, dx.data, shares.data},
+                    [&](auto width) {
+                        constexpr int n = decltype(width)::value;
+                        launch(norm_backward_kernel<T, n, centred>, unsigned(shares.shape[0]),
+                               row_threads(columns / n), keep ? size_t(bytes) : 0, stream,
+                               grad.as<const T>(), x.as<const T>(), weight.as<const C>(),
+                               means.as<const C>(), rstds.as<const C>(), dsum.as<const T>(),
+                               dx.as<T>(), shares.as<C>(), x.shape[0], int(columns), keep);
+                    });
         launch(sum_shares_kernel<C>, ceil_div(sums.size, 32), dim3(32, 8), 0, stream,
                shares.as<const C>(), sums.as<C>(), int(shares.shape[0]), int(sums.size));
     });
 }
 
-// x, residual or None, weight, bias, out, sum or None, mean, rstd; eps. Rows are contiguous; weights
-// and statistics in what sums are made in.
-DEVICE_KERNEL(layer_norm) { norm<true>(arrays, numbers, stream); }
-DEVICE_KERNEL(rms_norm) { norm<false>(arrays, numbers, stream); }
+// x, residual or None, weight, bias, out, sum or None, mean, rstd; eps. Rows are contiguous;
+// weights and statistics in what sums are made in.
+DEVICE_KERNEL(layer_norm) {
+    norm<true>(arrays, numbers, stream);
+}
+DEVICE_KERNEL(rms_norm) {
+    norm<false>(arrays, numbers, stream);
+}
 
-// grad, x, weight, mean, rstd, dsum or None, dx, shares (blocks, k columns), sums (k columns): dweight
-// and, in layer norm, dbias.
-DEVICE_KERNEL(layer_norm_backward) { norm_backward<true>(arrays, stream); }
-DEVICE_KERNEL(rms_norm_backward) { norm_backward<false>(arrays, stream); }
+// grad, x, weight, mean, rstd, dsum or None, dx, shares (blocks, k columns), sums (k columns):
+// dweight and, in layer norm, dbias.
+DEVICE_KERNEL(layer_norm_backward) {
+    norm_backward<true>(arrays, stream);
+}
+DEVICE_KERNEL(rms_norm_backward) {
+    norm_backward<false>(arrays, stream);
+}
 
 }  // namespace minitorch

@@ -57,7 +57,8 @@ __device__ void store(T* to, const Few<T, n>& few) {
     }
 }
 
-// body(std::integral_constant<int, n>()), n elements to a step of a thread; the pointers may be null.
+// body(std::integral_constant<int, n>()), n elements to a step of a thread; the pointers may be
+// null.
 template <typename T, typename Body>
 void by_width(long columns, std::initializer_list<const void*> pointers, Body&& body) {
     constexpr int n = 16 / sizeof(T);
@@ -70,6 +71,11 @@ void by_width(long columns, std::initializer_list<const void*> pointers, Body&& 
 // How many threads a row is given that takes so many steps.
 inline unsigned row_threads(long steps) {
     return steps <= 32 ? 32 : steps <= 256 ? 128 : steps <= 1024 ? 256 : 512;
+}
+
+// Blocks of 256 threads for so many independent steps; they go round where there are too few.
+inline unsigned blocks_of_256(long steps) {
+    return static_cast<unsigned>(steps < 256 * 4224L ? ceil_div(steps, 256) : 4224);
 }
 
 }  // namespace minitorch

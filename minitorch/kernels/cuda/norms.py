@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm on the device (csrc/cuda/norms.cu), alone and with the addition before."""
+"""Layer norm and RMS norm on the device (csrc/cuda/norms.cu), alone and after an addition."""
 
 from math import prod
 from typing import Any
