@@ -1,5 +1,6 @@
-"""Softmax on the device (csrc/cuda/softmax.cu)."""
+"""Softmax, log-softmax and logsumexp on the device (csrc/cuda/softmax.cu, logsumexp.cu)."""
 
+from math import prod
 from typing import Any
 
 from minitorch.kernels import reference
@@ -11,24 +12,88 @@ Array = Any
 @device_kernel("softmax")
 def softmax(x: Array, *, dim: int = -1, scale: float = 1.0) -> Array:
     """The reference's; dims other than the last are moved there by a copy."""
-    if x.dtype not in FLOATS or not x.size:
+    if not _takes(x):
         return reference.softmax(x, dim=dim, scale=scale)
-    rows = contiguous(x.swapaxes(dim, -1))
-    out = empty(rows)
-    call("softmax", _matrix(rows), _matrix(out), scale)
-    return out.swapaxes(dim, -1)
+    return _forward("softmax", x, dim, scale)
 
 
 @device_kernel("softmax_backward")
 def softmax_backward(grad: Array, out: Array, *, dim: int = -1, scale: float = 1.0) -> Array:
     """The reference's."""
-    if out.dtype not in FLOATS or grad.dtype != out.dtype or not out.size:
+    if not _takes(out) or grad.dtype != out.dtype:
         return reference.softmax_backward(grad, out, dim=dim, scale=scale)
+    return _backward("softmax_backward", grad, out, dim, scale)
+
+
+@device_kernel("log_softmax")
+def log_softmax(x: Array, *, dim: int = -1) -> Array:
+    """The reference's; dims other than the last are moved there by a copy."""
+    return _forward("log_softmax", x, dim) if _takes(x) else reference.log_softmax(x, dim=dim)
+
+
+@device_kernel("log_softmax_backward")
+def log_softmax_backward(grad: Array, out: Array, *, dim: int = -1) -> Array:
+    """The reference's."""
+    if not _takes(out) or grad.dtype != out.dtype:
+        return reference.log_softmax_backward(grad, out, dim=dim)
+    return _backward("log_softmax_backward", grad, out, dim)
+
+
+@device_kernel("logsumexp")
+def logsumexp(x: Array, *, dim: int | tuple[int, ...] = -1, keepdim: bool = False) -> Array:
+    """The reference's; dims that are not the last ones are moved there by a copy."""
+    if not _takes(x):
+        return reference.logsumexp(x, dim=dim, keepdim=keepdim)
+    rows, dims = _rows(x, dim)
+    out = empty(x, (len(rows),))
+    call("logsumexp", rows, out)
+    return out.reshape(
+        [1 if i in dims else n for i, n in enumerate(x.shape) if keepdim or i not in dims]
+    )
+
+
+@device_kernel("logsumexp_backward")
+def logsumexp_backward(
+    grad: Array, x: Array, out: Array, *, dim: int | tuple[int, ...] = -1, keepdim: bool = False
+) -> Array:
+    """The reference's."""
+    if not _takes(x) or grad.dtype != x.dtype or out.dtype != x.dtype:
+        return reference.logsumexp_backward(grad, x, out, dim=dim, keepdim=keepdim)
+    rows, dims = _rows(x, dim)
+    dx = empty(rows)
+    grads, outs = (contiguous(array).reshape(-1) for array in (grad, out))
+    call("logsumexp_backward", grads, rows, outs, dx)
+    order = [*(i for i in range(x.ndim) if i not in dims), *dims]
+    return dx.reshape([x.shape[i] for i in order]).transpose(
+        [order.index(i) for i in range(x.ndim)]
+    )
+
+
+def _takes(x: Array) -> bool:
+    return x.dtype in FLOATS and x.ndim > 0 and x.size > 0
+
+
+def _forward(kernel: str, x: Array, dim: int, *numbers: float) -> Array:
+    rows = contiguous(x.swapaxes(dim, -1))
+    out = empty(rows)
+    call(kernel, _matrix(rows), _matrix(out), *numbers)
+    return out.swapaxes(dim, -1)
+
+
+def _backward(kernel: str, grad: Array, out: Array, dim: int, *numbers: float) -> Array:
     grads, outs = contiguous(grad.swapaxes(dim, -1)), contiguous(out.swapaxes(dim, -1))
     dx = empty(outs)
-    call("softmax_backward", _matrix(grads), _matrix(outs), _matrix(dx), scale)
+    call(kernel, _matrix(grads), _matrix(outs), _matrix(dx), *numbers)
     return dx.swapaxes(dim, -1)
 
 
 def _matrix(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
+
+
+def _rows(x: Array, dim: int | tuple[int, ...]) -> tuple[Array, list[int]]:
+    """x as (slices, elements of dim), contiguous; and which dims these are, in order."""
+    dims = sorted(i % x.ndim for i in ((dim,) if isinstance(dim, int) else dim))
+    others = [i for i in range(x.ndim) if i not in dims]
+    moved = contiguous(x.transpose([*others, *dims]))
+    return moved.reshape(-1, prod(x.shape[i] for i in dims)), dims
