@@ -285,16 +285,20 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
     C* weights = scratch<C>(0, end - begin + s.dim + s.value_dim + 3 * lanes);
     C* scaled = weights + round_up(end - begin, lanes);
     C* sums = scaled + round_up(s.dim, lanes);
-    for (long d = 0; d < s.dim; ++d) scaled[d] = load_one(q + d) * s.factor();
-
-    for (long key = begin; key < end; ++key) {
-        const T* row = k.at(key, 0);
-        Vector<C> products{};
-        long d = 0;
-        for (; d + lanes <= s.dim; d += lanes) products += load(scaled + d) * load(row + d);
-        C score = sum_of_lanes<C>(products);
-        for (; d < s.dim; ++d) score += scaled[d] * load_one(row + d);
-        weights[key - begin] = score;
+    const C factor = s.factor();
+    for_each_vector<C>(s.dim, [&](long d, auto get, auto) { store(scaled + d, get(q) * factor); });
+    // A vector of keys at a time: their products are turned, so that sums run across vectors.
+    for (long key = begin; key < end; key += lanes) {
+        Vector<C> products[lanes] = {};
+        for (long i = 0; i < lanes && key + i < end; ++i) {
+            const T* row = k.at(key + i, 0);
+            long d = 0;
+            for (; d + lanes <= s.dim; d += lanes) products[i] += load(scaled + d) * load(row + d);
+            if (d < s.dim) products[i] += load(scaled + d) * load_part(row + d, s.dim - d, C(0));
+        }
+        turn_blocks<C, 1>(products);
+        for (long i = 1; i < lanes; ++i) products[0] += products[i];
+        store(weights + (key - begin), products[0]);
     }
     C peak = s.has_sink() ? *s.sink : -kInfinity<C>;
     for_each_vector<C>(end - begin,
@@ -313,16 +317,26 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
         store_part(weights + i, e, count);
         total += sum_of_lanes<C>(e);
     }
-    for (long d = 0; d < s.value_dim; ++d) sums[d] = 0;
-    for (long key = begin; key < end; ++key) {
-        const T* row = v.at(key, 0);
-        const C weight = weights[key - begin];
-        long d = 0;
-        for (; d + lanes <= s.value_dim; d += lanes)
-            store(sums + d, load(sums + d) + weight * load(row + d));
-        for (; d < s.value_dim; ++d) sums[d] += weight * load_one(row + d);
+    long d = 0;
+    for (; d + 4 * lanes <= s.value_dim; d += 4 * lanes) {
+        Vector<C> sum[4] = {};
+        for (long key = begin; key < end; ++key) {
+            const T* row = v.at(key, d);
+#pragma GCC unroll 4
+            for (long i = 0; i < 4; ++i) sum[i] += weights[key - begin] * load(row + i * lanes);
+        }
+        for (long i = 0; i < 4; ++i) store(sums + d + i * lanes, sum[i]);
     }
-    for (long d = 0; d < s.value_dim; ++d) store_one(out + d, total == 0 ? C(0) : sums[d] / total);
+    for (; d < s.value_dim; d += lanes) {
+        Vector<C> sum{};
+        for (long key = begin; key < end; ++key) {
+            const T* row = v.at(key, d);
+            sum += weights[key - begin] *
+                   (s.value_dim - d < lanes ? load_part(row, s.value_dim - d, C(0)) : load(row));
+        }
+        store(sums + d, sum);
+    }
+    for (d = 0; d < s.value_dim; ++d) store_one(out + d, total == 0 ? C(0) : sums[d] / total);
     *lse = total == 0 ? kInfinity<C> : peak + log_of(total);
 }
 
