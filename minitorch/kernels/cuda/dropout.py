@@ -1,0 +1,22 @@
+"""Dropout on the device, with a mask that is computed, not stored (csrc/cuda/dropout.cu)."""
+
+from typing import Any
+
+from minitorch.kernels import reference
+from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.philox import words
+
+Array = Any
+
+
+@device_kernel("dropout")
+def dropout(x: Array, *, p: float, seed: int, offset: int) -> Array:
+    """The reference's, to the bit in which elements it keeps."""
+    if x.dtype not in FLOATS or not x.size:
+        return reference.dropout(x, p=p, seed=seed, offset=offset)
+    x = contiguous(x)
+    out = empty(x)
+    key, counter = words(seed, offset)
+    halves = [half for word in (*key, *counter) for half in (word & 0xFFFFFFFF, word >> 32)]
+    call("dropout", x, out, p, *halves)
+    return out
