@@ -16,5 +16,5 @@ def words(seed: int, offset: int) -> tuple[tuple[int, int], tuple[int, int, int,
 
 def stream(seed: int, offset: int) -> np.random.Generator:
     """NumPy's generator at the beginning of a draw."""
-    key, counter = words(seed, offset)
+    key, counter = (np.array(number, np.uint64) for number in words(seed, offset))
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
