@@ -30,7 +30,7 @@ __device__ C activate(Activation f, C x) {
     switch (f) {
         case Activation::relu: return x < C(0) ? C(0) : x;
         case Activation::silu: return x / (C(1) + exp(-x));
-        case Activation::gelu: return x * (C(0.5) + C(0.5) * erf(x * C(0.7071067811865476)));
+        case Activation::gelu: return C(0.5) * x * erfc(x * C(-0.7071067811865476));
         case Activation::gelu_tanh:
             return x * (C(0.5) +
                         C(0.5) * tanh(C(0.7978845608028654) * (x + C(0.044715) * x * x * x)));
