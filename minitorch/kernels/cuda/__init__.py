@@ -6,5 +6,6 @@ from minitorch.kernels.cuda import dropout as dropout
 from minitorch.kernels.cuda import embedding as embedding
 from minitorch.kernels.cuda import matmul as matmul
 from minitorch.kernels.cuda import norms as norms
+from minitorch.kernels.cuda import optimizers as optimizers
 from minitorch.kernels.cuda import rope as rope
 from minitorch.kernels.cuda import softmax as softmax

@@ -1,0 +1,162 @@
+"""Steps of optimizers on compiled kernels, of the CPU and of the GPU alike.
+
+Each function has the reference's signature after `run`, which is run(kernel, *arguments). The
+parameters whose arrays are contiguous and of one dtype, float32 or float64, go to the kernel
+together; the reference updates the others.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels import reference_optimizers as reference
+
+Array = Any
+Run = Callable[..., None]
+Numbers = Sequence[dict[str, Any]]
+Copies = Sequence[Array | None] | None
+
+
+def adamw_steps(
+    run: Run,
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avgs: Sequence[Array],
+    exp_avg_sqs: Sequence[Array],
+    numbers: Numbers,
+    *,
+    grad_scale: float = 1.0,
+    copies: Copies = None,
+) -> None:
+    """The reference's."""
+    lists = params, grads, exp_avgs, exp_avg_sqs
+    _sweep(run, "adamw", lists, copies, numbers, grad_scale, _adamw, reference.adamw_steps)
+
+
+def sgd_steps(
+    run: Run,
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    buffers: Sequence[Array | None],
+    numbers: Numbers,
+    *,
+    grad_scale: float = 1.0,
+    copies: Copies = None,
+) -> None:
+    """The reference's."""
+    plain = [i for i, buffer in enumerate(buffers) if buffer is None]
+    heavy = [i for i, buffer in enumerate(buffers) if buffer is not None]
+
+    def without_buffers(params, grads, numbers, **options):
+        reference.sgd_steps(params, grads, [None] * len(params), numbers, **options)
+
+    for name, indices, lists, scalars, otherwise in (
+        ("sgd", plain, (params, grads), _descent, without_buffers),
+        ("sgd_momentum", heavy, (params, grads, buffers), _momentum, reference.sgd_steps),
+    ):
+        own = None if copies is None else _pick(copies, indices)
+        picked = [_pick(arrays, indices) for arrays in lists]
+        _sweep(run, name, picked, own, _pick(numbers, indices), grad_scale, scalars, otherwise)
+
+
+def lion_steps(
+    run: Run,
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avgs: Sequence[Array],
+    numbers: Numbers,
+    *,
+    grad_scale: float = 1.0,
+    copies: Copies = None,
+) -> None:
+    """The reference's."""
+    lists = params, grads, exp_avgs
+    _sweep(run, "lion", lists, copies, numbers, grad_scale, _lion, reference.lion_steps)
+
+
+def follow(run: Run, means: Sequence[Array], values: Sequence[Array], *, rate: float) -> None:
+    """The reference's."""
+
+    def one_by_one(means, values, numbers, **_):
+        reference.follow(means, values, rate=rate)
+
+    numbers = [{"rate": rate}] * len(means)
+    _sweep(run, "follow", (means, values), None, numbers, 1.0, lambda rate: (rate,), one_by_one)
+
+
+def _sweep(
+    run: Run,
+    name: str,
+    lists: Sequence[Sequence[Any]],
+    copies: Copies,
+    numbers: Numbers,
+    grad_scale: float,
+    scalars: Callable[..., tuple[float, ...]],
+    otherwise: Callable[..., None],
+) -> None:
+    """The kernel `name` on lists of arrays; `scalars` makes its numbers from the reference's."""
+    if copies is None:
+        copies = [None] * len(lists[0])
+    compiled: dict[np.dtype, list[int]] = {float32: [], float64: []}
+    rest = []
+    for i, arrays in enumerate(zip(*lists, strict=True)):
+        dtype = arrays[0].dtype
+        if dtype in compiled and all(a.dtype == dtype and a.flags.c_contiguous for a in arrays):
+            compiled[dtype].append(i)
+        else:
+            rest.append(i)
+    for indices in compiled.values():
+        if indices:
+            params, grads, *states = [_pick(arrays, indices) for arrays in lists]
+            values = [v for i in indices for v in scalars(**numbers[i])]
+            own = _pick(copies, indices)
+            fit = [c if _copy_fits(c, p) else None for c, p in zip(own, params, strict=True)]
+            run(name, params, grads, fit, *states, grad_scale, values)
+            for param, copy, written in zip(params, own, fit, strict=True):
+                if copy is not written:
+                    copy[...] = param.astype(copy.dtype)
+    if rest:
+        picked = [_pick(arrays, rest) for arrays in (*lists, numbers)]
+        otherwise(*picked, grad_scale=grad_scale, copies=_pick(copies, rest))
+
+
+def _copy_fits(copy: Array | None, param: Array) -> bool:
+    """Whether the kernel can write the copy."""
+    return copy is None or (
+        copy.dtype == bfloat16 and copy.flags.c_contiguous and param.dtype == float32
+    )
+
+
+def _pick(values: Sequence[Any], indices: Iterable[int]) -> list[Any]:
+    return [values[i] for i in indices]
+
+
+def _adamw(
+    *, step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> tuple[float, ...]:
+    beta1, beta2 = betas
+    rate, unbias = lr / (1 - beta1**step), (1 - beta2**step) ** -0.5
+    return beta1, beta2, 1 - lr * weight_decay, rate, unbias, eps
+
+
+def _descent(*, lr: float, weight_decay: float = 0.0, **_: Any) -> tuple[float, ...]:
+    return lr, weight_decay
+
+
+def _momentum(
+    *,
+    step: int,
+    lr: float,
+    momentum: float,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> tuple[float, ...]:
+    fresh = 1.0 if step == 1 else 1 - dampening
+    return lr, weight_decay, momentum, fresh, nesterov
+
+
+def _lion(*, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> tuple[float, ...]:
+    return *betas, 1 - lr * weight_decay, lr
