@@ -1,6 +1,7 @@
 """CUDA kernels: on a GPU through CuPy's arrays, or in the emulator, from the same source."""
 
 from minitorch.kernels.cuda import activations as activations
+from minitorch.kernels.cuda import attention as attention
 from minitorch.kernels.cuda import cross_entropy as cross_entropy
 from minitorch.kernels.cuda import dropout as dropout
 from minitorch.kernels.cuda import embedding as embedding

@@ -1,0 +1,264 @@
+"""Attention on the device (csrc/cuda/attention.cu): memory linear in time, forward and backward.
+
+Results lie in memory as (batch, time, heads, head_dim), whatever the order of their dimensions:
+that is how a model puts the heads together again, and how it took them apart.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from minitorch.backend import array_module, beside, float32, float64, int64
+from minitorch.kernels import reference_attention as reference
+from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.reference_attention import (
+    EVERYTHING,
+    Window,
+    join_heads,
+    split_heads,
+    sum_to,
+    unpack_qkv,
+)
+
+Array = Any
+
+
+@device_kernel("scaled_dot_product_attention")
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    sinks: Array | None = None,
+    **options: Any,
+) -> tuple[Array, Array]:
+    """The reference's."""
+    if not _takes(query, key, value):
+        return reference.scaled_dot_product_attention(query, key, value, mask, sinks, **options)
+    q, k, v = (_four(x) for x in (query, key, value))
+    out, lse = _by_time(q, v.shape[3]), empty(q, q.shape[:3], _compute(q))
+    bias, logits = _bias(mask, query, key), _sinks(sinks, q)
+    call("attention", q, k, v, bias, logits, None, None, out, lse, *_numbers(q, **options))
+    return out.reshape(*query.shape[:-1], v.shape[3]), lse.reshape(query.shape[:-1])
+
+
+@device_kernel("scaled_dot_product_attention_backward")
+def scaled_dot_product_attention_backward(
+    grad: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    sinks: Array | None,
+    out: Array,
+    log_normaliser: Array,
+    *,
+    needs_mask: bool = False,
+    **options: Any,
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    """The reference's. The scores' gradient is kept only for a mask that needs its own."""
+    if not _takes(query, key, value):
+        return reference.scaled_dot_product_attention_backward(
+            grad,
+            query,
+            key,
+            value,
+            mask,
+            sinks,
+            out,
+            log_normaliser,
+            needs_mask=needs_mask,
+            **options,
+        )
+    q, k, v, g, o = (_four(x) for x in (query, key, value, grad, out))
+    dq, dk, dv = (_by_time(x, x.shape[3]) for x in (q, k, v))
+    lse = contiguous(log_normaliser).reshape(q.shape[:3])
+    bias, dmask, dscores = _bias(mask, query, key), None, None
+    if needs_mask and mask is not None:
+        dscores = empty(q, (*q.shape[:3], k.shape[2]), _compute(q))
+        dscores[...] = 0
+    dsinks = _backward(
+        *(q, k, v, bias, sinks, None, None, g, o, lse, dq, dk, dv, dscores),
+        sequences=q.shape[0],
+        **options,
+    )
+    if dscores is not None and mask is not None:
+        full = dscores.reshape(*query.shape[:-1], key.shape[-2])
+        dmask = beside(sum_to(full, mask.shape).astype(mask.dtype, copy=False), q)
+    return dq.reshape(query.shape), dk.reshape(key.shape), dv.reshape(value.shape), dmask, dsinks
+
+
+@device_kernel("varlen_attention")
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    sinks: Array | None,
+    starts_q: Array,
+    starts_k: Array,
+    **options: Any,
+) -> tuple[Array, Array]:
+    """The reference's; nothing is padded."""
+    if not _takes(query, key, value):
+        return reference.varlen_attention(query, key, value, sinks, starts_q, starts_k, **options)
+    out = empty(query, (*query.shape[:2], value.shape[2]))
+    lse = empty(query, (1, query.shape[1], query.shape[0]), _compute(query))
+    q, k, v, o = (_one_batch(x) for x in (query, key, value, out))
+    starts = _starts(starts_q, q), _starts(starts_k, q)
+    call("attention", q, k, v, None, _sinks(sinks, q), *starts, o, lse, *_numbers(q, **options))
+    return out, lse[0]
+
+
+@device_kernel("varlen_attention_backward")
+def varlen_attention_backward(
+    grad: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    sinks: Array | None,
+    starts_q: Array,
+    starts_k: Array,
+    out: Array,
+    log_normaliser: Array,
+    **options: Any,
+) -> tuple[Array, Array, Array, Array | None]:
+    """The reference's."""
+    if not _takes(query, key, value):
+        return reference.varlen_attention_backward(
+            grad, query, key, value, sinks, starts_q, starts_k, out, log_normaliser, **options
+        )
+    dquery, dkey, dvalue = (empty(x) for x in (query, key, value))
+    q, k, v, g, o = (_one_batch(x) for x in (query, key, value, grad, out))
+    dsinks = _backward(
+        *(q, k, v, None, sinks, _starts(starts_q, q), _starts(starts_k, q)),
+        *(g, o, contiguous(log_normaliser)[None]),
+        *(_one_batch(x) for x in (dquery, dkey, dvalue)),
+        None,
+        sequences=len(starts_q) - 1,
+        **options,
+    )
+    return dquery, dkey, dvalue, dsinks
+
+
+@device_kernel("attention_qkvpacked")
+def attention_qkvpacked(
+    qkv: Array, sinks: Array | None = None, *, heads: int, kv_heads: int, **options: Any
+) -> tuple[Array, Array, Array]:
+    """The reference's; nothing is copied."""
+    query, key, value = unpack_qkv(contiguous(qkv), heads, kv_heads)
+    out, lse = scaled_dot_product_attention(query, key, value, None, sinks, **options)
+    return join_heads(out), out, lse
+
+
+@device_kernel("attention_qkvpacked_backward")
+def attention_qkvpacked_backward(
+    grad: Array,
+    qkv: Array,
+    sinks: Array | None,
+    out: Array,
+    log_normaliser: Array,
+    *,
+    heads: int,
+    kv_heads: int,
+    **options: Any,
+) -> tuple[Array, Array | None]:
+    """The reference's; the three gradients are written side by side."""
+    query, key, value = unpack_qkv(contiguous(qkv), heads, kv_heads)
+    (by_head,) = split_heads(contiguous(grad), heads)
+    if not _takes(query, key, value):
+        return reference.attention_qkvpacked_backward(
+            grad, qkv, sinks, out, log_normaliser, heads=heads, kv_heads=kv_heads, **options
+        )
+    packed = empty(qkv)
+    dsinks = _backward(
+        *(query, key, value, None, sinks, None, None),
+        *(by_head, _contiguous_rows(out), contiguous(log_normaliser)),
+        *unpack_qkv(packed, heads, kv_heads),
+        None,
+        sequences=qkv.shape[0],
+        **options,
+    )
+    return packed, dsinks
+
+
+def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:
+    """Run the kernel on its first fourteen arrays; returns the sinks' gradient."""
+    query, sinks, log_normaliser = arrays[0], arrays[4], arrays[9]
+    logits, dsinks = _sinks(sinks, query), None
+    if logits is not None:
+        dsinks = empty(query, (sequences, *logits.shape), logits.dtype)
+    given = [*arrays[:4], logits, *arrays[5:]]
+    call("attention_backward", *given, dsinks, empty(log_normaliser), *_numbers(query, **options))
+    if dsinks is None:
+        return None
+    return beside(dsinks.sum(0).astype(sinks.dtype, copy=False), query)
+
+
+def _takes(query: Array, key: Array, value: Array) -> bool:
+    one_dtype = query.dtype in FLOATS and query.dtype == key.dtype == value.dtype
+    widest = 128 if query.dtype == float64 else 256
+    return (
+        one_dtype
+        and query.ndim >= 3
+        and min(query.size, key.size, value.size) > 0
+        and max(query.shape[-1], value.shape[-1]) <= widest
+    )
+
+
+def _four(x: Array) -> Array:
+    """(batch, heads, time, dim), the last dimension contiguous."""
+    return _contiguous_rows(x if x.ndim == 4 else x.reshape(-1, *x.shape[-3:]))
+
+
+def _one_batch(x: Array) -> Array:
+    """(time, heads, dim) as (1, heads, time, dim), the last dimension contiguous."""
+    return _contiguous_rows(x).transpose(1, 0, 2)[None]
+
+
+def _contiguous_rows(x: Array) -> Array:
+    return x if x.shape[-1] == 1 or x.strides[-1] == x.itemsize else contiguous(x)
+
+
+def _by_time(x: Array, dim: int) -> Array:
+    batch, heads, time, _ = x.shape
+    return empty(x, (batch, time, heads, dim)).transpose(0, 2, 1, 3)
+
+
+def _compute(x: Array) -> np.dtype:
+    return float64 if x.dtype == float64 else float32
+
+
+def _numbers(
+    query: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: Window = EVERYTHING,
+    softcap: float = 0.0,
+    lower_right: bool = False,
+) -> tuple[float, float, int, int, bool]:
+    """What the kernel wants to know."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return scale, softcap, window[0], 0 if causal else window[1], lower_right
+
+
+def _starts(starts: Array, query: Array) -> Array:
+    """starts as int64 where the query is."""
+    if not hasattr(starts, "get"):  # a NumPy array, perhaps of a query on a GPU
+        starts = beside(array_module(query).asarray(starts, int64), query)
+    return contiguous(starts.astype(int64, copy=False))
+
+
+def _sinks(sinks: Array | None, query: Array) -> Array | None:
+    return None if sinks is None else contiguous(sinks.astype(_compute(query), copy=False))
+
+
+def _bias(mask: Array | None, query: Array, key: Array) -> Array | None:
+    """The mask as what is added to the scores, broadcast to (batch, heads, time_q, time_k)."""
+    if mask is None:
+        return None
+    xp, dtype = array_module(query), _compute(query)
+    if mask.dtype == bool:
+        mask = xp.where(mask, dtype.type(0), dtype.type(-np.inf))
+    full = xp.broadcast_to(mask.astype(dtype, copy=False), (*query.shape[:-1], key.shape[-2]))
+    return beside(full.reshape(-1, *full.shape[-3:]), query)
