@@ -241,7 +241,7 @@ class GPT2(nn.Module):
         """What the head reads: (batch, time, n_embd)."""
         past = cache[0].length if cache else 0
         self._check(ids, past)
-        positions = Tensor(np.arange(past, past + ids.shape[1]))
+        positions = Tensor(np.arange(past, past + ids.shape[1])).to(ids.device)
         x = self.dropout(self.wte(ids) + self.wpe(positions))
         for i, block in enumerate(self.h):
             x = block(x, cache[i] if cache else None)
