@@ -67,11 +67,12 @@ def _viewed(x: Any, kind: type) -> Any:
 def call(name: str, *arguments: Any) -> None:
     """Run a compiled kernel on arrays, numbers, None, and lists of these; it writes into arrays."""
     first = next(x for x in _flat(arguments) if hasattr(x, "dtype"))
-    if isinstance(first, SimtArray):
+    emulated = isinstance(first, np.ndarray)  # SimtArray, or what NumPy made of one
+    if emulated:
         module, stream = _load(_emulator), 0
     else:
         module, stream = _load("minitorch._cuda"), array_module(first).cuda.get_current_stream().ptr
-    getattr(module, name)(stream, *[_described(x) for x in arguments])
+    getattr(module, name)(stream, *[_described(x, emulated) for x in arguments])
 
 
 def empty(like: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Any:
@@ -134,12 +135,12 @@ def _flat(arguments: Any) -> Iterator[Any]:
             yield x
 
 
-def _described(x: Any) -> Any:
+def _described(x: Any, emulated: bool) -> Any:
     """An array as the extension takes it: address, dtype, shape, strides in elements."""
     if isinstance(x, list):
-        return [_described(item) for item in x]
+        return [_described(item, emulated) for item in x]
     if not hasattr(x, "dtype"):
         return x
-    address = x.ctypes.data if isinstance(x, SimtArray) else x.data.ptr
+    address = x.ctypes.data if emulated else x.data.ptr
     strides = tuple(stride // x.itemsize for stride in x.strides)
     return address, _CODES[str(x.dtype)], x.shape, strides
