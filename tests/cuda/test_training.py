@@ -41,3 +41,9 @@ def test_the_losses_of_the_cpu():
         assert p.device == p.grad.device == "simt", name
         bound = 1e-4 * (1 + np.abs(q.grad.numpy()).max())
         np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=0, atol=bound, err_msg=name)
+
+
+def test_a_gradient_of_two_parts_stays_on_the_device():
+    x = mt.ones(3, 4).to("simt").requires_grad_()
+    (x @ x.T).sum().backward()
+    assert x.grad.device == "simt"
