@@ -3,7 +3,7 @@
     minitorch._cpu            csrc/cpu, for the instruction sets of the processor
     minitorch._simt           csrc/cuda in the emulator of csrc/simt
     minitorch._simt_checked   the same, with every access to memory checked
-    minitorch._cuda           csrc/cuda for a GPU, where nvcc is found
+    minitorch._cuda           csrc/cuda for a GPU, where nvcc and NVIDIA's driver are found
 
 Everything else about the package is in pyproject.toml. Objects and ninja's own records stay in
 build/, so that a second install compiles only what was edited. Where there is no C++20 compiler, or
@@ -11,7 +11,7 @@ the compilation fails, the package is installed without the extension: minitorch
 NumPy kernels, and says so in `minitorch doctor`.
 
 MT_BUILD=0 leaves all of them out, MT_BUILD=1 makes it an error that they cannot be built, and CXX
-names the compiler. MT_CUDA=0 and 1 say the same of minitorch._cuda.
+names the compiler. MT_CUDA=0 and 1 say the same of minitorch._cuda; 1 needs no driver.
 """
 
 import filecmp
@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from ctypes.util import find_library
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -42,8 +43,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ["-DMT_VECTOR_BYTES=64", *AVX512],
         "avx512_bf16": ["-DMT_VECTOR_BYTES=64", *AVX512, "-mavx512bf16"],
     }
-EMULATED = ["-x", "c++", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi"]
-CHECKED = ["-O1", "-g", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]
+EMULATED = ["-x", "c++", "-O1", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi"]
+CHECKED = ["-g", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]
 """Flags for a kernel's file under the emulator, and for its check build."""
 ARCHITECTURES = ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a"]
 FUTURE = "arch=compute_80,code=compute_80"
@@ -90,13 +91,13 @@ class BuildWithNinja(build_ext):
 
 
 def find_nvcc():
-    """CUDA's compiler, or None where there is none or MT_CUDA=0."""
+    """CUDA's compiler; None where it is not wanted, or there is neither it nor a driver."""
     wanted = os.environ.get("MT_CUDA", "auto")
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
     if wanted == "1" and nvcc is None:
         raise BuildError("MT_CUDA=1, and no nvcc on the path or in CUDA_HOME")
-    return None if wanted == "0" else nvcc
+    return nvcc if wanted == "1" or (wanted != "0" and find_library("cuda")) else None
 
 
 def find_compiler():
