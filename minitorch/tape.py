@@ -203,8 +203,8 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
         extras = None
     if not isinstance(array, np.ndarray) and not hasattr(array, "get"):
         array = np.asarray(array)
-    if arrays and type(arrays[0]) is backend.SimtArray:
-        array = backend.beside(array, arrays[0])
+    if type(array) is np.ndarray and backend.SimtArray in map(type, arrays):
+        array = array.view(backend.SimtArray)
     out = wrap(array)
     if primitive.may_view:
         _share_version(out, inputs)

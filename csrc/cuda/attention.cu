@@ -284,10 +284,10 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < kOwn; ++i) {
         const long query = min(work.first + own + i, last);
         const Piece<const T> out = work.queries(above.out, head, query);
-        C sum = 0;
-        for (int d = lane; d < out.dim; d += 32)
-            sum += C(out.data[d]) * grads[(own + i) * pitch(out.dim) + d];
-        delta[i] = reduce_warp<Plus>(sum);
+        // In the order of `dot`: a query that sees one key alone gets a gradient of exactly zero.
+        delta[i] = 0;
+        for (int d = 0; d < out.dim; ++d)
+            delta[i] += grads[(own + i) * pitch(out.dim) + d] * C(out.data[d]);
         log_normaliser[i] = above.log_normaliser[work.statistic(head, query)];
         if (lane == 0 && query == work.first + own + i)
             above.delta[work.statistic(head, query)] = delta[i];

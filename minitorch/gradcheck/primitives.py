@@ -27,8 +27,8 @@ def check_primitive(
 ) -> Report:
     """gradcheck of a primitive on one of its samples, and of each of its kernels.
 
-    A fused primitive's value and gradient are also compared with its reference's, for the NumPy
-    and the compiled kernels.
+    A fused primitive's value and gradient are also compared with its reference's, for the
+    implementations of its kernels that take NumPy's arrays.
     """
     inputs = [
         Tensor(x.astype(dtype) if x.dtype == np.float64 else x) if isinstance(x, np.ndarray) else x
@@ -40,7 +40,7 @@ def check_primitive(
 
     report = gradcheck(call, inputs, order=order, seed=seed, raise_exception=False)
     if isinstance(primitive, Fused):
-        for name in ("numpy", "cpu"):
+        for name in ("numpy", "cpu", "simt"):
             with kernels.prefer(name):
                 _compare_with_reference(report, primitive, inputs, sample.meta, name, seed)
     return report

@@ -3,10 +3,6 @@
 from minitorch.kernels import cpu as cpu  # registers the compiled ones
 from minitorch.kernels import cuda as cuda  # registers those of a GPU and of the emulator
 from minitorch.kernels import reference as reference  # registers the NumPy implementations
-from minitorch.kernels import reference_attention as reference_attention
-from minitorch.kernels import reference_losses as reference_losses
-from minitorch.kernels import reference_mlp as reference_mlp
-from minitorch.kernels import reference_optimizers as reference_optimizers
 from minitorch.kernels.buffers import buffer_statistics, recycle_buffers, release_buffers
 from minitorch.kernels.cpu.extension import (
     get_num_threads,

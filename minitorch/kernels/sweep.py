@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels import reference_optimizers as reference
+from minitorch.kernels.reference import optimizers as reference
 
 Array = Any
 Run = Callable[..., None]

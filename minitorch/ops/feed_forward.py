@@ -4,7 +4,7 @@ from typing import Any
 
 from minitorch import backend, modes
 from minitorch.errors import ConfigError, DtypeError, ShapeError
-from minitorch.kernels.reference_mlp import ACTIVATIONS
+from minitorch.kernels.reference.mlp import ACTIVATIONS
 from minitorch.ops.elementwise import relu
 from minitorch.ops.fused import gelu, linear, silu
 from minitorch.ops.general import _kernel

@@ -6,7 +6,7 @@
     w = w - lr m̂ / (sqrt(v̂) + eps)
 
 These lines are the kernel `adamw_steps`, for all parameters in one sweep; its reference is in
-kernels/reference_optimizers.py.
+kernels/reference/optimizers.py.
 
 Adam (Kingma & Ba 2014, arXiv 1412.6980, algorithm 1) with an L2 penalty adds weight_decay * w to g
 before the moments. The penalty is then divided by sqrt(v̂) like everything else: weights with large

@@ -5,7 +5,7 @@
     m = beta2 m + (1 - beta2) g
 
 These lines are the kernel `lion_steps`, for all parameters in one sweep; its reference is in
-kernels/reference_optimizers.py.
+kernels/reference/optimizers.py.
 
 One moment instead of Adam's two. The update has the same size everywhere, which is larger than
 Adam's, so lr is 3 to 10 times smaller and weight_decay as many times larger than for AdamW.

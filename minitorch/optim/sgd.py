@@ -5,7 +5,7 @@
     w = w - lr * b                         or, with Nesterov, w - lr * (g + momentum * b)
 
 These lines are the kernel `sgd_steps`, for all parameters in one sweep; its reference is in
-kernels/reference_optimizers.py.
+kernels/reference/optimizers.py.
 
 The learning rate multiplies the buffer, as in PyTorch. In Sutskever et al. 2013 ("On the importance
 of initialization and momentum in deep learning", eq. 3-4) it is inside the buffer, so that a change

@@ -7,8 +7,8 @@ import minitorch as mt
 from minitorch import kernels
 from minitorch.backend import SimtArray
 from minitorch.gradcheck import gradcheck
-from minitorch.kernels import reference_attention as reference
 from minitorch.kernels.cuda.extension import checked
+from minitorch.kernels.reference import attention as reference
 from minitorch.nn import functional as F
 
 TOLERANCE = {"float64": 1e-13, "float32": 2e-6, "bfloat16": 1.5e-2, "float16": 2e-3}

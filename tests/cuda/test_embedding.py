@@ -7,9 +7,9 @@ import minitorch as mt
 from minitorch import kernels
 from minitorch.backend import to_device
 from minitorch.errors import ShapeError
-from minitorch.kernels import reference
 from minitorch.kernels.cuda.embedding import embedding_backward_atomic
 from minitorch.kernels.cuda.extension import checked
+from minitorch.kernels.reference import embedding as reference
 from minitorch.nn import functional as F
 
 DTYPES = ["float64", "float32", "bfloat16", "float16"]

@@ -8,9 +8,9 @@ from minitorch import kernels
 from minitorch.backend import SimtArray, to_device
 from minitorch.errors import ConfigError
 from minitorch.gradcheck import gradcheck
-from minitorch.kernels import reference
 from minitorch.kernels.cuda.extension import checked
 from minitorch.kernels.cuda.matmul import STEPS, matmul_step
+from minitorch.kernels.reference import matmul as reference
 
 TOLERANCE = {"float64": 1e-13, "float32": 3e-6, "bfloat16": 8e-3, "float16": 1e-3}
 ORDERS = [("forward", 0), ("reversed", 0), ("random", 7)]

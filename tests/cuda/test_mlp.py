@@ -6,8 +6,8 @@ import pytest
 import minitorch as mt
 from minitorch import kernels
 from minitorch.backend import SimtArray
-from minitorch.kernels import reference_mlp as reference
 from minitorch.kernels.cuda.extension import checked
+from minitorch.kernels.reference import mlp as reference
 
 TOLERANCE = {"float64": 1e-13, "float32": 3e-6, "bfloat16": 2e-2, "float16": 3e-3}
 

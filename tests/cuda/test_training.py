@@ -47,3 +47,12 @@ def test_a_gradient_of_two_parts_stays_on_the_device():
     x = mt.ones(3, 4).to("simt").requires_grad_()
     (x @ x.T).sum().backward()
     assert x.grad.device == "simt"
+
+
+def test_a_result_is_on_the_device_of_any_input():
+    x = mt.tensor([-1.0, 2.0]).to("simt").requires_grad_()
+    out = mt.where(x > 0, 1.0, x)
+    assert out.device == "simt"
+    out.sum().backward()
+    assert x.grad.device == "simt"
+    np.testing.assert_array_equal(x.grad.numpy(), [1, 0])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import minitorch as mt
 from minitorch import kernels
-from minitorch.kernels import reference_attention as reference
+from minitorch.kernels.reference import attention as reference
 from minitorch.nn import functional as F
 
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12, "bfloat16": 4e-2}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import minitorch as mt
 from minitorch import kernels
 from minitorch.errors import ShapeError
-from minitorch.kernels import reference
+from minitorch.kernels.reference import cross_entropy as reference
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), mt.bfloat16]
 FIXTURES = settings(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import minitorch as mt
 from minitorch import kernels
-from minitorch.kernels import reference
+from minitorch.kernels.reference import matmul as reference
 
 DTYPES = {"float32": 1e-6, "float64": 1e-14, "bfloat16": 8e-3}
 SIZE = st.one_of(st.integers(0, 40), st.sampled_from([64, 65, 96, 400, 800]))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import minitorch as mt
 from minitorch import kernels
-from minitorch.kernels import reference
+from minitorch.kernels.reference import norms as reference
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), mt.bfloat16]
 FIXTURES = settings(

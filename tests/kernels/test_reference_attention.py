@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from minitorch.kernels import reference_attention as reference
+from minitorch.kernels.reference import attention as reference
 
 
 def formula(q, k, v, mask, sinks, *, causal, scale, window, softcap, lower_right):

@@ -148,8 +148,8 @@ def test_a_setting_used_as_an_option_is_told_how(cli, tmp_path):
 
 def test_a_second_ctrl_c_does_not_wait(cli, tiny, tmp_path, at_step):
     def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second Ctrl-C did not act")
 
     at_step(3, twice)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels import reference_attention as reference
 from minitorch.kernels.cpu.extension import extension
-from minitorch.kernels.reference_attention import (
+from minitorch.kernels.reference import attention as reference
+from minitorch.kernels.reference.attention import (
     EVERYTHING,
     Window,
     join_heads,

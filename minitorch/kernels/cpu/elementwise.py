@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels import reference
 from minitorch.kernels.cpu.extension import extension
+from minitorch.kernels.reference import activations, elementwise
 from minitorch.kernels.table import register
 
 _DTYPES = frozenset({float32, float64})
@@ -39,7 +39,7 @@ def add(a: Any, b: Any, *, out: np.ndarray | None = None) -> Any:
 def cast(x: np.ndarray, *, dtype: np.dtype) -> np.ndarray:
     """The reference's, of contiguous float32 to bfloat16 and back; NumPy rounds one by one."""
     if not x.flags.c_contiguous or (x.dtype, dtype) not in _CASTS:
-        return reference.cast(x, dtype=dtype)
+        return elementwise.cast(x, dtype=dtype)
     out = np.empty(x.shape, dtype)
     extension.cast(x, out)
     return out
@@ -51,7 +51,7 @@ _CASTS = {(float32, bfloat16), (bfloat16, float32)}
 def _elementary(name: str) -> None:
     """Register the extension's function of this name."""
     kernel = getattr(extension, name)
-    fallback = reference.ELEMENTARY[name]
+    fallback = activations.ELEMENTARY[name]
 
     @register(name, "cpu", half=(bfloat16,))
     def function(x: np.ndarray) -> np.ndarray:
@@ -63,5 +63,5 @@ def _elementary(name: str) -> None:
         return out
 
 
-for _name in reference.ELEMENTARY:
+for _name in activations.ELEMENTARY:
     _elementary(_name)

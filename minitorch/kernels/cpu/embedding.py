@@ -3,9 +3,9 @@
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels import reference
 from minitorch.kernels.cpu.extension import extension
-from minitorch.kernels.reference import check_rows
+from minitorch.kernels.reference import embedding as reference
+from minitorch.kernels.reference.embedding import check_rows
 from minitorch.kernels.table import register
 
 _DTYPES = frozenset({float32, float64, bfloat16})

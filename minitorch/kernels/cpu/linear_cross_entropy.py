@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels import reference_losses
 from minitorch.kernels.cpu.cross_entropy import cross_entropy, cross_entropy_backward
 from minitorch.kernels.cpu.elementwise import cast
 from minitorch.kernels.cpu.matmul import matmul
-from minitorch.kernels.reference import kept_classes
-from minitorch.kernels.reference_losses import Gradients
+from minitorch.kernels.reference import linear_cross_entropy as reference
+from minitorch.kernels.reference.cross_entropy import kept_classes
+from minitorch.kernels.reference.linear_cross_entropy import Gradients
 from minitorch.kernels.table import register
 
 _DTYPES = frozenset({float32, float64, bfloat16})
@@ -55,7 +55,7 @@ def linear_cross_entropy(
         "z_loss": z_loss,
     }
     if not _takes(x, weight, lower):
-        return reference_losses.linear_cross_entropy(
+        return reference.linear_cross_entropy(
             x, weight, target, bias, reduction=reduction, lower=lower, ahead=ahead, **options
         )
     kept, _ = kept_classes(weight.T, target, ignore_index)
@@ -101,7 +101,7 @@ def linear_cross_entropy_backward(
         "z_loss": z_loss,
     }
     if not _takes(x, weight, lower):
-        return reference_losses.linear_cross_entropy_backward(
+        return reference.linear_cross_entropy_backward(
             grad,
             x,
             weight,

@@ -7,15 +7,15 @@ the forward was up to a tenth slower.
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels import reference_mlp
 from minitorch.kernels.cpu.activations import gelu, gelu_backward, silu, silu_backward
 from minitorch.kernels.cpu.matmul import linear, linear_backward
-from minitorch.kernels.reference_mlp import Activations, backward_with
+from minitorch.kernels.reference import mlp as reference
+from minitorch.kernels.reference.mlp import Activations, backward_with
 from minitorch.kernels.table import register
 
 _DTYPES = frozenset({float32, float64, bfloat16})
 _ACTIVATIONS: Activations = {
-    "relu": reference_mlp.ACTIVATIONS["relu"],
+    "relu": reference.ACTIVATIONS["relu"],
     "silu": (silu, silu_backward),
     "gelu": (gelu, gelu_backward),
     "gelu_tanh": (
@@ -39,7 +39,7 @@ def mlp(
 ) -> tuple[Array, Array]:
     """The reference's."""
     if x.dtype not in _DTYPES or not x.size:
-        return reference_mlp.mlp(x, weight_1, bias_1, weight_2, bias_2, activation=activation)
+        return reference.mlp(x, weight_1, bias_1, weight_2, bias_2, activation=activation)
     pre = linear(x, weight_1, bias_1)
     return linear(_ACTIVATIONS[activation][0](pre), weight_2, bias_2), pre
 
@@ -57,7 +57,7 @@ def mlp_backward(
 ) -> tuple[Array | None, ...]:
     """The reference's."""
     if x.dtype not in _DTYPES or not x.size:
-        return reference_mlp.mlp_backward(
+        return reference.mlp_backward(
             grad, x, weight_1, weight_2, pre, activation=activation, needs=needs
         )
     return backward_with(

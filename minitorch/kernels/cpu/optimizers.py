@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels import reference_optimizers as reference
 from minitorch.kernels import sweep
 from minitorch.kernels.cpu.extension import extension
+from minitorch.kernels.reference import optimizers as reference
 from minitorch.kernels.table import register
 
 Array = np.ndarray

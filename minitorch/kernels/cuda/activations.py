@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from minitorch.kernels import reference
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.reference import activations as reference
 
 Array = Any
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import array_module, beside, float32, float64, int64
-from minitorch.kernels import reference_attention as reference
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
-from minitorch.kernels.reference_attention import (
+from minitorch.kernels.reference import attention as reference
+from minitorch.kernels.reference.attention import (
     EVERYTHING,
     Window,
     join_heads,

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import float32, float64
-from minitorch.kernels import reference
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
-from minitorch.kernels.reference import check_rows
+from minitorch.kernels.reference import embedding as reference
+from minitorch.kernels.reference.embedding import check_rows
 
 Array = Any
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from minitorch.backend import array_module, beside, float32, float64
 from minitorch.errors import ConfigError
-from minitorch.kernels import reference
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.reference import matmul as reference
 
 STEPS = ("naive", "coalesced", "shared", "registers", "vectorised", "buffered")
 """The kernels of matmul.cu, each with one idea more than the one before."""

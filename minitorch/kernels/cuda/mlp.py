@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from minitorch.kernels import reference_mlp
 from minitorch.kernels.cuda.activations import gelu, gelu_backward, silu, silu_backward
 from minitorch.kernels.cuda.extension import FLOATS, device_kernel, empty
 from minitorch.kernels.cuda.matmul import linear, linear_backward, matmul
-from minitorch.kernels.reference_mlp import Activations, backward_with
+from minitorch.kernels.reference import mlp as reference
+from minitorch.kernels.reference.mlp import Activations, backward_with
 
 _ACTIVATIONS: Activations = {
-    "relu": reference_mlp.ACTIVATIONS["relu"],
+    "relu": reference.ACTIVATIONS["relu"],
     "silu": (silu, silu_backward),
     "gelu": (gelu, gelu_backward),
     "gelu_tanh": (
@@ -33,7 +33,7 @@ def mlp(
 ) -> tuple[Array, Array]:
     """The reference's. The first product writes both what f is applied to and its result."""
     if x.dtype not in FLOATS or not x.size:
-        return reference_mlp.mlp(x, weight_1, bias_1, weight_2, bias_2, activation=activation)
+        return reference.mlp(x, weight_1, bias_1, weight_2, bias_2, activation=activation)
     rows = x.reshape(-1, x.shape[-1])
     pre = empty(x, (rows.shape[0], weight_1.shape[0]))
     hidden = matmul(rows, weight_1.T, bias=bias_1, activation=activation, pre=pre)
@@ -55,7 +55,7 @@ def mlp_backward(
 ) -> tuple[Array | None, ...]:
     """The reference's."""
     if x.dtype not in FLOATS or not x.size:
-        return reference_mlp.mlp_backward(
+        return reference.mlp_backward(
             grad, x, weight_1, weight_2, pre, activation=activation, needs=needs
         )
     return backward_with(

@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 from minitorch.backend import float64
-from minitorch.kernels import reference_optimizers as reference
 from minitorch.kernels import sweep
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.reference import optimizers as reference
 
 Array = Any
 

@@ -4,8 +4,8 @@ from math import prod
 from typing import Any
 
 from minitorch.backend import float32, float64
-from minitorch.kernels import reference
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.reference import rope as reference
 
 Array = Any
 

@@ -5,14 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.kernels.reference import (
-    gelu,
-    gelu_backward,
-    linear,
-    linear_backward,
-    silu,
-    silu_backward,
-)
+from minitorch.kernels.reference.activations import gelu, gelu_backward, silu, silu_backward
+from minitorch.kernels.reference.matmul import linear, linear_backward
 from minitorch.kernels.table import register
 
 Array = np.ndarray

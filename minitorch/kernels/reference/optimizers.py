@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.kernels.reference import blocks
+from minitorch.kernels.reference.elementwise import blocks
 from minitorch.kernels.table import register
 
 Array = np.ndarray

@@ -1,0 +1,21 @@
+"""The reference implementation of every kernel, in NumPy: float arrays in, float arrays out.
+
+These are the formulas that the compiled kernels are tested against, and what runs where there is no
+compiler. They are written to be read, and to make few passes over memory: each allocates its result
+and works in it. float32 and float64; the engine converts half precision before it calls. A function
+that has a backward returns what that needs after its result, and never the input itself.
+"""
+
+from minitorch.kernels.reference import activations as activations
+from minitorch.kernels.reference import attention as attention
+from minitorch.kernels.reference import cross_entropy as cross_entropy
+from minitorch.kernels.reference import dropout as dropout
+from minitorch.kernels.reference import elementwise as elementwise
+from minitorch.kernels.reference import embedding as embedding
+from minitorch.kernels.reference import linear_cross_entropy as linear_cross_entropy
+from minitorch.kernels.reference import matmul as matmul
+from minitorch.kernels.reference import mlp as mlp
+from minitorch.kernels.reference import norms as norms
+from minitorch.kernels.reference import optimizers as optimizers
+from minitorch.kernels.reference import rope as rope
+from minitorch.kernels.reference import softmax as softmax
