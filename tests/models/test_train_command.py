@@ -146,6 +146,15 @@ def test_a_setting_used_as_an_option_is_told_how(cli, tmp_path):
     assert "Did you mean" in cli("train", "--sed", "5").stderr
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as a terminal's program has it; a shell's background job ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_does_not_wait(cli, tiny, tmp_path, at_step):
     def twice():
         signal.raise_signal(signal.SIGINT)
