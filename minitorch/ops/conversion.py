@@ -35,8 +35,8 @@ method(clone)
 
 
 def _converted(x: Any, *, dtype: np.dtype) -> Any:
-    if isinstance(x, np.ndarray) and x.size >= _SOME:
-        return kernels.lookup("cast")(x, dtype=dtype)
+    if x.size >= _SOME or hasattr(x, "get"):
+        return kernels.lookup("cast", backend.device_of(x))(x, dtype=dtype)
     return x.astype(dtype)
 
 

@@ -277,7 +277,7 @@ def _backward_arrays(rule: Rule, node: Node, cotangent: Any) -> Sequence[Any]:
         return rule(node, cotangent)
     kept = [fetch(node, widen(cotangent)) for fetch in rule._fetch]
     arrays = rule.function(*[widen(x) for x in kept])
-    cast = kernels.lookup("cast")
+    cast = kernels.lookup("cast", backend.device_of(cotangent))
     return [None if array is None else cast(array, dtype=dtype) for array in arrays]
 
 

@@ -25,14 +25,15 @@ def in_float32(
 
 
 def widen(x: Any) -> Any:
-    if isinstance(x, np.ndarray) and backend.half_precision(x.dtype):
-        return kernels.lookup("cast")(x, dtype=backend.float32)
+    if hasattr(x, "dtype") and backend.half_precision(x.dtype):
+        return kernels.lookup("cast", backend.device_of(x))(x, dtype=backend.float32)
     return x
 
 
 def _narrow(x: Any, dtype: np.dtype) -> Any:
     if getattr(x, "dtype", None) == backend.float32:
-        return kernels.lookup("cast")(np.asarray(x), dtype=dtype)
+        array = np.asarray(x) if isinstance(x, np.generic) else x
+        return kernels.lookup("cast", backend.device_of(array))(array, dtype=dtype)
     return x
 
 

@@ -4,6 +4,7 @@ from minitorch.kernels.cuda import activations as activations
 from minitorch.kernels.cuda import attention as attention
 from minitorch.kernels.cuda import cross_entropy as cross_entropy
 from minitorch.kernels.cuda import dropout as dropout
+from minitorch.kernels.cuda import elementwise as elementwise
 from minitorch.kernels.cuda import embedding as embedding
 from minitorch.kernels.cuda import matmul as matmul
 from minitorch.kernels.cuda import mlp as mlp
