@@ -20,17 +20,18 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-// The depth of a piece: a panel of B then has 48 KiB. Half of that would stay in a first-level cache
-// of 32 KiB, but twice as many passes over the sums cost more than reading it from the second.
+// The depth of a piece: a panel of B then has 64 KiB. A quarter of that would stay in a first-level
+// cache of 32 KiB, but four times as many passes over the sums cost more than reading it from the
+// second.
 template <typename C>
-constexpr long kDepth = 48 * 1024 / (kColumns<C> * sizeof(C));
+constexpr long kDepth = 64 * 1024 / (kColumns<C> * sizeof(C));
 
 // Panels that a thread packs at a time, at most, and how many such groups there should be at least.
 constexpr long kGroupRows = 20;
 constexpr long kGroupColumns = 8;
-constexpr long kLeastGroups = 16;
-// Panels of B that stay in the second-level cache beside a group of A's.
-constexpr long kNearColumns = 4;
+constexpr long kLeastGroups = 8;
+// Bytes of B's panels that stay in the second-level cache beside a group of A's.
+constexpr long kNearBytes = 256 * 1024;
 
 // What is packed whole holds at most so many numbers.
 constexpr long kLargestPacked = 1 << 23;
@@ -275,6 +276,7 @@ struct Product {
     // B packed whole, A by groups of rows.
     void by_rows() const {
         const long down = row_panels(), across = column_panels();
+        const long together = kNearBytes / (columns * depth * long(sizeof(C)));
         C* whole = pack_whole(across, columns, [&](auto... which) { pack_b(which...); });
         parallel_ranges(down, group_of(down, kGroupRows), [&](long begin, long end) {
             C* group = scratch<C>(1, (end - begin) * kRows * depth + 64);
@@ -282,9 +284,9 @@ struct Product {
             C* sums = kept_sums((end - begin) * kRows, width);
             for (long p = 0; p == 0 || p < k; p += depth) {
                 pack_a(begin, end - begin, p, group);
-                for (long near = 0; near < across; near += kNearColumns)
+                for (long near = 0; near < across; near += together)
                     for (long i = begin; i < end; ++i)
-                        for (long j = near; j < across && j < near + kNearColumns; ++j)
+                        for (long j = near; j < across && j < near + together; ++j)
                             tile<true>(
                                 i * kRows, j * columns, p,
                                 Operands<C>::panels(group + (i - begin) * kRows * depth_at(p),
