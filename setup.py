@@ -17,6 +17,7 @@ names the compiler. MT_CUDA=0 and 1 say the same of minitorch._cuda; 1 needs no 
 import filecmp
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -48,6 +49,8 @@ CHECKED = ["-g", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]
 """Flags for a kernel's file under the emulator, and for its check build."""
 ARCHITECTURES = ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a"]
 FUTURE = "arch=compute_80,code=compute_80"
+OLDEST_CUDA = 12
+"""The first with C++20 and sm_90a."""
 
 
 class BuildError(Exception):
@@ -68,7 +71,8 @@ class BuildWithNinja(build_ext):
             except BuildError as error:
                 first = ext.name == "minitorch._cpu"
                 what = "the compiled kernels" if first else ext.name
-                if os.environ.get("MT_BUILD") == "1":
+                wanted = "MT_CUDA" if ext.name == "minitorch._cuda" else "MT_BUILD"
+                if "1" in (os.environ.get("MT_BUILD"), os.environ.get(wanted)):
                     raise SystemExit(f"minitorch: cannot build {what}: {error}") from None
                 what = "compiled kernels, on NumPy alone" if first else ext.name
                 print(f"minitorch: installed without {what}: {error}", file=sys.stderr)
@@ -83,7 +87,7 @@ class BuildWithNinja(build_ext):
             return
         folder = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
-        write_ninja_file(folder / "build.ninja", compiler, find_nvcc())
+        write_ninja_file(folder / "build.ninja", compiler, cuda)
         run_ninja(folder, f"{name}.so")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,13 +95,20 @@ class BuildWithNinja(build_ext):
 
 
 def find_nvcc():
-    """CUDA's compiler; None where it is not wanted, or there is neither it nor a driver."""
+    """CUDA's compiler; None where it is not wanted, or it or a driver is not there."""
     wanted = os.environ.get("MT_CUDA", "auto")
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
     if wanted == "1" and nvcc is None:
         raise BuildError("MT_CUDA=1, and no nvcc on the path or in CUDA_HOME")
-    return nvcc if wanted == "1" or (wanted != "0" and find_library("cuda")) else None
+    if nvcc is None or wanted == "0" or (wanted != "1" and not find_library("cuda")):
+        return None
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if release is None or int(release[1]) < OLDEST_CUDA:
+        version = ".".join(release.groups()) if release else "an unknown version"
+        raise BuildError(f"expected nvcc of CUDA {OLDEST_CUDA}.0 or later; {nvcc} is {version}")
+    return nvcc
 
 
 def find_compiler():

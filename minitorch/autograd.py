@@ -325,7 +325,7 @@ def _send(
         add = kernels.lookup("add", backend.device_of(before.data))
         into = before.data if key in owned else None
         total = arithmetic.copy().run(lambda: add(before.data, gradient.data, out=into))
-        pending[key] = wrap(backend.beside(np.asarray(total), before.data))
+        pending[key] = wrap(backend.beside(total, before.data))
     if isinstance(edge, Tensor):
         leaves[key] = edge
 

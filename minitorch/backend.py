@@ -18,6 +18,7 @@ Promotion is PyTorch's, not NumPy's (c10/core/ScalarType.h and TensorIterator's 
 from collections.abc import Iterable
 from contextvars import copy_context
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import ml_dtypes
@@ -160,19 +161,23 @@ def device_of(array: Any) -> str:
         return "cpu"
     if isinstance(array, SimtArray):
         return "simt"
-    return "cpu" if isinstance(array, np.ndarray) or hasattr(array, "levels") else "cuda"
+    return "cpu" if isinstance(array, _HOST) or hasattr(array, "levels") else "cuda"
+
+
+_HOST = (np.ndarray, np.generic)
 
 
 def beside(array: Any, other: Any) -> Any:
     """The array as one of the device of `other`, which NumPy forgets of some results."""
-    if type(other) is SimtArray and type(array) is np.ndarray:
-        return array.view(SimtArray)
-    return array
+    if not isinstance(other, np.ndarray):
+        return array
+    array = np.asanyarray(array)
+    return array.view(type(other)) if type(array) is np.ndarray else array
 
 
 def array_module(array: Any) -> Any:
     """NumPy or CuPy, whichever made the array."""
-    return np if isinstance(array, np.ndarray) else _cupy()
+    return np if isinstance(array, _HOST) else _cupy()
 
 
 def to_device(array: Any, device: str) -> Any:
@@ -189,15 +194,53 @@ def to_device(array: Any, device: str) -> Any:
     return array.copy().view(SimtArray if device == "simt" else np.ndarray)
 
 
+@cache
 def _cupy() -> Any:
+    """CuPy, once it is seen that it, a GPU and the kernels are there; else DeviceError."""
     try:
         import cupy
-
-        cupy.cuda.runtime.getDeviceCount()
-    except ImportError:
-        raise DeviceError(
-            "device 'cuda': CuPy is not installed; pip install 'minitorch-engine[cuda]'"
-        ) from None
+    except ModuleNotFoundError:
+        raise _unusable("CuPy is not installed; pip install 'minitorch-engine[cuda]'") from None
     except Exception as error:
-        raise DeviceError(f"device 'cuda': no usable GPU or driver ({error})") from error
+        raise _unusable(f"CuPy does not load ({error}); install CuPy again") from error
+    runtime = cupy.cuda.runtime
+    try:
+        count = runtime.getDeviceCount()
+        toolkit = runtime.runtimeGetVersion()
+        capability = int(cupy.cuda.Device().compute_capability) if count else 0
+    except Exception as error:
+        raise _unusable(
+            f"no GPU, no driver, or one older than CuPy's CUDA ({error}); `minitorch doctor` says "
+            "what is found"
+        ) from error
+    if not count:
+        raise _unusable("the driver finds no GPU; is one hidden by CUDA_VISIBLE_DEVICES?")
+    if toolkit < OLDEST_CUDA:
+        raise _unusable(
+            f"expected CUDA {_version(OLDEST_CUDA)} or later; CuPy was built for "
+            f"{_version(toolkit)}. Install cupy-cuda13x"
+        )
+    if capability < OLDEST_GPU:
+        raise _unusable(
+            f"expected a GPU of sm_{OLDEST_GPU} or later (Ampere, Hopper, ...); this one is "
+            f"sm_{capability}. Use the device 'cpu'"
+        )
+    if find_spec("minitorch._cuda") is None:
+        raise _unusable(
+            "the kernels were not built; install minitorch again where nvcc and the driver are, "
+            "with MT_CUDA=1 in the environment to be told what prevents it"
+        )
     return cupy
+
+
+OLDEST_CUDA = 12000
+"""As CUDA's runtime counts, 1000 major + 10 minor: the first with C++20 and sm_90a."""
+OLDEST_GPU = 80
+
+
+def _unusable(why: str) -> DeviceError:
+    return DeviceError(f"device 'cuda': {why}")
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"

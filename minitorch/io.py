@@ -152,7 +152,8 @@ def _array(path: str | os.PathLike, name: str, tensor: Any) -> np.ndarray:
     """The C-contiguous little-endian array on the host that a NumPy array or a Tensor holds."""
     if not isinstance(name, str) or name == _METADATA:
         raise CheckpointError(f"write {path}: {name!r} cannot be the name of a tensor")
-    array = tensor if isinstance(tensor, np.ndarray | np.generic) else to_device(tensor.data, "cpu")
+    array = tensor.data if hasattr(tensor, "requires_grad") else tensor
+    array = array if isinstance(array, np.generic) else to_device(array, "cpu")
     code = _CODES.get(array.dtype.name)
     if code is None:
         raise DtypeError(

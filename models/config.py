@@ -2,7 +2,7 @@
 
 A value comes from the last of these that names it:
 
-    the defaults  <  --preset  <  --config FILE (TOML)  <  --set key=value, --data, --seed
+    the defaults  <  --preset  <  --config FILE (TOML)  <  --set key=value, --data, --seed, --device
 
 Every field carries its help and its range, from which the messages, `minitorch train --settings`
 and the table in the documentation are made.
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minitorch.backend import DEVICES
 from minitorch.errors import ConfigError
 from minitorch.io import atomic_write
 
@@ -106,6 +107,14 @@ class TrainConfig:
     ema_decay: float = option(
         0.0, "of the average of the weights that is evaluated and exported; 0: none",
         at_least=0, below=1, fixed=True,
+    )  # fmt: skip
+
+    device: str = option(
+        "cpu", "where it computes: `simt` runs the CUDA kernels in the emulator", choices=DEVICES
+    )
+    precision: str = option(
+        "float32", "of matrix products and attention; weights and losses stay float32",
+        choices=("float32", "bfloat16"),
     )  # fmt: skip
 
     eval_interval: int = option(100, "steps between evaluations", at_least=1)

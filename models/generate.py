@@ -38,14 +38,14 @@ def generate(
     if not prompt:
         raise ConfigError("generate: expected a prompt of at least one token; got none")
     model.eval()
-    block = model.config.n_positions
+    block, device = model.config.n_positions, model.wte.weight.device
     tokens, cache, fresh = list(prompt), model.new_cache(), list(prompt)[-block:]
     for _ in range(max_tokens):
         if cache[0].length + len(fresh) > block:
             cache, fresh = model.new_cache(), tokens[-max(block // 2, 1) :]
         with mt.no_grad():
-            logits, _ = model(mt.from_numpy(np.array([fresh])), cache=cache)
-        last = logits.data[:, -1, :vocab_size]
+            logits, _ = model(mt.from_numpy(np.array([fresh])).to(device), cache=cache)
+        last = logits[:, -1, :vocab_size].numpy()
         ids, log_probs = sampler(last, [prompt], [tokens[len(prompt) :]], generator=generator)
         token = int(ids[0])
         if token in stop_ids:

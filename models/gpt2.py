@@ -270,7 +270,7 @@ class GPT2(nn.Module):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"save {folder}: {error.strerror or error}") from error
-        arrays = {name: tensor.data for name, tensor in self.state_dict().items()}
+        arrays = {name: tensor.numpy() for name, tensor in self.state_dict().items()}
         if not self.config.bias:
             config = dataclasses.replace(self.config, bias=True)
             biased = GPT2(config, generator=Generator(0)).state_dict()

@@ -8,7 +8,8 @@ One step, for the micro-batches b of one batch with n_b tokens each, N = Σ n_b:
 
 `Run` is a value that can be saved: everything that a later step depends on is in `Run.state` and
 `Run.arrays`, and a run restored from them computes the same bits as one that never stopped. What
-is only a function of the step (learning rate, when to evaluate) is not saved.
+is only a function of the step (learning rate, when to evaluate) is not saved. A checkpoint knows
+nothing of the device: what began on one goes on, up to rounding, on another.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ class Run:
         mt.manual_seed(config.seed)
         self.config = config
         self.corpus = corpus
-        self.model = build_model(config, corpus.tokenizer.vocab_size)
+        self.model = build_model(config, corpus.tokenizer.vocab_size).to(config.device)
         self.optimizer = build_optimizer(config, self.model)
         self.scheduler = optim.LRScheduler(self.optimizer, build_schedule(config))
         self.ema = (
@@ -86,7 +87,7 @@ class Run:
         total = sum(targets.size for _, targets in batches)
         loss = 0.0
         for ids, targets in batches:
-            mean = self.model.loss(mt.from_numpy(ids), mt.from_numpy(targets))
+            mean = self._mean_loss(ids, targets)
             part = mean * (targets.size / total)
             part.backward()
             loss += part.item()
@@ -103,6 +104,12 @@ class Run:
             self.ema.update()
         self.losses.append(loss)
         return loss
+
+    def _mean_loss(self, ids: np.ndarray, targets: np.ndarray) -> mt.Tensor:
+        """The model's loss on a batch, on the device and in the precision of the run."""
+        device, precision = self.config.device, self.config.precision
+        with contextlib.nullcontext() if precision == "float32" else mt.autocast(precision):
+            return self.model.loss(*(mt.from_numpy(x).to(device) for x in (ids, targets)))
 
     @property
     def learning_rate(self) -> float:
@@ -126,8 +133,7 @@ class Run:
             ):
                 if stop():
                     return None
-                mean = self.model.loss(mt.from_numpy(ids), mt.from_numpy(targets))
-                total += mean.item() * targets.size
+                total += self._mean_loss(ids, targets).item() * targets.size
                 tokens += targets.size
         if not math.isfinite(total):
             raise DivergenceError(f"step {self.step}: the validation loss is {total / tokens:g}")
@@ -152,7 +158,7 @@ class Run:
         parts = {"optimizer": self.optimizer.state_dict()["state"]}
         if self.ema is not None:
             parts["ema"] = self.ema.state_dict()
-            parts["weights"] = {name: p.data for name, p in self.model.named_parameters()}
+            parts["weights"] = dict(self.model.named_parameters())
         for part, values in parts.items():
             arrays.update({f"{part}.{name}": value for name, value in values.items()})
         return checkpoints.save(folder, self.step, state, arrays, self.export)

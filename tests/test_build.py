@@ -78,6 +78,34 @@ def test_a_missing_compiler_can_be_made_an_error(checkout):
     assert "cannot build the compiled kernels: no C++20 compiler found" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("release", "message"),
+    [
+        ("11.8", "expected nvcc of CUDA 12.0 or later; {nvcc} is 11.8"),
+        (None, "MT_CUDA=1, and no nvcc"),
+    ],
+    ids=["too old", "none"],
+)
+def test_kernels_for_a_gpu_that_cannot_be_built_can_be_an_error(tmp_path, release, message):
+    nvcc = tmp_path / "nvcc"
+    if release:
+        nvcc.write_text(
+            f"#!/bin/sh\necho Cuda compilation tools, release {release}, V{release}.0\n"
+        )
+        nvcc.chmod(0o755)
+    program = (
+        "import setuptools; setuptools.setup = lambda **_: None; import setup; setup.find_nvcc()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}", "CUDA_HOME": "/nonexistent", "MT_CUDA": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert f"setup.BuildError: {message.format(nvcc=nvcc)}" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not any(shutil.which(name) for name in ("g++", "clang++")), reason="no C++ compiler here"

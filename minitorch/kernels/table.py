@@ -8,7 +8,8 @@ up to four implementations of it:
     cuda    CUDA from csrc/cuda, on a GPU
     simt    the same CUDA source under the emulator, on the CPU
 
-A device takes the first implementation of its preference order that is registered. The environment
+A device takes the first implementation of its preference order that is registered: the reference
+computes for every device that has no kernel, since CuPy answers NumPy's functions. The environment
 variable MT_KERNELS puts another one first: MT_KERNELS=numpy runs the reference everywhere.
 """
 
@@ -26,7 +27,7 @@ Kernel = Callable[..., Any]
 _KernelT = TypeVar("_KernelT", bound=Kernel)
 
 IMPLEMENTATIONS = ("numpy", "cpu", "cuda", "simt")
-PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda",), "simt": ("simt", "numpy")}
+PREFERENCE = {"cpu": ("cpu", "numpy"), "cuda": ("cuda", "numpy"), "simt": ("simt", "numpy")}
 
 _table: dict[str, dict[str, Kernel]] = {}
 _half: dict[Kernel, frozenset[np.dtype]] = {}

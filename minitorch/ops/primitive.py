@@ -23,7 +23,7 @@ import numpy as np
 from minitorch import autograd, backend, kernels, modes
 from minitorch.errors import GraphError
 from minitorch.ops.definition import Primitive, Rule
-from minitorch.ops.promotion import widen
+from minitorch.ops.promotion import cast, widen
 from minitorch.tape import OUT, Node, apply, levels
 from minitorch.tensor import Tensor, wrap
 
@@ -277,8 +277,7 @@ def _backward_arrays(rule: Rule, node: Node, cotangent: Any) -> Sequence[Any]:
         return rule(node, cotangent)
     kept = [fetch(node, widen(cotangent)) for fetch in rule._fetch]
     arrays = rule.function(*[widen(x) for x in kept])
-    cast = kernels.lookup("cast", backend.device_of(cotangent))
-    return [None if array is None else cast(array, dtype=dtype) for array in arrays]
+    return [None if array is None else cast(array, dtype) for array in arrays]
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:

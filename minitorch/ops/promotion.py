@@ -26,15 +26,18 @@ def in_float32(
 
 def widen(x: Any) -> Any:
     if hasattr(x, "dtype") and backend.half_precision(x.dtype):
-        return kernels.lookup("cast", backend.device_of(x))(x, dtype=backend.float32)
+        return cast(x, backend.float32)
     return x
 
 
 def _narrow(x: Any, dtype: np.dtype) -> Any:
-    if getattr(x, "dtype", None) == backend.float32:
-        array = np.asarray(x) if isinstance(x, np.generic) else x
-        return kernels.lookup("cast", backend.device_of(array))(array, dtype=dtype)
-    return x
+    return cast(x, dtype) if getattr(x, "dtype", None) == backend.float32 else x
+
+
+def cast(x: Any, dtype: np.dtype) -> Any:
+    """A copy of an array in another dtype, by the kernel of where it is."""
+    x = np.asanyarray(x) if isinstance(x, np.generic) else x
+    return kernels.lookup("cast", backend.device_of(x))(x, dtype=dtype)
 
 
 def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
@@ -65,7 +68,9 @@ def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
     if not any(isinstance(x, Tensor) for x in operands):
         return [Tensor(x, dtype) for x in operands]
     return [
-        (x if x.data.dtype == dtype else x.to(dtype)) if isinstance(x, Tensor) else _cast(x, dtype)
+        (x if x.data.dtype == dtype else x.to(dtype))
+        if isinstance(x, Tensor)
+        else _number(x, dtype)
         for x in operands
     ]
 
@@ -82,7 +87,7 @@ def _operand(x: Any) -> Any:
     return x
 
 
-def _cast(number: Any, dtype: np.dtype) -> Any:
+def _number(number: Any, dtype: np.dtype) -> Any:
     if backend.is_float(dtype):
         return float(number)
     if dtype == backend.bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import device_of, half_precision
+from minitorch.backend import device_of, half_precision, to_device
 from minitorch.errors import CheckpointError, ConfigError
 from minitorch.kernels import lookup
 from minitorch.tensor import Tensor
@@ -71,7 +71,7 @@ class EMA:
                 f"entries {wrong} are missing, unknown or of another shape"
             )
         for index, average in enumerate(self.averages):
-            average[...] = state_dict[str(index)]
+            average[...] = to_device(state_dict[str(index)], device_of(average))
         self.num_updates = int(state_dict["num_updates"])
 
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from minitorch.backend import half_precision
+from minitorch.backend import device_of, half_precision, to_device
 from minitorch.errors import CheckpointError, ConfigError
 from minitorch.ops.conversion import lowered_copy
 from minitorch.tensor import Tensor
@@ -218,7 +218,7 @@ class Optimizer:
         can hold. (In PyTorch "state" is nested: {0: {"exp_avg": ...}}.)
         """
         arrays = {
-            f"{index}.{name}": np.array(value)
+            f"{index}.{name}": np.array(value if name == "step" else to_device(value, "cpu"))
             for index, state in self.state.items()
             for name, value in state.items()
         }
@@ -306,9 +306,8 @@ class Optimizer:
 
 def _copy_like(weight: np.ndarray, value: np.ndarray) -> np.ndarray:
     """A copy of value where weight lives, in the dtype of its state."""
-    copy = np.empty_like(weight, dtype=_compute_dtype(weight), shape=value.shape)
-    copy[...] = value
-    return copy
+    value = np.array(to_device(value, "cpu"), _compute_dtype(weight))
+    return to_device(value, device_of(weight))
 
 
 def _compute_dtype(array: np.ndarray) -> np.dtype:

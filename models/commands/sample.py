@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from minitorch.backend import DEVICES
 from minitorch.errors import CheckpointError, ConfigError
 from minitorch.random import Generator
 from minitorch.tokenizers import Tokenizer
@@ -49,6 +50,7 @@ RUNS = Path("runs")
 @click.option("--presence-penalty", default=0.0, show_default=True)
 @click.option("--frequency-penalty", default=0.0, show_default=True)
 @click.option("--stop", multiple=True, help="End before this text. May be given several times.")
+@click.option("--device", default="cpu", show_default=True, type=click.Choice(DEVICES))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a sample: text, tokens, log_probs."
@@ -60,6 +62,7 @@ def sample(
     max_tokens: int,
     num_samples: int,
     stop: tuple[str, ...],
+    device: str,
     seed: int,
     as_json: bool,
     **settings: float,
@@ -74,6 +77,7 @@ def sample(
         raise ConfigError("--stop: expected a text; got an empty one")
     path = checkpoints.model_folder(folder or newest_run(RUNS), best)
     model, tokenizer = load(path)
+    model.to(device)
     note_missing_kernels()
     ids = tokenizer.encode(prompt, allowed_special="all") or start_of_text(tokenizer)
     generator = Generator(seed)

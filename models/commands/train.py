@@ -15,6 +15,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
+from minitorch.backend import DEVICES
 from minitorch.errors import CheckpointError, ConfigError
 from minitorch.io import atomic_write
 from minitorch.random import Generator
@@ -78,6 +79,7 @@ def _list_settings(ctx: click.Context, parameter: click.Parameter, wanted: bool)
 )
 @click.option("--data", help="Text: a file, a folder, a URL.  [the embedded corpus]")
 @click.option("--seed", type=int, help="Of weights, order of the data and dropout.  [1337]")
+@click.option("--device", type=click.Choice(DEVICES), help="Where it computes.  [cpu]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [runs/PRESET]")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this run.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that --out holds.")
@@ -96,6 +98,7 @@ def train(
     assignments: tuple[str, ...],
     data: str | None,
     seed: int | None,
+    device: str | None,
     out: Path | None,
     resume: Path | None,
     overwrite: bool,
@@ -103,17 +106,19 @@ def train(
 ) -> None:
     """Train a language model on a text. Without options: a small GPT, in a few minutes.
 
-    A setting comes from the last of these that names it: the defaults, --preset, --config, --set
-    and --data and --seed. Ctrl-C saves and stops; --resume goes on as if it never had stopped.
+    A setting comes from the last of these that names it: the defaults, --preset, --config, --set,
+    and --data, --seed and --device. Ctrl-C saves and stops; --resume goes on as if it never had
+    stopped.
     """
     overrides: dict[str, Any] = dict(map(parse_assignment, assignments))
-    overrides |= {k: v for k, v in (("data", data), ("seed", seed)) if v is not None}
+    given = {"data": data, "seed": seed, "device": device}
+    overrides |= {key: value for key, value in given.items() if value is not None}
     if data is not None and Path(data).exists():
         overrides["data"] = str(Path(data).absolute())  # the run may go on from another folder
     if resume is not None:
         if preset or file or overwrite or out not in (None, resume):
             raise click.UsageError(
-                "--resume takes the settings of the run; only --set goes with it"
+                "--resume takes the settings of the run; only --set and --device go with it"
             )
         out, config, saved = resume, *_read(resume, overrides)
     else:

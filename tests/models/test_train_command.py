@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from minitorch.io import load_safetensors
+from minitorch.kernels.cuda.extension import is_available
 from models import checkpoints
 from models.config import resolve
 from models.runlog import read_log
@@ -367,3 +368,37 @@ def test_all_settings_can_be_listed(cli):
     assert result.exit_code == 0
     for name in resolve().__dict__:
         assert f"\n{name} " in result.stdout
+
+
+def test_a_device(cli, tiny, tmp_path):
+    if not is_available("simt"):
+        pytest.skip("minitorch._simt was not built: no C++20 compiler")
+    out = tmp_path / "run"
+    assert cli(*tiny, "--device", "simt", "--out", out).exit_code == 0
+    assert resolve(file=out / "config.toml").device == "simt"
+    sampled = [
+        cli("sample", "--checkpoint", out, "--max-tokens", 9, "--device", device).stdout
+        for device in ("cpu", "simt")
+    ]
+    assert sampled[0] == sampled[1] != ""
+    result = cli("train", "--resume", out, "--set", "steps=8", "--device", "cpu")
+    assert result.exit_code == 0
+    assert read_log(out / "log.jsonl")[-1]["step"] == 8
+
+
+def test_a_device_that_is_not_there(tiny, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "models.cli",
+        *tiny,
+        "--device",
+        "cuda",
+        "--out",
+        tmp_path / "x",
+    ]
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=os.environ | hidden, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: device 'cuda': ")
+    assert not (tmp_path / "x").exists()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import minitorch as mt
+from minitorch.backend import device_of
 from minitorch.errors import CheckpointError
+from minitorch.kernels.cuda.extension import is_available
 from models import checkpoints
 from models.config import TrainConfig
 from models.corpus import prepare
@@ -218,3 +220,40 @@ def test_plain_progress_is_a_line_for_each_evaluation(capsys):
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["step      2  train 3.0000  val 2.5000  3.600 bits/byte  1,234 tok/s"]
+
+
+needs_emulator = pytest.mark.skipif(
+    not is_available("simt"), reason="minitorch._simt was not built: no C++20 compiler"
+)
+
+
+@needs_emulator
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_on_the_device_has_the_losses_of_the_cpu(text_file, tmp_path, precision):
+    changes = {"optimizer": "adamw", "ema_decay": 0.9, "precision": precision}
+    runs = {device: make(text_file, **changes, device=device) for device in ("cpu", "simt")}
+    for device, run in runs.items():
+        mt.manual_seed(run.config.seed)
+        train(run, tmp_path / device)
+    on_device = runs["simt"]
+    assert {p.device for p in on_device.model.parameters()} == {"simt"}
+    assert {device_of(x) for x in on_device.ema.averages} == {"simt"}
+    moments = [x for state in on_device.optimizer.state.values() for x in state.values()]
+    assert {device_of(x) for x in moments if hasattr(x, "dtype")} == {"simt"}
+    tolerance = 1e-5 if precision == "float32" else 5e-3
+    np.testing.assert_allclose(on_device.losses, runs["cpu"].losses, rtol=tolerance)
+
+
+@needs_emulator
+@pytest.mark.parametrize("order", [("cpu", "simt"), ("simt", "cpu")], ids="-".join)
+def test_a_run_goes_on_on_another_device(text_file, tmp_path, order):
+    changes = {"optimizer": "muon", "ema_decay": 0.9}
+    whole = make(text_file, **changes)
+    train(whole, tmp_path / "whole")
+    first = make(text_file, **changes, device=order[0])
+    train(first, tmp_path / "parts", stop=lambda: first.step == 3)
+    second = make(text_file, **changes, device=order[1])
+    second.restore(checkpoints.load(checkpoints.newest(tmp_path / "parts")))
+    train(second, tmp_path / "parts")
+    assert {p.device for p in second.model.parameters()} == {order[1]}
+    np.testing.assert_allclose(second.losses, whole.losses, rtol=1e-5)
