@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import stat
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from minitorch.errors import CheckpointError, DtypeError
 from minitorch.io import atomic_write, load_safetensors, read_json, save_safetensors, write_json
+from minitorch.tensor import Tensor
 
 DTYPES = [
     *(np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.bool_),
@@ -93,7 +93,7 @@ def test_layout_does_not_matter(tmp_path):
         "strided": a[::2, ::-3],
         "broadcast": np.broadcast_to(a[0], (3, 6)),
         "big-endian": a.astype(">f4"),
-        "tensor": SimpleNamespace(data=a[1:]),
+        "tensor": Tensor(a[1:]),
         "numpy scalar": np.float32(3),
     }
     save_safetensors(tmp_path / "v.safetensors", views)
