@@ -19,6 +19,7 @@
 #include "device.h"
 #ifndef __CUDACC__
 #include "../simt/machine.h"
+#include "../simt/traffic.h"
 #endif
 
 namespace py = pybind11;
@@ -142,14 +143,25 @@ void bind_emulator(py::module_& extension) {
                "Whether the kernels' accesses to memory are checked.");
     extension.def(
         "set_schedule",
-        [](const std::string& order, uint64_t seed, unsigned processors) {
+        [](const std::string& order, uint64_t seed, unsigned processors,
+           const std::vector<unsigned>& choices) {
             simt::options() = {order == "reversed" ? simt::Order::reversed
                                : order == "random" ? simt::Order::random
                                                    : simt::Order::forward,
-                               seed, processors};
+                               seed, processors, choices};
         },
         py::arg("order"), py::arg("seed") = 0, py::arg("processors") = 0,
-        "In which order threads that could all run do: forward, reversed or random.");
+        py::arg("choices") = std::vector<unsigned>{},
+        "In which order threads that could all run do: forward, reversed or random, after `choices`.");
+    extension.def(
+        "count_traffic",
+        [](bool on) {
+            simt::counting = on;
+            simt::clear_traffic();
+        },
+        "Begin to count what accesses cost, from nothing, or stop.");
+    extension.def("traffic", [] { return simt::traffic_as_json(); },
+               "What the check build has counted, by line, as JSON.");
 }
 
 #endif

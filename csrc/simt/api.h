@@ -96,7 +96,11 @@ void load_matrices(uint32_t* registers, unsigned count, bool transposed, const v
 void store_matrices(const uint32_t* registers, unsigned count, bool transposed, void* row,
                     Site site);
 
+// A function's name without its namespace and parameters, as "sum_rows<float>"; lives for ever.
+const char* name_of(const void* function);
+
 extern bool checking;
+extern bool counting;
 void check_atomic(const void* address, size_t bytes, Site site);
 
 // A launch. entry(arguments) runs the kernel; drop(arguments) when no thread will any more.
@@ -106,6 +110,7 @@ struct Launch {
     void (*entry)(const void* arguments);
     const void* arguments;
     void (*drop)(const void* arguments);
+    const char* name = "?";  // of the kernel
     dim3 cluster{1, 1, 1};
     bool cooperative = false;
 };

@@ -108,8 +108,8 @@ void copy_async(void* to, const void* from, size_t bytes, size_t source_bytes, S
                    " bytes from or to a place that is not a multiple of that");
     ++thread.copy_time;
     if (checking) {
-        if (source_bytes) check_copy(from, source_bytes, false, site);
-        check_copy(to, bytes, true, site);
+        if (source_bytes) check_lane_copy(from, source_bytes, false, site);
+        check_lane_copy(to, bytes, true, site);
     }
     std::memset(to, 0xFF, bytes);
     thread.uncommitted.push_back([=] {

@@ -13,6 +13,8 @@
 #include <unordered_set>
 
 #include "machine.h"
+#include "source.h"
+#include "traffic.h"
 
 namespace simt {
 
@@ -45,11 +47,6 @@ void Known::set(uint32_t block, Times times) {
 
 namespace {
 
-struct Place {
-    std::string file;
-    int line = 0;
-};
-
 struct Memory {
     size_t bytes;
     std::string name;
@@ -70,32 +67,6 @@ auto& memories = *new std::map<const char*, Memory>;
 auto& locations = *new std::unordered_map<const void*, Location>;
 uint32_t launch_number = 1;
 constexpr size_t kMostReaders = 16;  // of a place in global memory that are remembered
-
-// Where a return address lies in the source: the first frame that is not the emulator's own.
-const Place& locate(const void* code) {
-    static auto& known = *new std::map<const void*, Place>;
-    if (auto entry = known.find(code); entry != known.end()) return entry->second;
-    Place place{"?", 0};
-    Dl_info module;
-    if (dladdr(code, &module)) {
-        const auto offset =
-            static_cast<const char*>(code) - 1 - static_cast<char*>(module.dli_fbase);
-        char command[600];
-        std::snprintf(command, sizeof command, "addr2line -i -e '%s' %#tx 2>/dev/null",
-                      module.dli_fname, offset);
-        if (FILE* pipe = popen(command, "r")) {
-            char line[512];
-            while (std::fgets(line, sizeof line, pipe)) {
-                char* colon = std::strrchr(line, ':');
-                if (!colon || line[0] == '?') continue;
-                place = {std::string(line, colon), std::atoi(colon + 1)};
-                if (place.file.find("/csrc/simt/") == std::string::npos) break;
-            }
-            pclose(pipe);
-        }
-    }
-    return known[code] = place;
-}
 
 Place place_of(const Access& access) {
     return access.code ? locate(access.code) : Place{access.site.file, access.site.line};
@@ -198,6 +169,7 @@ struct Target {
     uint32_t stamp = 0;
     bool local = false;
     std::string name;
+    const char* memory = nullptr;  // its beginning, which a shared array is a part of
 };
 
 std::string beside(const std::string& name, long offset, size_t bytes) {
@@ -218,6 +190,7 @@ bool find_shared(const char* address, size_t bytes, Target& target, std::string&
                 target.stamp = block->number;
                 target.local = true;
                 target.name = array.name;
+                target.memory = block->shared;
                 return true;
             }
             if (array.offset <= offset && (!nearest || array.offset > nearest->offset))
@@ -246,6 +219,7 @@ bool find_global(const char* address, size_t bytes, Target& target, std::string&
             target.granules = &memory.shadow[(offset + shift) / 4];
             target.stamp = launch_number;
             target.name = memory.name;
+            target.memory = begin;
             return true;
         } else if (offset < memory.bytes + kNear) {
             trouble = "up to " + beside(memory.name, long(offset + bytes), memory.bytes);
@@ -265,7 +239,7 @@ bool in_program(const void* address) {
     return pages[page] = dladdr(address, &module) != 0;
 }
 
-enum class By { thread, atomic, copy };
+enum class By { thread, atomic, copy, lane_copy };
 
 void check(const void* where, size_t bytes, bool write, By by, const void* code, Site site) {
     Thread* thread = self();
@@ -273,7 +247,7 @@ void check(const void* where, size_t bytes, bool write, By by, const void* code,
     const auto* address = static_cast<const char*>(where);
     const bool atomic = by == By::atomic;
     Access now{thread->block->number, uint16_t(thread->rank), 0, atomic, thread->time, code, site};
-    if (by == By::copy) {
+    if (by == By::copy || by == By::lane_copy) {
         now.rank = uint16_t(copier(*thread));
         now.time = thread->copy_time;
     }
@@ -299,6 +273,9 @@ void check(const void* where, size_t bytes, bool write, By by, const void* code,
                  " bytes past a multiple of that, in " + target.name,
              "", 0, "", "", 1});
     }
+    if (counting && (by == By::thread || by == By::lane_copy))
+        count_access(*thread, target.memory, address - target.memory, bytes, target.local, write,
+                     code, site);
     const uintptr_t first = number / 4, last = (number + bytes - 1) / 4;
     for (uintptr_t at = first; at <= last; ++at) {
         now.bytes = 0;
@@ -381,6 +358,11 @@ void check_proxy_fence(Thread& thread) {
 
 void check_copy(const void* address, size_t bytes, bool write, Site site) {
     check(address, bytes, write, By::copy, nullptr, site);
+    if (!write) check_shown(address, bytes, site);
+}
+
+void check_lane_copy(const void* address, size_t bytes, bool write, Site site) {
+    check(address, bytes, write, By::lane_copy, nullptr, site);
     if (!write) check_shown(address, bytes, site);
 }
 

@@ -104,6 +104,8 @@ void check_access(const void* address, size_t bytes, bool write, const void* cod
 void check_access(const void* address, size_t bytes, bool write, Site site);
 // An access that a copy of this thread will make, some time from now on.
 void check_copy(const void* address, size_t bytes, bool write, Site site);
+// The same of a copy that all lanes of a warp begin at once, each its own bytes.
+void check_lane_copy(const void* address, size_t bytes, bool write, Site site);
 // Let `to` know that the copies of a thread up to this time are done.
 void release_copies(const Thread& thread, Time time, Known& to);
 void check_volatile(const void* address, size_t bytes, bool write, const void* code);

@@ -11,6 +11,8 @@
 #include <utility>
 
 #include "runtime.h"
+#include "traffic.h"
+#include "turns.h"
 
 namespace simt {
 namespace {
@@ -57,6 +59,7 @@ public:
         alive_ = order_.size();
         join_clusters(unit);
         if (options().order == Order::reversed) std::reverse(order_.begin(), order_.end());
+        for (const unsigned choice : options().choices) take_chosen_turn(choice);
         for (int idle = 0; alive_ > 0;) {
             if (options().order == Order::random) shuffle();
             if (go_round()) {
@@ -68,6 +71,8 @@ public:
             }
         }
         copies_.clear();
+        if (counting)
+            for (size_t i = 0; i < unit.size(); ++i) end_of_block(*blocks_[i]);
     }
 
     void give_way(Thread::State state, const char* what, Site site) {
@@ -147,18 +152,37 @@ private:
         give_way(Thread::done, "", {"", 0});
     }
 
+    static bool can_run(const Thread& thread) {
+        return thread.state == Thread::ready || thread.state == Thread::spinning;
+    }
+
     // Whether anything happened.
     bool go_round() {
         bool moved = false;
         for (Thread* thread : order_) {
-            if (thread->state != Thread::ready && thread->state != Thread::spinning) continue;
-            thread->state = Thread::ready;
-            current = thread;
-            switch_fiber(scheduler_, thread->fiber);
-            current = nullptr;
+            if (!can_run(*thread)) continue;
+            take_turn(*thread);
             moved |= thread->state != Thread::spinning;
         }
         return moved;
+    }
+
+    void take_turn(Thread& thread) {
+        thread.state = Thread::ready;
+        current = &thread;
+        switch_fiber(scheduler_, thread.fiber);
+        current = nullptr;
+        if (watching_turns) record_turn(thread);
+    }
+
+    void take_chosen_turn(unsigned choice) {
+        std::vector<Thread*> able;
+        for (Thread* thread : order_)
+            if (can_run(*thread)) able.push_back(thread);
+        if (!able.empty())
+            take_turn(*able[choice % able.size()]);
+        else
+            land_one();
     }
 
     bool land_one() {
@@ -242,6 +266,11 @@ void execute(const std::vector<Grid>& grids) {
         units = {all};
     }
     if (options().order == Order::reversed) std::reverse(units.begin(), units.end());
+    const std::vector<unsigned>& choices = options().choices;
+    for (size_t i = 0; i < std::min(choices.size(), units.size()); ++i) {
+        const auto chosen = units.begin() + i + choices[i] % (units.size() - i);
+        std::rotate(units.begin() + i, chosen, chosen + 1);
+    }
     std::atomic<size_t> next{0};
     const auto work = [&] {
         for (size_t i; (i = next++) < units.size();) machine().run(units[i], options().seed + i);
@@ -266,14 +295,15 @@ void release_if_complete(Barrier& barrier, Block& block) {
                    std::to_string(block.threads.size()) +
                    " threads have left the kernel without reaching it");
     if (checking) check_barrier(barrier.waiting, barrier.released);
+    if (counting) in_step(barrier.waiting);
     for (Thread* thread : barrier.waiting) wake(*thread);
     barrier = {};
 }
 
 }  // namespace
 
-// SIMT_ORDER (forward, reversed, random) and SIMT_SEED of the environment, unless a program says
-// otherwise.
+// SIMT_ORDER (forward, reversed, random), SIMT_SEED and SIMT_CHOICES ("3,0,5") of the environment,
+// unless a program says otherwise.
 Options& options() {
     static Options one = [] {
         Options from_environment;
@@ -282,6 +312,9 @@ Options& options() {
         if (order && !std::strcmp(order, "random")) from_environment.order = Order::random;
         if (const char* seed = std::getenv("SIMT_SEED"))
             from_environment.seed = std::strtoull(seed, nullptr, 10);
+        if (const char* choices = std::getenv("SIMT_CHOICES"))
+            for (char* end; *choices; choices = *end ? end + 1 : end)
+                from_environment.choices.push_back(unsigned(std::strtoul(choices, &end, 10)));
         return from_environment;
     }();
     return one;
@@ -354,6 +387,7 @@ void collective(const char* name, unsigned mask, void* arguments,
     open.erase(mine);
     compute(whole.arguments, whole.mask);
     Block& block = *thread.block;
+    if (counting) in_step(block, thread.warp(), whole.arrived);
     for (unsigned lane = 0; lane < kWarp; ++lane)
         if (whole.arrived >> lane & 1 && lane != thread.lane())
             wake(block.threads[thread.warp() * kWarp + lane]);

@@ -129,6 +129,10 @@ struct Options {
     Order order = Order::forward;
     uint64_t seed = 0;
     unsigned processors = 0;  // 0: as many as there are; the check build uses one
+    // Whose turns come first, before the order holds: the i-th turn of a block is that of the
+    // thread of this number, of those that can run, and the i-th block is that of this number of
+    // the rest.
+    std::vector<unsigned> choices{};
 };
 
 Options& options();

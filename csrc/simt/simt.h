@@ -97,10 +97,11 @@ struct Call {
 };
 
 template <typename... Arguments, typename Kernel>
-int start(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, Arguments... arguments) {
+int start(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes,
+          Arguments... arguments) {
     using Whole = Call<Kernel, Arguments...>;
     return run({grid, block, shared_bytes, Whole::enter,
-                new Whole{kernel, {std::move(arguments)...}}, Whole::drop});
+                new Whole{kernel, {std::move(arguments)...}}, Whole::drop, name});
 }
 
 }  // namespace simt
@@ -109,7 +110,8 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t, Arguments&&... arguments) {
     return cudaError_t(simt::start<std::decay_t<Parameters>...>(
-        kernel, grid, block, shared_bytes, std::forward<Arguments>(arguments)...));
+        simt::counting ? simt::name_of(reinterpret_cast<const void*>(kernel)) : "?", kernel, grid,
+        block, shared_bytes, std::forward<Arguments>(arguments)...));
 }
 
 // kernel<<<grid, block, bytes, stream>>>(arguments) becomes
@@ -121,15 +123,18 @@ struct simt_configuration {
         : grid(grid), block(block), shared_bytes(shared_bytes) {}
 };
 template <typename Kernel, typename... Arguments>
-void simt_launch(Kernel kernel, simt_configuration how, Arguments... arguments) {
-    simt::start<Arguments...>(kernel, how.grid, how.block, how.shared_bytes, arguments...);
+void simt_launch(const char* name, Kernel kernel, simt_configuration how, Arguments... arguments) {
+    simt::start<Arguments...>(name, kernel, how.grid, how.block, how.shared_bytes, arguments...);
 }
 #define SIMT_BARE(...) __VA_ARGS__
+#define SIMT_TEXT(...) #__VA_ARGS__
 #define SIMT_LAUNCH(kernel, how, arguments) \
     SIMT_LAUNCH_(kernel, how, SIMT_LAUNCH_ARGUMENTS arguments)
 #define SIMT_LAUNCH_ARGUMENTS(...) __VA_OPT__(, ) __VA_ARGS__
-#define SIMT_LAUNCH_(kernel, how, ...) \
-    simt_launch([](auto... own) { SIMT_BARE kernel(own...); }, simt_configuration how __VA_ARGS__)
+#define SIMT_LAUNCH_(kernel, how, ...)                                   \
+    simt_launch(                                                         \
+        SIMT_TEXT kernel, [](auto... own) { SIMT_BARE kernel(own...); }, \
+        simt_configuration how __VA_ARGS__)
 
 inline void __syncthreads(simt::Site site = {}) {
     simt::barrier(0, 0, true, site);

@@ -6,7 +6,7 @@ to memory with all others.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from importlib import import_module
@@ -89,25 +89,35 @@ def contiguous(x: Any) -> Any:
 
 
 @contextmanager
-def checked(order: str = "forward", seed: int = 0) -> Iterator[None]:
+def checked(order: str = "forward", seed: int = 0, choices: Sequence[int] = ()) -> Iterator[None]:
     """Run the emulated kernels in the check build; raises KernelError for what it finds.
 
     order: in which threads that could all run do: "forward", "reversed" or "random" from seed.
+    choices: whose turns come before that: the i-th turn of a block is that of the thread choices[i]
+    of those that can run, modulo how many these are, and so are the first blocks chosen. Any list
+    of natural numbers is a schedule; a shorter one, or one of smaller numbers, is simpler.
     """
     global _emulator
-    module = _load("minitorch._simt_checked")
+    module = check_build()
     module.clear_findings()
-    module.set_schedule(order, seed)
+    module.set_schedule(order, seed, choices=list(choices))
     before, _emulator = _emulator, "minitorch._simt_checked"
     try:
         yield
     finally:
         _emulator = before
     if findings := json.loads(module.findings()):
+        schedule = f"{order}, seed {seed}" if order == "random" else order
+        schedule += f" after {list(choices)}" if choices else ""
         raise KernelError(
-            f"the emulator found ({order}{f', seed {seed}' if order == 'random' else ''}):\n"
+            f"the emulator found ({schedule}):\n"
             + "\n".join(f"{f['file']}:{f['line']}: {f['kind']}: {f['message']}" for f in findings)
         )
+
+
+def check_build() -> Any:
+    """minitorch._simt_checked; raises DeviceError where it was not built."""
+    return _load("minitorch._simt_checked")
 
 
 @cache
