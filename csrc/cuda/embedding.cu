@@ -1,19 +1,11 @@
 // Rows of a table by their numbers, and the transpose of that: rows of a gradient, each added to
 // the row of the table that it came from.
 //
-// The transpose meets the same row many times. Here are both ways to add up:
+// The transpose meets the same row many times. Indices are sorted; one block has all rows of one
+// index, side by side in the sorted order, and adds them in an order that is always the same.
 //
-//     deterministic  indices are sorted; one block has all rows of one index, side by side in the
-//     sorted
-//                    order, and adds them in an order that is always the same
-//     atomic         every row goes its own way to the sum, in whatever order they arrive: no
-//     sorting,
-//                    and in the last bits another result every time
-//
-// Source: PyTorch's embedding_dense_backward (sorted), and the atomic scatter-add of every
-// framework.
+// Source: PyTorch's embedding_dense_backward.
 
-#include "reduce.h"
 #include "rows.h"
 
 namespace minitorch {
@@ -66,18 +58,6 @@ __global__ void embedding_backward_kernel(const T* grad, const int64_t* sorted,
     store(out + row * features + column, to);
 }
 
-template <typename T>
-__global__ void embedding_backward_atomic_kernel(const T* grad, const int64_t* index,
-                                                 Compute<T>* out, long count, long rows,
-                                                 long features) {
-    using C = Compute<T>;
-    const long threads = long(gridDim.x) * blockDim.x;
-    for (long i = long(blockIdx.x) * blockDim.x + threadIdx.x; i < count * features; i += threads) {
-        const long row = index[i / features];
-        if (row >= 0 && row < rows) atomicAdd(out + row * features + i % features, C(grad[i]));
-    }
-}
-
 DEVICE_KERNEL(embedding) {  // weight (rows, features), index (count), int64, out (count, features)
     const Array &weight = arrays[0], &index = arrays[1], &out = arrays[2];
     by_dtype(weight, [&](auto kind) {
@@ -104,17 +84,6 @@ DEVICE_KERNEL(embedding_backward) {
                    grad.as<const T>(), sorted.as<const int64_t>(), order.as<const int64_t>(),
                    out.as<T>(), grad.shape[0], out.shape[0], features);
         });
-    });
-}
-
-// grad (count, features), index (count), int64, out (rows, features) in what sums are made in.
-DEVICE_KERNEL(embedding_backward_atomic) {
-    const Array &grad = arrays[0], &index = arrays[1], &out = arrays[2];
-    by_dtype(grad, [&](auto kind) {
-        using T = decltype(kind);
-        launch(embedding_backward_atomic_kernel<T>, blocks_of_256(grad.size), 256, 0, stream,
-               grad.as<const T>(), index.as<const int64_t>(), out.as<Compute<T>>(), index.size,
-               out.shape[0], grad.shape[1]);
     });
 }
 

@@ -14,6 +14,12 @@ def words(seed: int, offset: int) -> tuple[tuple[int, int], tuple[int, int, int,
     return (seed & _MASK, seed >> 64), (0, 0, offset & _MASK, offset >> 64)
 
 
+def halves(seed: int, offset: int) -> list[int]:
+    """Key and counter of a draw as CUDA kernels take them: words of 32 bits, the lowest first."""
+    key, counter = words(seed, offset)
+    return [half for word in (*key, *counter) for half in (word & 0xFFFFFFFF, word >> 32)]
+
+
 def stream(seed: int, offset: int) -> np.random.Generator:
     """NumPy's generator at the beginning of a draw."""
     key, counter = (np.array(number, np.uint64) for number in words(seed, offset))

@@ -34,6 +34,7 @@ from minitorch.ops.indexing import embedding, one_hot
 from minitorch.ops.joining import pad as pad_with_constant
 from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.ops.masking import where
+from minitorch.ops.sampling import categorical
 from minitorch.tensor import Tensor
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "attention_qkvpacked",
     "avg_pool2d",
     "binary_cross_entropy_with_logits",
+    "categorical",
     "conv1d",
     "conv2d",
     "cross_entropy",

@@ -25,6 +25,7 @@ from minitorch.ops import (
     masking,
     products,
     reductions,
+    sampling,
 )
 from minitorch.ops.definition import Primitive, Sample, registry
 from minitorch.ops.primitive import (
@@ -63,4 +64,5 @@ __all__ = [
     "products",
     "reductions",
     "registry",
+    "sampling",
 ]

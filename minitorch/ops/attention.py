@@ -18,8 +18,8 @@ import numpy as np
 from minitorch import backend, random
 from minitorch.autograd import apply
 from minitorch.errors import ConfigError, DtypeError, ShapeError
+from minitorch.ops.definition import _kernel
 from minitorch.ops.fused import dropout
-from minitorch.ops.general import _kernel
 from minitorch.ops.joining import cat
 from minitorch.ops.primitive import fused
 from minitorch.ops.samples import mask, real, sample

@@ -277,7 +277,7 @@ def _at_the_border(p: Primitive, arrays: Arrays, meta: Meta, _: Levels) -> Any:
 
 
 _SHIFTED = frozenset(
-    "sum prod amax amin any all cumsum logcumsumexp argmax argmin argsort softmax log_softmax "  # noqa: SIM905
+    "sum prod amax amin any all cumsum logcumsumexp argmax argmin argsort topk softmax log_softmax "  # noqa: SIM905
     "logsumexp reshape flip roll tril triu diagonal diagonal_scatter pad cat unfold fold gather "
     "scatter_add".split()
 )

@@ -287,6 +287,11 @@ class Primitive:
         return rule
 
 
+def _kernel(name: str) -> Any:
+    """The kernel of this name for the device of its first array, found at the call."""
+    return lambda x, *rest, **meta: kernels.lookup(name, backend.device_of(x))(x, *rest, **meta)
+
+
 def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
     if isinstance(function, np.ufunc):
         return ("x",) if function.nin == 1 else ("a", "b")

@@ -5,9 +5,9 @@ from typing import Any
 from minitorch import backend, modes
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.kernels.reference.mlp import ACTIVATIONS
+from minitorch.ops.definition import _kernel
 from minitorch.ops.elementwise import relu
 from minitorch.ops.fused import gelu, linear, silu
-from minitorch.ops.general import _kernel
 from minitorch.ops.primitive import fused
 from minitorch.ops.samples import real, sample
 from minitorch.tape import apply

@@ -13,8 +13,7 @@ import numpy as np
 from minitorch import backend, kernels, modes, random
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.ops.arithmetic import add
-from minitorch.ops.definition import Primitive
-from minitorch.ops.general import _kernel
+from minitorch.ops.definition import Primitive, _kernel
 from minitorch.ops.primitive import fused, general
 from minitorch.ops.primitive import linear as linear_primitive
 from minitorch.ops.samples import positive, real, sample

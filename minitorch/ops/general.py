@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import backend, kernels
 from minitorch.errors import ShapeError
+from minitorch.ops.definition import _kernel
 from minitorch.ops.dims import many_dims, one_dim
 from minitorch.ops.primitive import general
 from minitorch.ops.reductions import _restore
 from minitorch.ops.samples import real, sample
 from minitorch.tensor import Tensor, method
-
-
-def _kernel(name: str) -> Any:
-    """The kernel of this name for the device of its first array, found at the call."""
-    return lambda x, *rest, **meta: kernels.lookup(name, backend.device_of(x))(x, *rest, **meta)
 
 
 def _softmax_samples() -> list[Any]:

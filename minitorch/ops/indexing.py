@@ -11,8 +11,9 @@ import numpy as np
 
 from minitorch import backend, kernels, modes
 from minitorch.errors import DtypeError, GraphError, ShapeError
+from minitorch.kernels.reference.topk import order
 from minitorch.ops.creation import full
-from minitorch.ops.definition import Primitive
+from minitorch.ops.definition import Primitive, _kernel
 from minitorch.ops.dims import one_dim
 from minitorch.ops.primitive import linear, nondifferentiable
 from minitorch.ops.reductions import ValuesAndIndices
@@ -448,19 +449,11 @@ def embedding(index: Tensor, weight: Tensor) -> Tensor:
 
 _argsort = nondifferentiable(
     "argsort",
-    lambda x, *, dim, descending: _order(x, dim, descending),
+    lambda x, *, dim, descending: order(x, dim, descending),
     formula=r"\operatorname{argsort} x",
     samples=lambda: [sample(distinct(3, 4), dim=1, descending=False)],
     why="an order is piecewise constant",
 )
-
-
-def _order(x: np.ndarray, dim: int, descending: bool) -> np.ndarray:
-    if not descending:
-        return np.argsort(x, dim, kind="stable")
-    # Stable, with NaN first, as PyTorch has it: reverse, sort, reverse.
-    reverse = np.flip(np.argsort(np.flip(x, dim), dim, kind="stable"), dim)
-    return x.shape[dim] - 1 - reverse
 
 
 @method
@@ -476,13 +469,26 @@ def sort(x: Tensor, dim: int = -1, descending: bool = False) -> ValuesAndIndices
     return ValuesAndIndices(gather(x, dim, indices), indices)
 
 
+_topk = nondifferentiable(
+    "topk",
+    lambda x, *, k, dim, largest: _kernel("topk")(x, k=k, dim=dim, largest=largest)[1],
+    kernel="topk",
+    formula=r"I : x_{I_1} \ge x_{I_2} \ge \dots \ge x_{I_k}",
+    samples=lambda: [
+        sample(distinct(3, 4), k=2, dim=1, largest=True),
+        sample(distinct(12, 2), k=10, dim=0, largest=False),
+    ],
+    why="an order is piecewise constant",
+)
+
+
 @method
 def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True) -> ValuesAndIndices:
     """The k largest (or smallest) along dim in order: (values, indices)."""
     axis = one_dim("topk", dim, x.ndim)
     if not 0 <= k <= x.shape[axis]:
         raise ShapeError(f"topk: expected k in [0, {x.shape[axis]}], the length of dim; got {k}")
-    indices = argsort(x, axis, descending=largest).narrow(axis, 0, k)
+    indices = _topk(x, k=k, dim=axis, largest=largest)
     return ValuesAndIndices(gather(x, axis, indices), indices)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from minitorch import backend
 from minitorch.errors import DtypeError, ShapeError
-from minitorch.ops.definition import Primitive, Sample
+from minitorch.ops.definition import Primitive, Sample, _kernel
 from minitorch.ops.dims import many_dims, one_dim
 from minitorch.ops.joining import cat
 from minitorch.ops.primitive import general, linear, nondifferentiable
@@ -41,9 +41,10 @@ def _reduction_samples(region: Callable[..., np.ndarray]) -> Callable[[], list[S
 
 _sum = linear(
     "sum",
-    lambda x, *, dim, keepdim: np.add.reduce(x, axis=dim, keepdims=keepdim),
+    lambda x, *, dim, keepdim: _kernel("sum")(x, dim=dim, keepdim=keepdim),
     lambda grad, shape, dim, keepdim: _restore(grad, shape, dim, keepdim),
     formula=r"y = \sum_i x_i",
+    kernel="sum",
     jacobian=r"\begin{pmatrix} 1 & \cdots & 1 \end{pmatrix}",
     samples=_reduction_samples(real),
 )
@@ -168,11 +169,12 @@ def _extremum_vjp(grad: Tensor, x: Tensor, out: Tensor, dim: tuple[int, ...], ke
     return _restore(grad, x.shape, dim, keepdim) * shares
 
 
-def _extremum(name: str, ufunc: Any, symbol: str, doc: str) -> Any:
+def _extremum(name: str, symbol: str, doc: str) -> Any:
     primitive = general(
         name,
-        lambda x, *, dim, keepdim: ufunc.reduce(x, axis=dim, keepdims=keepdim),
+        lambda x, *, dim, keepdim: _kernel(name)(x, dim=dim, keepdim=keepdim),
         _extremum_vjp,
+        kernel=name,
         formula=rf"y = \{symbol}_i x_i",
         jacobian=r"\text{a row of the identity}",
         samples=lambda: [
@@ -192,12 +194,8 @@ def _extremum(name: str, ufunc: Any, symbol: str, doc: str) -> Any:
     return method(reduce)
 
 
-amax = _extremum(
-    "amax", np.maximum, "max", "The largest over dim; ties share the gradient equally."
-)
-amin = _extremum(
-    "amin", np.minimum, "min", "The smallest over dim; ties share the gradient equally."
-)
+amax = _extremum("amax", "max", "The largest over dim; ties share the gradient equally.")
+amin = _extremum("amin", "min", "The smallest over dim; ties share the gradient equally.")
 
 
 class ValuesAndIndices(NamedTuple):
@@ -207,10 +205,11 @@ class ValuesAndIndices(NamedTuple):
     indices: Tensor
 
 
-def _arg(name: str, function: Any, symbol: str, doc: str) -> Any:
+def _arg(name: str, symbol: str, doc: str) -> Any:
     primitive = nondifferentiable(
         name,
-        lambda x, *, dim: function(x, dim),
+        lambda x, *, dim: _kernel(name)(x, dim=dim),
+        kernel=name,
         formula=rf"\operatorname{{arg\,{symbol}}}_i x_i",
         samples=lambda: [sample(distinct(3, 4), dim=1)],
         why="an index is piecewise constant",
@@ -231,8 +230,8 @@ def _arg(name: str, function: Any, symbol: str, doc: str) -> Any:
     return method(arg)
 
 
-argmax = _arg("argmax", np.argmax, "max", "The index of the first largest along dim, or overall.")
-argmin = _arg("argmin", np.argmin, "min", "The index of the first smallest along dim, or overall.")
+argmax = _arg("argmax", "max", "The index of the first largest along dim, or overall.")
+argmin = _arg("argmin", "min", "The index of the first smallest along dim, or overall.")
 
 
 def _with_indices(name: str, whole: Any, index_of: Any) -> Any:

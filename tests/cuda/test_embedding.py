@@ -7,9 +7,7 @@ import minitorch as mt
 from minitorch import kernels
 from minitorch.backend import to_device
 from minitorch.errors import ShapeError
-from minitorch.kernels.cuda.embedding import embedding_backward_atomic
 from minitorch.kernels.cuda.extension import checked
-from minitorch.kernels.reference import embedding as reference
 from minitorch.nn import functional as F
 
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
@@ -47,18 +45,6 @@ def test_the_sum_goes_on_from_what_is_there(dtype):
     np.testing.assert_allclose(
         np.float64(out), np.float64(alone) + np.float64(weight), atol=tolerance, rtol=tolerance
     )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_atomic(dtype):
-    _, grad, index = sample(dtype, (3, 7), 4, 5)
-    with checked("random", 5):
-        out = embedding_backward_atomic(
-            to_device(grad, "simt"), to_device(index, "simt"), num_embeddings=4
-        )
-    expected = reference.embedding_backward(grad.astype(np.float64), index, num_embeddings=4)
-    tolerance = {"bfloat16": 2e-2, "float16": 2e-3}.get(dtype, 1e-5)
-    np.testing.assert_allclose(np.float64(out), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_an_index_that_is_no_row():

@@ -190,6 +190,22 @@ def kept(shape, p, seed, offset):
     return torch.tensor(np.random.Generator(bits).random(shape, np.float32) >= p)
 
 
+def categorical(x, temperature, top_k, top_p, min_p, seed, offset):
+    """By way of a sort, on the noise of NumPy's generator in the state (seed, offset)."""
+    rows, columns = x.shape
+    bits = np.random.Philox(key=[seed, 0], counter=[0, 0, offset, 0])
+    shape = (rows, -(-columns // 8) * 8)
+    u = np.random.Generator(bits).integers(0, 2**32, shape, dtype=np.uint32)[:, :columns]
+    noise = -torch.log(-torch.log1p(-(torch.tensor(u.astype(np.float64)) + 0.5) / 2**32))
+    probs, order = (x.double() / temperature).softmax(-1).sort(-1, descending=True)
+    probs[:, top_k or columns :] = 0
+    probs = probs / probs.sum(-1, keepdim=True)
+    probs[probs.cumsum(-1) - probs >= top_p] = 0
+    probs[probs < min_p * probs[:, :1]] = 0
+    best = (probs.log() + noise.gather(-1, order)).argmax(-1, keepdim=True)
+    return order.gather(-1, best).squeeze(-1)
+
+
 PEERS = {
     **{name: same_name(name) for name in SAME_NAMES},
     **{name: of_tensors(name) for name in OF_TENSORS},
@@ -229,6 +245,8 @@ PEERS = {
     "embedding_transpose": lambda x, index, rows: torch.zeros(
         rows, x.shape[-1], dtype=x.dtype
     ).index_add(0, index.flatten(), x.flatten(0, -2)),
+    "categorical": categorical,
+    "topk": lambda x, k, dim, largest: torch.topk(x, k, dim, largest).indices,
     "einsum": lambda *xs, terms, out: torch.einsum(f"{','.join(terms)}->{out}", *xs),
 }
 

@@ -10,5 +10,8 @@ from minitorch.kernels.cuda import matmul as matmul
 from minitorch.kernels.cuda import mlp as mlp
 from minitorch.kernels.cuda import norms as norms
 from minitorch.kernels.cuda import optimizers as optimizers
+from minitorch.kernels.cuda import reductions as reductions
 from minitorch.kernels.cuda import rope as rope
+from minitorch.kernels.cuda import sampling as sampling
 from minitorch.kernels.cuda import softmax as softmax
+from minitorch.kernels.cuda import topk as topk

@@ -3,7 +3,7 @@
 from typing import Any
 
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
-from minitorch.kernels.philox import words
+from minitorch.kernels.philox import halves
 from minitorch.kernels.reference import dropout as reference
 
 Array = Any
@@ -16,7 +16,5 @@ def dropout(x: Array, *, p: float, seed: int, offset: int) -> Array:
         return reference.dropout(x, p=p, seed=seed, offset=offset)
     x = contiguous(x)
     out = empty(x)
-    key, counter = words(seed, offset)
-    halves = [half for word in (*key, *counter) for half in (word & 0xFFFFFFFF, word >> 32)]
-    call("dropout", x, out, p, *halves)
+    call("dropout", x, out, p, *halves(seed, offset))
     return out

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import float32, float64
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
 from minitorch.kernels.reference import embedding as reference
 from minitorch.kernels.reference.embedding import check_rows
@@ -33,18 +32,11 @@ def embedding_backward(
         return reference.embedding_backward(grad, index, num_embeddings=num_embeddings, out=out)
     rows = _flat(index, num_embeddings)
     if out is None:
-        out = _zeros(grad, (num_embeddings, grad.shape[-1]), grad.dtype)
+        out = empty(grad, (num_embeddings, grad.shape[-1]))
+        out[...] = 0
     order = rows.argsort(kind="stable")
     call("embedding_backward", _matrix(grad), rows[order], order, out)
     return out
-
-
-def embedding_backward_atomic(grad: Array, index: Array, *, num_embeddings: int) -> Array:
-    """embedding_backward with atomic additions, for comparison: no sorting, no fixed order."""
-    wide = float64 if grad.dtype == float64 else float32
-    out = _zeros(grad, (num_embeddings, grad.shape[-1]), wide)
-    call("embedding_backward_atomic", _matrix(grad), _flat(index, num_embeddings), out)
-    return out.astype(grad.dtype, copy=False)
 
 
 def _flat(index: Array, rows: int) -> Array:
@@ -56,9 +48,3 @@ def _flat(index: Array, rows: int) -> Array:
 
 def _matrix(grad: Array) -> Array:
     return contiguous(grad).reshape(-1, grad.shape[-1])
-
-
-def _zeros(like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    out = empty(like, shape, dtype)
-    out[...] = 0
-    return out

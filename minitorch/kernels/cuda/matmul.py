@@ -111,11 +111,11 @@ def linear_backward(
     return (
         matmul(grad_rows, weight).reshape(x.shape) if needs[0] else None,
         matmul(grad_rows.T, x_rows) if needs[1] else None,
-        _column_sums(grad_rows) if needs[2] else None,
+        column_sums(grad_rows) if needs[2] else None,
     )
 
 
-def _column_sums(x: Array) -> Array:
+def column_sums(x: Array) -> Array:
     """Σ x over the rows, in pieces and then over these: one order, whatever the device does."""
     rows, columns = x.shape
     out, pieces = empty(x, (columns,)), min(-(-rows // _ROWS_PER_PIECE), 65535)

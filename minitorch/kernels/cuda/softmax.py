@@ -1,9 +1,9 @@
 """Softmax, log-softmax and logsumexp on the device (csrc/cuda/softmax.cu, logsumexp.cu)."""
 
-from math import prod
 from typing import Any
 
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.cuda.layout import reduced, slices
 from minitorch.kernels.reference import softmax as reference
 
 Array = Any
@@ -44,12 +44,10 @@ def logsumexp(x: Array, *, dim: int | tuple[int, ...] = -1, keepdim: bool = Fals
     """The reference's; dims that are not the last ones are moved there by a copy."""
     if not _takes(x):
         return reference.logsumexp(x, dim=dim, keepdim=keepdim)
-    rows, dims = _rows(x, dim)
+    rows, dims = slices(x, dim)
     out = empty(x, (len(rows),))
     call("logsumexp", rows, out)
-    return out.reshape(
-        [1 if i in dims else n for i, n in enumerate(x.shape) if keepdim or i not in dims]
-    )
+    return out.reshape(reduced(x, dims, keepdim))
 
 
 @device_kernel("logsumexp_backward")
@@ -59,7 +57,7 @@ def logsumexp_backward(
     """The reference's."""
     if not _takes(x) or grad.dtype != x.dtype or out.dtype != x.dtype:
         return reference.logsumexp_backward(grad, x, out, dim=dim, keepdim=keepdim)
-    rows, dims = _rows(x, dim)
+    rows, dims = slices(x, dim)
     dx = empty(rows)
     grads, outs = (contiguous(array).reshape(-1) for array in (grad, out))
     call("logsumexp_backward", grads, rows, outs, dx)
@@ -89,11 +87,3 @@ def _backward(kernel: str, grad: Array, out: Array, dim: int, *numbers: float) -
 
 def _matrix(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
-
-
-def _rows(x: Array, dim: int | tuple[int, ...]) -> tuple[Array, list[int]]:
-    """x as (slices, elements of dim), contiguous; and which dims these are, in order."""
-    dims = sorted(i % x.ndim for i in ((dim,) if isinstance(dim, int) else dim))
-    others = [i for i in range(x.ndim) if i not in dims]
-    moved = contiguous(x.transpose([*others, *dims]))
-    return moved.reshape(-1, prod(x.shape[i] for i in dims)), dims

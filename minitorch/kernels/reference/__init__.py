@@ -17,5 +17,8 @@ from minitorch.kernels.reference import matmul as matmul
 from minitorch.kernels.reference import mlp as mlp
 from minitorch.kernels.reference import norms as norms
 from minitorch.kernels.reference import optimizers as optimizers
+from minitorch.kernels.reference import reductions as reductions
 from minitorch.kernels.reference import rope as rope
+from minitorch.kernels.reference import sampling as sampling
 from minitorch.kernels.reference import softmax as softmax
+from minitorch.kernels.reference import topk as topk
