@@ -22,7 +22,7 @@ from minitorch.io import atomic_write
 
 EMULATOR = Path(minitorch.__file__).resolve().parent.parent / "csrc" / "simt"
 CHECKED = ["-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]
-"""The compiler then reports every access to memory, to csrc/simt/check.cpp."""
+"""The compiler then reports every access to memory, to csrc/simt/hooks.cpp."""
 
 
 def compile_program(source: Path, folder: Path, *, checked: bool = True) -> Path:

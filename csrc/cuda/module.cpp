@@ -18,6 +18,7 @@
 
 #include "device.h"
 #ifndef __CUDACC__
+#include "../simt/findings.h"
 #include "../simt/machine.h"
 #include "../simt/traffic.h"
 #endif

@@ -8,6 +8,7 @@
 #include "../simt/simt.h"
 
 #ifdef __CUDACC__
+#include <cooperative_groups.h>
 #include <cuda.h>
 #define PTX(device, ...) device
 #define SITE
@@ -56,9 +57,9 @@ __device__ inline void cp_async_commit() {
 }
 // Wait until at most `keep` of the thread's groups are under way.
 template <int keep>
-__device__ inline void cp_async_wait(ONLY_SITE) {
+__device__ inline void cp_async_wait() {
     PTX(asm volatile("cp.async.wait_group %0;" ::"n"(keep) : "memory"),
-        simt::wait_for_copies(keep, site));
+        simt::wait_for_copies(keep));
 }
 
 // mbarriers: 64 bits in shared memory. sm_90.
@@ -69,7 +70,7 @@ __device__ inline void mbarrier_init(uint64_t* barrier, unsigned count SITE) {
 }
 // Makes them known to copies, and to other blocks of the cluster.
 __device__ inline void fence_mbarrier_init() {
-    PTX(asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"), );
+    PTX(asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"), simt::mbarrier_fence());
 }
 __device__ inline void mbarrier_arrive(uint64_t* barrier SITE) {
     PTX(asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];"
@@ -129,7 +130,7 @@ __device__ inline void tma_store(const CUtensorMap* map, const void* from, int c
     PTX(asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];"
                      ::"l"(map), "r"(shared_address(from)), "r"(column), "r"(row) : "memory"),
         const int at[] = {column, row};
-        simt::tensor_store(*map, at, from, false, site));
+        simt::tensor_store(*map, at, from, site));
 }
 // 16-byte multiples, without a map.
 __device__ inline void bulk_load(void* to, const void* from, unsigned bytes,
@@ -149,9 +150,9 @@ __device__ inline void bulk_commit() {
     PTX(asm volatile("cp.async.bulk.commit_group;" ::: "memory"), simt::commit_stores());
 }
 template <int keep>
-__device__ inline void bulk_wait(ONLY_SITE) {
+__device__ inline void bulk_wait() {
     PTX(asm volatile("cp.async.bulk.wait_group %0;" ::"n"(keep) : "memory"),
-        simt::wait_for_stores(keep, site));
+        simt::wait_for_stores(keep));
 }
 
 // Clusters. sm_90.
@@ -174,6 +175,11 @@ __device__ inline T* in_block(T* pointer, unsigned rank) {
         asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(pointer), "r"(rank));
         return reinterpret_cast<T*>(address),
         return static_cast<T*>(simt::in_block(pointer, rank)));
+}
+
+// Wait for all threads of the grid, which was launched as cooperative.
+__device__ inline void sync_grid(ONLY_SITE) {
+    PTX(cooperative_groups::this_grid().sync(), simt::sync_grid(site));
 }
 
 // Matrices of 8 x 8 sixteen-bit numbers between shared memory and registers: lane 8 j + r says where

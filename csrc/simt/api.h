@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "runtime.h"
 #include "types.h"
 
 namespace simt {
@@ -50,15 +51,13 @@ void* dynamic_shared();
 // zeros. It lands when the thread waits for all its groups but the latest `keep`.
 void copy_async(void* to, const void* from, size_t bytes, size_t source_bytes, Site site);
 void commit_copies();
-void wait_for_copies(unsigned keep, Site site);
+void wait_for_copies(unsigned keep);
 
 // mbarrier: a phase ends when `count` threads have arrived and all expected bytes have landed.
 void mbarrier_init(void* barrier, unsigned count, Site site);
+// Those that this thread has made are from now on known to copies.
+void mbarrier_fence();
 void mbarrier_arrive(void* barrier, unsigned expected_bytes, Site site);
-void mbarrier_expect(void* barrier, unsigned bytes, Site site);
-// The barrier's own count when this thread's copies so far have landed.
-void mbarrier_arrive_after_copies(void* barrier, Site site);
-bool mbarrier_test(const void* barrier, unsigned parity, Site site);
 void mbarrier_wait(const void* barrier, unsigned parity, Site site);
 
 // The tensor memory accelerator. A map says how a tensor of up to five dimensions, the innermost
@@ -72,17 +71,16 @@ struct alignas(64) TensorMap {
 };
 void tensor_load(void* to, const TensorMap& map, const int* at, void* barrier, unsigned cta_mask,
                  Site site);
-void tensor_store(const TensorMap& map, const int* at, const void* from, bool add, Site site);
+void tensor_store(const TensorMap& map, const int* at, const void* from, Site site);
 void bulk_load(void* to, const void* from, unsigned bytes, void* barrier, Site site);
 void bulk_store(void* to, const void* from, unsigned bytes, Site site);
 void commit_stores();
-void wait_for_stores(unsigned keep, Site site);
+void wait_for_stores(unsigned keep);
 // What threads have written becomes visible to copies that read shared memory.
 void proxy_fence();
 
 // Clusters.
 unsigned cluster_rank();
-unsigned cluster_blocks();
 void* in_block(void* address, unsigned rank);
 void cluster_arrive(Site site);
 void cluster_wait(Site site);
@@ -107,16 +105,16 @@ void check_atomic(const void* address, size_t bytes, Site site);
 struct Launch {
     dim3 grid, block;
     size_t dynamic_bytes = 0;
-    void (*entry)(const void* arguments);
-    const void* arguments;
-    void (*drop)(const void* arguments);
     const char* name = "?";  // of the kernel
-    dim3 cluster{1, 1, 1};
+    dim3 cluster = 1;
     bool cooperative = false;
+    void (*entry)(const void* arguments) = nullptr;
+    void (*drop)(const void* arguments) = nullptr;
+    const void* arguments = nullptr;
 };
 
-// Returns a cudaError_t. Inside of a Together the grid runs later, with the others.
-int run(const Launch& launch);
+// Inside of a Together the grid runs later, with the others.
+cudaError_t run(const Launch& launch);
 
 // The grids launched while one of these lives run at once, when it ends.
 class Together {

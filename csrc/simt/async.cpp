@@ -9,6 +9,7 @@
 #include <cstring>
 #include <string>
 
+#include "findings.h"
 #include "machine.h"
 
 namespace simt {
@@ -24,10 +25,22 @@ Block* owner(const void* address) {
 PhaseBarrier* find(const void* address, Site site) {
     Block* block = owner(address);
     if (block)
-        if (auto entry = block->phase_barriers.find(address); entry != block->phase_barriers.end())
+        if (auto entry = block->phase_barriers.find(address);
+            entry != block->phase_barriers.end()) {
+            if (checking) check_mbarrier(address, site);
             return &entry->second;
+        }
     report("wrong barrier", site, "uses an mbarrier that was not initialised");
     return nullptr;
+}
+
+// Copies know of a barrier when its maker's fence has told them.
+void require_announced(const void* address, Site site) {
+    const PhaseBarrier* barrier = find(address, site);
+    if (barrier && !barrier->announced)
+        report(
+            "missing fence", site,
+            "begins a copy that signals an mbarrier, without a fence since that was initialised");
 }
 
 void end_phase_if_complete(PhaseBarrier& barrier) {
@@ -46,14 +59,13 @@ bool ended(const PhaseBarrier& barrier, unsigned parity) {
 
 // Bytes of a copy of this thread have landed.
 void complete(Thread& thread, Time time, const void* address, unsigned bytes) {
-    Block* home = nullptr;
-    for (Block* block : thread.block->cluster)
-        if (block->owns(address)) home = block;
-    if (!home || !home->phase_barriers.count(address)) return;
-    PhaseBarrier& barrier = home->phase_barriers[address];
-    barrier.bytes -= bytes;
-    if (checking) release_copies(thread, time, barrier.gathering);
-    end_phase_if_complete(barrier);
+    for (Block* block : thread.block->cluster) {
+        const auto barrier = block->phase_barriers.find(address);
+        if (barrier == block->phase_barriers.end()) continue;
+        barrier->second.bytes -= bytes;
+        if (checking) release_copies(thread, time, barrier->second.gathering);
+        end_phase_if_complete(barrier->second);
+    }
 }
 
 // Where the bytes of a box go: 16-byte pieces change places within 1024 bytes, so that a column of
@@ -63,38 +75,38 @@ size_t swizzled(size_t offset, unsigned swizzle) {
     return offset ^ (offset >> 7 & mask) << 4;
 }
 
-// visit(offset in the box, address in the tensor or null outside of it, bytes) for runs of the
-// box's innermost dimension.
+// visit(offset in the box, address in the tensor or null outside of it) for each element of a box.
 template <typename Visit>
-void each_run(const TensorMap& map, const int* at, Visit visit) {
+void each_element(const TensorMap& map, const int* at, Visit visit) {
     unsigned position[5] = {};
-    const size_t run = size_t(map.box[0]) * map.element_bytes;
-    for (size_t offset = 0;; offset += run) {
+    for (size_t offset = 0;; offset += map.element_bytes) {
         bool inside = true;
         char* address = static_cast<char*>(map.base);
-        for (unsigned d = 1; d < map.rank; ++d) {
+        for (unsigned d = 0; d < map.rank; ++d) {
             const long index = at[d] + long(position[d]);
             inside &= 0 <= index && index < long(map.size[d]);
             address += index * long(map.stride[d]);
         }
-        const long first = at[0], last = std::min<long>(first + map.box[0], map.size[0]);
-        const long skipped = std::max<long>(0, -first);
-        for (unsigned i = 0; i < map.box[0]; ++i) {
-            const bool exists = inside && i >= skipped && first + long(i) < last;
-            visit(offset + size_t(i) * map.element_bytes,
-                  exists ? address + (first + long(i)) * long(map.element_bytes) : nullptr,
-                  map.element_bytes);
-        }
-        unsigned d = 1;
+        visit(offset, inside ? address : nullptr);
+        unsigned d = 0;
         while (d < map.rank && ++position[d] == map.box[d]) position[d++] = 0;
-        if (d >= map.rank) return;
+        if (d == map.rank) return;
     }
 }
 
-size_t box_bytes(const TensorMap& map) {
-    size_t bytes = map.element_bytes;
-    for (unsigned d = 0; d < map.rank; ++d) bytes *= map.box[d];
-    return bytes;
+void commit(Copies& copies) {
+    copies.groups.push_back({std::move(copies.uncommitted), self()->copy_time});
+    copies.uncommitted.clear();
+}
+
+// Those of a group land in the order in which they were not begun.
+void land_all_but(unsigned keep, Copies& copies) {
+    while (copies.groups.size() > keep) {
+        const Copies::Group group = std::move(copies.groups.front());
+        copies.groups.pop_front();
+        for (auto land = group.land.rbegin(); land != group.land.rend(); ++land) (*land)();
+        if (checking) release_copies(*self(), group.last, self()->known);
+    }
 }
 
 }  // namespace
@@ -112,26 +124,17 @@ void copy_async(void* to, const void* from, size_t bytes, size_t source_bytes, S
         check_lane_copy(to, bytes, true, site);
     }
     std::memset(to, 0xFF, bytes);
-    thread.uncommitted.push_back([=] {
+    thread.loads.uncommitted.push_back([=] {
         std::memcpy(to, from, source_bytes);
         std::memset(static_cast<char*>(to) + source_bytes, 0, bytes - source_bytes);
     });
 }
 
 void commit_copies() {
-    Thread& thread = *self();
-    thread.groups.push_back({std::move(thread.uncommitted), thread.copy_time});
-    thread.uncommitted.clear();
+    commit(self()->loads);
 }
-
-void wait_for_copies(unsigned keep, Site) {
-    Thread& thread = *self();
-    while (thread.groups.size() > keep) {
-        CopyGroup group = std::move(thread.groups.front());
-        thread.groups.pop_front();
-        for (auto land = group.land.rbegin(); land != group.land.rend(); ++land) (*land)();
-        if (checking) release_copies(thread, group.last, thread.known);
-    }
+void wait_for_copies(unsigned keep) {
+    land_all_but(keep, self()->loads);
 }
 
 void mbarrier_init(void* barrier, unsigned count, Site site) {
@@ -142,14 +145,14 @@ void mbarrier_init(void* barrier, unsigned count, Site site) {
     auto& fresh = block.phase_barriers[barrier];
     if (!fresh.waiting.empty() || fresh.bytes)
         report("wrong barrier", site, "initialises an mbarrier that is in use");
-    fresh = {};
-    fresh.count = fresh.missing = count;
-    fresh.site = site;
-    if (checking) release(*self(), fresh.known);
+    fresh = PhaseBarrier(count);
+    fresh.maker = self();
+    if (checking) check_access(barrier, 8, true, site);
 }
 
-void mbarrier_expect(void* address, unsigned bytes, Site site) {
-    if (PhaseBarrier* barrier = find(address, site)) barrier->bytes += bytes;
+void mbarrier_fence() {
+    for (auto& [address, barrier] : self()->block->phase_barriers)
+        if (barrier.maker == self()) barrier.announced = true;
 }
 
 void mbarrier_arrive(void* address, unsigned expected_bytes, Site site) {
@@ -160,27 +163,9 @@ void mbarrier_arrive(void* address, unsigned expected_bytes, Site site) {
                       "arrives at an mbarrier whose " + std::to_string(barrier->count) +
                           " arrivals of this phase have all been");
     barrier->bytes += expected_bytes;
-    if (checking) {
-        release(*self(), barrier->gathering);
-    }
+    if (checking) release(*self(), barrier->gathering);
     --barrier->missing;
     end_phase_if_complete(*barrier);
-}
-
-void mbarrier_arrive_after_copies(void* address, Site site) {
-    wait_for_copies(0, site);
-    mbarrier_arrive(address, 0, site);
-}
-
-bool mbarrier_test(const void* address, unsigned parity, Site site) {
-    PhaseBarrier* barrier = find(address, site);
-    if (!barrier) return true;
-    if (!ended(*barrier, parity)) {
-        spin("an mbarrier", site);
-        return false;
-    }
-    if (checking) acquire(*self(), barrier->known);
-    return true;
 }
 
 void mbarrier_wait(const void* address, unsigned parity, Site site) {
@@ -193,74 +178,75 @@ void mbarrier_wait(const void* address, unsigned parity, Site site) {
     if (checking) acquire(*self(), barrier->known);
 }
 
-void tensor_load(void* to, const TensorMap& given, const int* where, void* barrier,
-                 unsigned cta_mask, Site site) {
-    Thread& thread = *self();
-    const TensorMap map = given;
+// A box of a tensor, and where it lies in the shared memory of one block.
+struct Box {
+    TensorMap map;
     int at[5] = {};
-    std::copy(where, where + map.rank, at);
-    const size_t bytes = box_bytes(map);
+    char *shared, *place;
+
+    Box(const TensorMap& map, const int* where, const Block& block, void* place)
+        : map(map), shared(block.shared), place(static_cast<char*>(place)) {
+        std::copy(where, where + map.rank, at);
+    }
+    size_t bytes() const {
+        size_t product = map.element_bytes;
+        for (unsigned d = 0; d < map.rank; ++d) product *= map.box[d];
+        return product;
+    }
+    // visit(in shared memory, in the tensor or null) for each element.
+    template <typename Visit>
+    void each(Visit visit) const {
+        each_element(map, at, [&](size_t offset, char* element) {
+            visit(shared + swizzled(place + offset - shared, map.swizzle), element);
+        });
+    }
+    void check(bool stores, Site site) const {
+        check_copy(place, bytes(), !stores, site);
+        each([&](char*, char* element) {
+            if (element) check_copy(element, map.element_bytes, stores, site);
+        });
+    }
+    void load() const {
+        each([&](char* to, char* element) {
+            if (element)
+                std::memcpy(to, element, map.element_bytes);
+            else
+                std::memset(to, 0, map.element_bytes);
+        });
+    }
+    void store() const {
+        each([&](char* from, char* element) {
+            if (element) std::memcpy(element, from, map.element_bytes);
+        });
+    }
+};
+
+void tensor_load(void* to, const TensorMap& map, const int* at, void* barrier, unsigned cta_mask,
+                 Site site) {
+    Thread& thread = *self();
     if (reinterpret_cast<uintptr_t>(to) % 128)
         report("misaligned", site, "a tensor copy's place in shared memory is a multiple of 128");
     ++thread.copy_time;
     for (unsigned rank = 0; rank < thread.block->cluster.size(); ++rank) {
         if (!(cta_mask >> rank & 1)) continue;
-        char* target = static_cast<char*>(in_block(to, rank));
+        const Box box(map, at, *thread.block->cluster[rank], in_block(to, rank));
         void* signal = in_block(barrier, rank);
-        if (checking) {
-            check_copy(target, bytes, true, site);
-            each_run(map, at, [&](size_t, char* address, size_t n) {
-                if (address) check_copy(address, n, false, site);
-            });
-        }
-        std::memset(target, 0xFF, bytes);
-        const char* base = thread.block->cluster[rank]->shared;
+        require_announced(signal, site);
+        if (checking) box.check(false, site);
+        std::memset(box.place, 0xFF, box.bytes());
         begin_copy([=, &thread, time = thread.copy_time] {
-            int corner[5];
-            std::copy(at, at + 5, corner);
-            each_run(map, corner, [&](size_t offset, char* address, size_t n) {
-                const size_t place = swizzled(target + offset - base, map.swizzle);
-                if (address)
-                    std::memcpy(const_cast<char*>(base) + place, address, n);
-                else
-                    std::memset(const_cast<char*>(base) + place, 0, n);
-            });
-            complete(thread, time, signal, unsigned(bytes));
+            box.load();
+            complete(thread, time, signal, unsigned(box.bytes()));
         });
     }
 }
 
-void tensor_store(const TensorMap& given, const int* where, const void* from, bool add, Site site) {
+void tensor_store(const TensorMap& map, const int* at, const void* from, Site site) {
     Thread& thread = *self();
-    const TensorMap map = given;
+    const Box box(map, at, *thread.block, const_cast<void*>(from));
     ++thread.copy_time;
-    if (checking) {
-        check_copy(from, box_bytes(map), false, site);
-        each_run(map, where, [&](size_t, char* address, size_t n) {
-            if (address) check_copy(address, n, true, site);
-        });
-    }
-    const char* base = owner(from)->shared;
-    int at[5] = {};
-    std::copy(where, where + map.rank, at);
-    thread.uncommitted.push_back([=] {
-        int corner[5];
-        std::copy(at, at + 5, corner);
-        each_run(map, corner, [&](size_t offset, char* address, size_t n) {
-            const char* source =
-                base + swizzled(static_cast<const char*>(from) + offset - base, map.swizzle);
-            if (!address) return;
-            if (add) {
-                float sum, term;
-                std::memcpy(&sum, address, 4);
-                std::memcpy(&term, source, 4);
-                sum += term;
-                std::memcpy(address, &sum, 4);
-            } else {
-                std::memcpy(address, source, n);
-            }
-        });
-    });
+    if (checking) box.check(true, site);
+    thread.stores.uncommitted.push_back([=] { box.store(); });
 }
 
 void bulk_load(void* to, const void* from, unsigned bytes, void* barrier, Site site) {
@@ -268,6 +254,7 @@ void bulk_load(void* to, const void* from, unsigned bytes, void* barrier, Site s
     if (bytes % 16 || reinterpret_cast<uintptr_t>(to) % 16 ||
         reinterpret_cast<uintptr_t>(from) % 16)
         report("misaligned", site, "a bulk copy moves multiples of 16 bytes");
+    require_announced(barrier, site);
     ++thread.copy_time;
     if (checking) {
         check_copy(from, bytes, false, site);
@@ -287,28 +274,25 @@ void bulk_store(void* to, const void* from, unsigned bytes, Site site) {
         check_copy(from, bytes, false, site);
         check_copy(to, bytes, true, site);
     }
-    thread.uncommitted.push_back([=] { std::memcpy(to, from, bytes); });
+    thread.stores.uncommitted.push_back([=] { std::memcpy(to, from, bytes); });
 }
 
 void commit_stores() {
-    commit_copies();
+    commit(self()->stores);
 }
-void wait_for_stores(unsigned keep, Site site) {
-    wait_for_copies(keep, site);
+void wait_for_stores(unsigned keep) {
+    land_all_but(keep, self()->stores);
 }
 
 void proxy_fence() {
-    if (checking) check_proxy_fence(*self());
+    mbarrier_fence();
+    if (checking) release_to_copies(*self());
 }
 
 unsigned cluster_rank() {
     const Block& block = *self()->block;
     const auto& all = block.cluster;
     return unsigned(std::find(all.begin(), all.end(), &block) - all.begin());
-}
-
-unsigned cluster_blocks() {
-    return unsigned(self()->block->cluster.size());
 }
 
 void* in_block(void* address, unsigned rank) {
@@ -318,8 +302,7 @@ void* in_block(void* address, unsigned rank) {
 }
 
 // A barrier that is arrived at and waited for in two steps, by all threads of some blocks.
-static void arrive(PhaseBarrier& barrier, unsigned threads) {
-    if (!barrier.count) barrier.count = barrier.missing = threads;
+static void arrive(PhaseBarrier& barrier) {
     if (checking) release(*self(), barrier.gathering);
     --barrier.missing;
     end_phase_if_complete(barrier);
@@ -333,10 +316,13 @@ static void wait_for_phase(PhaseBarrier& barrier, unsigned phase, const char* wh
     if (checking) acquire(*self(), barrier.known);
 }
 
-void cluster_arrive(Site) {
-    Block& first = *self()->block->cluster[0];
-    self()->cluster_phase = first.cluster_barrier.phase;
-    arrive(first.cluster_barrier, unsigned(first.cluster.size() * first.threads.size()));
+void cluster_arrive(Site site) {
+    PhaseBarrier& barrier = self()->block->cluster[0]->cluster_barrier;
+    if (self()->cluster_phase == barrier.phase)
+        return report("double arrival", site,
+                      "arrives at the cluster's barrier twice without waiting for it");
+    self()->cluster_phase = barrier.phase;
+    arrive(barrier);
 }
 
 void cluster_wait(Site site) {
@@ -344,14 +330,20 @@ void cluster_wait(Site site) {
                    "the cluster's barrier", site);
 }
 
+void leave_cluster(Thread& thread) {
+    PhaseBarrier& barrier = thread.block->cluster[0]->cluster_barrier;
+    --barrier.count;
+    if (thread.cluster_phase != barrier.phase) --barrier.missing;
+    end_phase_if_complete(barrier);
+}
+
 void sync_grid(Site site) {
     Block& block = *self()->block;
-    const Launch& launch = block.grid->launch;
-    if (!launch.cooperative)
+    if (!block.grid->launch.cooperative)
         return report("wrong barrier", site, "waits for the grid; the launch is not cooperative");
     PhaseBarrier& barrier = block.leader->grid_barrier;
     const unsigned phase = barrier.phase;
-    arrive(barrier, launch.grid.size() * launch.block.size());
+    arrive(barrier);
     wait_for_phase(barrier, phase, "the grid's barrier", site);
 }
 

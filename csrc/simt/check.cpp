@@ -1,17 +1,13 @@
 #include "check.h"
 
 #include <dlfcn.h>
-#include <signal.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <unordered_map>
-#include <unordered_set>
 
+#include "findings.h"
 #include "machine.h"
 #include "source.h"
 #include "traffic.h"
@@ -19,31 +15,6 @@
 namespace simt {
 
 bool checking = false;
-
-void Known::join(const Known& other) {
-    for (const auto& [number, theirs] : other.times_) {
-        auto mine = std::find_if(times_.begin(), times_.end(),
-                                 [&](const auto& entry) { return entry.first == number; });
-        if (mine == times_.end()) {
-            times_.emplace_back(number, theirs);
-        } else if (mine->second != theirs) {
-            auto both = std::make_shared<std::vector<Time>>(*mine->second);
-            both->resize(std::max(both->size(), theirs->size()));
-            for (size_t i = 0; i < theirs->size(); ++i)
-                (*both)[i] = std::max((*both)[i], (*theirs)[i]);
-            mine->second = both;
-        }
-    }
-}
-
-void Known::set(uint32_t block, Times times) {
-    for (auto& entry : times_)
-        if (entry.first == block) {
-            entry.second = std::move(times);
-            return;
-        }
-    times_.emplace_back(block, std::move(times));
-}
 
 namespace {
 
@@ -62,37 +33,13 @@ struct Location {
 
 // Never destroyed: a program looks at what was found when its other variables are gone.
 auto& guard = *new std::recursive_mutex;
-auto& found = *new std::vector<Finding>;
 auto& memories = *new std::map<const char*, Memory>;
 auto& locations = *new std::unordered_map<const void*, Location>;
 uint32_t launch_number = 1;
 constexpr size_t kMostReaders = 16;  // of a place in global memory that are remembered
 
-Place place_of(const Access& access) {
-    return access.code ? locate(access.code) : Place{access.site.file, access.site.line};
-}
-
-void add(Finding finding) {
-    const std::lock_guard lock(guard);
-    for (Finding& old : found)
-        if (old.kind == finding.kind && old.file == finding.file && old.line == finding.line &&
-            old.other_file == finding.other_file && old.other_line == finding.other_line) {
-            ++old.count;
-            return;
-        }
-    if (const Thread* thread = self(); thread && finding.thread.empty()) {
-        finding.thread = text(thread->index);
-        finding.block = text(thread->block->index);
-    }
-    found.push_back(std::move(finding));
-}
-
-// A thread's copies are an agent of their own: its number follows those of all threads.
-unsigned agents(const Block& block) {
-    return 2 * block.threads.size();
-}
-unsigned copier(const Thread& thread) {
-    return thread.block->threads.size() + thread.rank;
+Site site_of(const Access& access) {
+    return access.code ? locate(access.code) : access.site;
 }
 
 bool happened_before(const Access& earlier, const Thread& now) {
@@ -114,15 +61,15 @@ std::string name_of_thread(const Access& access) {
 
 void report_race(const Access& earlier, bool earlier_write, const Access& now, bool write,
                  const std::string& what) {
-    const Place here = place_of(now), there = place_of(earlier);
+    const Site there = site_of(earlier);
     const auto verb = [](bool writes, bool atomic) {
         return atomic ? "updates" : writes ? "writes" : "reads";
     };
-    add({"race", here.file, here.line,
-         std::string(verb(write, now.atomic)) + " " + what + ", which " + name_of_thread(earlier) +
-             " " + verb(earlier_write, earlier.atomic) + " at " + there.file + ":" +
-             std::to_string(there.line) + "; nothing orders the two",
-         there.file, there.line, "", "", 1});
+    report("race", site_of(now),
+           std::string(verb(write, now.atomic)) + " " + what + ", which " +
+               name_of_thread(earlier) + " " + verb(earlier_write, earlier.atomic) + " at " +
+               there.file + ":" + std::to_string(there.line) + "; nothing orders the two",
+           there);
 }
 
 // One access of the bytes of one granule.
@@ -150,9 +97,11 @@ void check_granule(Granule& granule, uint32_t stamp, const Access& now, bool wri
                 report_race(earlier, false, now, write, name);
                 break;
             }
-    // An access that this one follows, and that touched no other bytes, can be forgotten.
+    // An access that this one follows, and that touched no other bytes, can be forgotten: what
+    // races with it races with this one, unless this one is atomic.
     const auto superseded = [&](const Access& earlier) {
-        return !(earlier.bytes & ~now.bytes) && happened_before(earlier, thread);
+        return !(earlier.bytes & ~now.bytes) && now.atomic <= earlier.atomic &&
+               happened_before(earlier, thread);
     };
     auto& same = write ? granule.writes : granule.reads;
     std::erase_if(same, superseded);
@@ -182,6 +131,10 @@ std::string beside(const std::string& name, long offset, size_t bytes) {
 bool find_shared(const char* address, size_t bytes, Target& target, std::string& trouble) {
     for (Block* block : self()->block->cluster) {
         if (!block->owns(address)) continue;
+        if (!block->alive) {
+            trouble = "in the shared memory of block " + text(block->index) + ", which has ended";
+            return false;
+        }
         const size_t offset = address - block->shared;
         const SharedArray* nearest = nullptr;
         for (const SharedArray& array : block->arrays) {
@@ -257,22 +210,17 @@ void check(const void* where, size_t bytes, bool write, By by, const void* code,
     if (!find_shared(address, bytes, target, trouble) &&
         (!trouble.empty() || !find_global(address, bytes, target, trouble))) {
         if (trouble.empty() && in_program(where)) return;
-        const Place here = place_of(now);
-        add({"out of bounds", here.file, here.line,
-             std::string(write ? "writes " : "reads ") + std::to_string(bytes) + " bytes, " +
-                 (trouble.empty() ? "where the device has no memory (of the host?)" : trouble),
-             "", 0, "", "", 1});
-        return;
+        return report(
+            "out of bounds", site_of(now),
+            std::string(write ? "writes " : "reads ") + std::to_string(bytes) + " bytes, " +
+                (trouble.empty() ? "where the device has no memory (of the host?)" : trouble));
     }
     const auto number = reinterpret_cast<uintptr_t>(address);
-    if (bytes <= 16 && number % bytes) {
-        const Place here = place_of(now);
-        add({"misaligned", here.file, here.line,
-             std::string(write ? "writes " : "reads ") + std::to_string(bytes) +
-                 " bytes at once, " + std::to_string(number % bytes) +
-                 " bytes past a multiple of that, in " + target.name,
-             "", 0, "", "", 1});
-    }
+    if (bytes <= 16 && number % bytes)
+        report("misaligned", site_of(now),
+               std::string(write ? "writes " : "reads ") + std::to_string(bytes) +
+                   " bytes at once, " + std::to_string(number % bytes) +
+                   " bytes past a multiple of that, in " + target.name);
     if (counting && (by == By::thread || by == By::lane_copy))
         count_access(*thread, target.memory, address - target.memory, bytes, target.local, write,
                      code, site);
@@ -285,9 +233,8 @@ void check(const void* where, size_t bytes, bool write, By by, const void* code,
         Granule& granule = target.granules[at - first];
         const bool stale = target.local && granule.stamp != target.stamp;
         if ((!write || atomic) && (now.bytes & ~(stale ? 0 : granule.written))) {
-            const Place here = place_of(now);
-            add({"uninitialised", here.file, here.line,
-                 "reads " + target.name + " where nothing has been written", "", 0, "", "", 1});
+            report("uninitialised", site_of(now),
+                   "reads " + target.name + " where nothing has been written");
             granule.written |= now.bytes;
         }
         check_granule(granule, target.stamp, now, write, target.local, target.name);
@@ -313,12 +260,12 @@ static void check_shown(const void* where, size_t bytes, Site site) {
                 if (block->shadow[at].stamp == block->number &&
                     write.rank < block->threads.size() &&
                     thread.known.of(Known::copies_of(write.block), write.rank) < write.time) {
-                    const Place there = place_of(write);
-                    return add({"missing fence", site.file, site.line,
-                                "copies what " + name_of_thread(write) + " has written at line " +
-                                    std::to_string(there.line) +
-                                    ", without a proxy fence between the two",
-                                there.file, there.line, "", "", 1});
+                    const Site there = site_of(write);
+                    return report("missing fence", site,
+                                  "copies what " + name_of_thread(write) + " has written at line " +
+                                      std::to_string(there.line) +
+                                      ", without a proxy fence between the two",
+                                  there);
                 }
     }
 }
@@ -348,14 +295,6 @@ void check_access(const void* address, size_t bytes, bool write, Site site) {
     check(address, bytes, write, By::thread, nullptr, site);
 }
 
-void check_proxy_fence(Thread& thread) {
-    const uint32_t copies = Known::copies_of(thread.block->number);
-    auto times = std::make_shared<std::vector<Time>>(agents(*thread.block));
-    for (unsigned i = 0; i < times->size(); ++i) (*times)[i] = thread.known.of(copies, i);
-    (*times)[thread.rank] = thread.time++;
-    thread.known.set(copies, times);
-}
-
 void check_copy(const void* address, size_t bytes, bool write, Site site) {
     check(address, bytes, write, By::copy, nullptr, site);
     if (!write) check_shown(address, bytes, site);
@@ -366,57 +305,35 @@ void check_lane_copy(const void* address, size_t bytes, bool write, Site site) {
     if (!write) check_shown(address, bytes, site);
 }
 
+void check_mbarrier(const void* address, Site site) {
+    check(address, 8, true, By::atomic, nullptr, site);
+}
+
+void check_end(Thread& thread) {
+    Block& block = *thread.block;
+    block.ended.join(thread.known);
+    if (block.alive) return;
+    const auto require = [&](const Access& access) {
+        if (access.block == block.number ||
+            block.ended.of(access.block, access.rank) >= access.time)
+            return;
+        report("out of bounds", site_of(access),
+               "ends, and with its block the shared memory that " + name_of_thread(access) +
+                   " uses here; nothing orders the two");
+    };
+    for (size_t at = 0; at < block.shared_used / 4; ++at) {
+        if (block.shadow[at].stamp != block.number) continue;
+        std::for_each(block.shadow[at].writes.begin(), block.shadow[at].writes.end(), require);
+        std::for_each(block.shadow[at].reads.begin(), block.shadow[at].reads.end(), require);
+    }
+}
+
 void check_volatile(const void* address, size_t bytes, bool write, const void* code) {
+    // Others run before a read, not between what is heard and what is read.
+    if (!write && self() && !on_a_stack(address))
+        spin("a change of a volatile variable", locate(code));
     check(address, bytes, write, By::atomic, code, {"", 0});
     meet(address);
-    if (!write && self() && !on_a_stack(address)) {
-        const Place& here = locate(code);
-        spin("a change of a volatile variable", {here.file.c_str(), here.line});
-    }
-}
-
-void check_fence(Thread& thread, bool device_wide) {
-    thread.known.join(thread.heard);
-    thread.fenced[0].clear();
-    release(thread, thread.fenced[0]);
-    if (device_wide) thread.fenced[1] = thread.fenced[0];
-}
-
-void release(Thread& thread, Known& to) {
-    to.join(thread.known);
-    const uint32_t block = thread.block->number;
-    auto times = std::make_shared<std::vector<Time>>(agents(*thread.block));
-    for (unsigned i = 0; i < times->size(); ++i) (*times)[i] = to.of(block, i);
-    (*times)[thread.rank] = thread.time++;
-    to.set(block, times);
-}
-
-void release_copies(const Thread& thread, Time time, Known& to) {
-    const uint32_t block = thread.block->number;
-    auto times = std::make_shared<std::vector<Time>>(agents(*thread.block));
-    for (unsigned i = 0; i < times->size(); ++i) (*times)[i] = to.of(block, i);
-    Time& mine = (*times)[copier(thread)];
-    mine = std::max(mine, time);
-    to.set(block, times);
-}
-
-void acquire(Thread& thread, const Known& from) {
-    thread.known.join(from);
-}
-
-void check_barrier(const std::vector<Thread*>& threads, const Known& arrived) {
-    Known all = arrived;
-    for (const Thread* thread : threads) all.join(thread->known);
-    // Own times, block by block: the threads of one block lie together.
-    for (size_t begin = 0; begin < threads.size();) {
-        const Block& block = *threads[begin]->block;
-        auto times = std::make_shared<std::vector<Time>>(agents(block));
-        for (unsigned i = 0; i < times->size(); ++i) (*times)[i] = all.of(block.number, i);
-        for (; begin < threads.size() && threads[begin]->block == &block; ++begin)
-            (*times)[threads[begin]->rank] = threads[begin]->time++;
-        all.set(block.number, times);
-    }
-    for (Thread* thread : threads) thread->known = all;
 }
 
 void check_launch() {
@@ -457,180 +374,4 @@ void mark_written(const void* begin, size_t bytes) {
         memory.shadow[(byte + shift) / 4].written |= 1 << (byte + shift) % 4;
 }
 
-void report(const char* kind, Site site, const std::string& message) {
-    add({kind, site.file, site.line, message, "", 0, "", "", 1});
-}
-
-const std::vector<Finding>& findings() {
-    return found;
-}
-void clear_findings() {
-    found.clear();
-}
-
-void print_findings() {
-    for (const Finding& f : found) {
-        std::fprintf(stderr, "%s:%d: error: %s: ", f.file.c_str(), f.line, f.kind.c_str());
-        if (!f.thread.empty())
-            std::fprintf(stderr, "thread %s of block %s ", f.thread.c_str(), f.block.c_str());
-        std::fprintf(stderr, "%s", f.message.c_str());
-        if (f.count > 1) std::fprintf(stderr, " (%u times)", f.count);
-        std::fputc('\n', stderr);
-    }
-}
-
-static std::string quoted(const std::string& text) {
-    std::string out = "\"";
-    for (const char c : text) {
-        if (c == '"' || c == '\\') out += '\\';
-        out += c == '\n' ? ' ' : c;
-    }
-    return out + '"';
-}
-
-std::string findings_as_json() {
-    std::string out = "[";
-    for (const Finding& f : found) {
-        if (out.size() > 1) out += ",\n ";
-        out += "{\"kind\": " + quoted(f.kind) + ", \"file\": " + quoted(f.file) +
-               ", \"line\": " + std::to_string(f.line) + ", \"message\": " + quoted(f.message) +
-               ", \"other_file\": " + quoted(f.other_file) +
-               ", \"other_line\": " + std::to_string(f.other_line) +
-               ", \"block\": " + quoted(f.block) + ", \"thread\": " + quoted(f.thread) +
-               ", \"count\": " + std::to_string(f.count) + "}";
-    }
-    return out + "]\n";
-}
-
-// A program's last act: its findings, to the file that SIMT_JSON names or else to the standard
-// error.
-static void tell() {
-    std::fflush(stdout);
-    const char* path = std::getenv("SIMT_JSON");
-    FILE* file = path ? std::fopen(path, "w") : nullptr;
-    if (file) {
-        std::fputs(findings_as_json().c_str(), file);
-        std::fclose(file);
-    } else {
-        print_findings();
-    }
-    if (!found.empty()) std::_Exit(1);
-}
-
-// A kernel that reads or writes where the processor has no memory ends the program: not before it
-// has told what was found, the last access among it.
-static void end_of_program(int signal) {
-    if (const Thread* thread = self())
-        std::fprintf(stderr, "%s ends the program with signal %d\n", describe(*thread).c_str(),
-                     signal);
-    tell();
-    std::_Exit(128 + signal);
-}
-
-static void catch_signals() {
-    static char stack[1 << 16];
-    const stack_t alternative{stack, 0, sizeof stack};
-    sigaltstack(&alternative, nullptr);
-    struct sigaction action{};
-    action.sa_handler = end_of_program;
-    action.sa_flags = SA_ONSTACK | SA_RESETHAND;
-    for (const int signal : {SIGSEGV, SIGBUS, SIGFPE}) sigaction(signal, &action, nullptr);
-}
-
 }  // namespace simt
-
-// What the compiler has the kernels call.
-using simt::check_access;
-#define SIMT_CODE __builtin_return_address(0)
-
-extern "C" {
-
-// Called before main: a program of the check build tells at its end what was found.
-void __tsan_init() {
-    if (!simt::checking) {
-        std::atexit(simt::tell);
-        simt::catch_signals();
-    }
-    simt::checking = true;
-}
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_vptr_read(void**) {}
-
-#define SIMT_SIZE(n)                                   \
-    void __tsan_read##n(void* p) {                     \
-        check_access(p, n, false, SIMT_CODE);          \
-    }                                                  \
-    void __tsan_write##n(void* p) {                    \
-        check_access(p, n, true, SIMT_CODE);           \
-    }                                                  \
-    void __tsan_unaligned_read##n(void* p) {           \
-        check_access(p, n, false, SIMT_CODE);          \
-    }                                                  \
-    void __tsan_unaligned_write##n(void* p) {          \
-        check_access(p, n, true, SIMT_CODE);           \
-    }                                                  \
-    void __tsan_volatile_read##n(void* p) {            \
-        simt::check_volatile(p, n, false, SIMT_CODE);  \
-    }                                                  \
-    void __tsan_volatile_write##n(void* p) {           \
-        simt::check_volatile(p, n, true, SIMT_CODE);   \
-    }                                                  \
-    void __tsan_unaligned_volatile_read##n(void* p) {  \
-        check_access(p, n, false, SIMT_CODE);          \
-    }                                                  \
-    void __tsan_unaligned_volatile_write##n(void* p) { \
-        check_access(p, n, true, SIMT_CODE);           \
-    }
-SIMT_SIZE(1)
-SIMT_SIZE(2)
-SIMT_SIZE(4)
-SIMT_SIZE(8)
-SIMT_SIZE(16)
-#undef SIMT_SIZE
-
-void __tsan_read_range(void* p, size_t bytes) {
-    check_access(p, bytes, false, SIMT_CODE);
-}
-void __tsan_write_range(void* p, size_t bytes) {
-    check_access(p, bytes, true, SIMT_CODE);
-}
-
-// Atomics of the host's code in a kernel's file: done, not watched.
-#define SIMT_ATOMIC(bits, T)                                                                      \
-    T __tsan_atomic##bits##_load(const volatile T* p, int) {                                      \
-        return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                              \
-    }                                                                                             \
-    void __tsan_atomic##bits##_store(volatile T* p, T x, int) {                                   \
-        __atomic_store_n(p, x, __ATOMIC_SEQ_CST);                                                 \
-    }                                                                                             \
-    T __tsan_atomic##bits##_exchange(volatile T* p, T x, int) {                                   \
-        return __atomic_exchange_n(p, x, __ATOMIC_SEQ_CST);                                       \
-    }                                                                                             \
-    T __tsan_atomic##bits##_fetch_add(volatile T* p, T x, int) {                                  \
-        return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);                                        \
-    }                                                                                             \
-    T __tsan_atomic##bits##_fetch_sub(volatile T* p, T x, int) {                                  \
-        return __atomic_fetch_sub(p, x, __ATOMIC_SEQ_CST);                                        \
-    }                                                                                             \
-    T __tsan_atomic##bits##_fetch_and(volatile T* p, T x, int) {                                  \
-        return __atomic_fetch_and(p, x, __ATOMIC_SEQ_CST);                                        \
-    }                                                                                             \
-    T __tsan_atomic##bits##_fetch_or(volatile T* p, T x, int) {                                   \
-        return __atomic_fetch_or(p, x, __ATOMIC_SEQ_CST);                                         \
-    }                                                                                             \
-    bool __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* old, T x, int, int) {    \
-        return __atomic_compare_exchange_n(p, old, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
-    }                                                                                             \
-    bool __tsan_atomic##bits##_compare_exchange_weak(volatile T* p, T* old, T x, int, int) {      \
-        return __atomic_compare_exchange_n(p, old, x, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
-    }
-SIMT_ATOMIC(8, uint8_t)
-SIMT_ATOMIC(16, uint16_t)
-SIMT_ATOMIC(32, uint32_t)
-SIMT_ATOMIC(64, uint64_t)
-#undef SIMT_ATOMIC
-void __tsan_atomic_thread_fence(int) {}
-
-}  // extern "C"

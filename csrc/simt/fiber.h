@@ -34,6 +34,7 @@ void make_fiber(Fiber& fiber, char* stack, size_t bytes, void (*entry)());
 class Stacks {
 public:
     static constexpr size_t kBytes = size_t{1} << 18;
+    static constexpr size_t kMost = size_t{1} << 14;
 
     ~Stacks();
     char* at(size_t index);
@@ -42,7 +43,6 @@ public:
     }
 
 private:
-    static constexpr size_t kMost = size_t{1} << 14;
     char* base_ = nullptr;
     size_t ready_ = 0;
 };

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <utility>
 
+#include "findings.h"
 #include "runtime.h"
 #include "traffic.h"
 #include "turns.h"
@@ -112,8 +113,8 @@ private:
         block.collectives.assign((count + kWarp - 1) / kWarp, {});
         for (Barrier& barrier : block.barriers) barrier = {};
         block.phase_barriers.clear();
-        block.cluster_barrier = block.grid_barrier = {};
         block.cluster = {&block};
+        block.ended.clear();
         if (!block.memory) {
             block.memory = std::make_unique<char[]>(kSharedBytes + 1024);
             const auto begin = reinterpret_cast<uintptr_t>(block.memory.get());
@@ -135,11 +136,17 @@ private:
             clusters[{grid, at.x / size.x, at.y / size.y, at.z / size.z}].push_back(
                 blocks_[i].get());
         }
-        for (const auto& [where, members] : clusters)
+        for (const auto& [where, members] : clusters) {
             for (Block* block : members) block->cluster = members;
+            const size_t threads = members.size() * members[0]->threads.size();
+            members[0]->cluster_barrier = PhaseBarrier(unsigned(threads));
+        }
         std::map<const Grid*, Block*> leaders;
         for (size_t i = 0; i < unit.size(); ++i)
             blocks_[i]->leader = leaders.try_emplace(unit[i].first, blocks_[i].get()).first->second;
+        for (const auto& [grid, leader] : leaders)
+            leader->grid_barrier =
+                PhaseBarrier(grid->launch.grid.size() * grid->launch.block.size());
     }
 
     static void begin_thread();
@@ -149,6 +156,10 @@ private:
         --block.alive;
         --alive_;
         release_if_complete(block.barriers[0], block);
+        if (block.cluster.size() > 1) {
+            if (checking) check_end(thread);
+            leave_cluster(thread);
+        }
         give_way(Thread::done, "", {"", 0});
     }
 
@@ -256,7 +267,7 @@ void add_units(const Grid& grid, std::vector<Unit>& units) {
     }
 }
 
-void execute(const std::vector<Grid>& grids) {
+cudaError_t execute(const std::vector<Grid>& grids) {
     check_launch();
     std::vector<Unit> units;
     for (const Grid& grid : grids) add_units(grid, units);
@@ -264,6 +275,14 @@ void execute(const std::vector<Grid>& grids) {
         Unit all;
         for (const Unit& unit : units) all.insert(all.end(), unit.begin(), unit.end());
         units = {all};
+        size_t threads = 0;
+        for (const Grid& grid : grids)
+            threads += grid.launch.grid.size() * grid.launch.block.size();
+        if (threads > Stacks::kMost) {
+            std::fprintf(stderr, "simt: launch: at most %zu threads run at once, and %zu are to\n",
+                         Stacks::kMost, threads);
+            return remember_error(cudaErrorCooperativeLaunchTooLarge);
+        }
     }
     if (options().order == Order::reversed) std::reverse(units.begin(), units.end());
     const std::vector<unsigned>& choices = options().choices;
@@ -281,6 +300,10 @@ void execute(const std::vector<Grid>& grids) {
     std::vector<std::jthread> helpers;
     for (size_t i = 1; i < std::min(processors, units.size()); ++i) helpers.emplace_back(work);
     work();
+    helpers.clear();
+    for (const Finding& finding : findings())
+        if (finding.kind == "deadlock") return remember_error(cudaErrorLaunchFailure);
+    return cudaSuccess;
 }
 
 thread_local std::vector<Grid>* together = nullptr;
@@ -294,7 +317,7 @@ void release_if_complete(Barrier& barrier, Block& block) {
                std::to_string(block.threads.size() - barrier.arrived) + " of " +
                    std::to_string(block.threads.size()) +
                    " threads have left the kernel without reaching it");
-    if (checking) check_barrier(barrier.waiting, barrier.released);
+    if (checking) release_at_barrier(barrier.waiting, barrier.released);
     if (counting) in_step(barrier.waiting);
     for (Thread* thread : barrier.waiting) wake(*thread);
     barrier = {};
@@ -444,20 +467,24 @@ void sync_warp(unsigned mask, Site site) {
             for (unsigned lane = 0; lane < kWarp; ++lane)
                 if (lanes >> lane & 1)
                     threads.push_back(&block.threads[self()->warp() * kWarp + lane]);
-            check_barrier(threads, {});
+            release_at_barrier(threads, {});
         },
         site);
 }
 
 void fence(bool device_wide) {
-    if (checking) check_fence(*self(), device_wide);
+    if (checking) release_by_fence(*self(), device_wide);
 }
 
 void* shared_array(const void* key, const char* name, size_t bytes, size_t alignment, Site site) {
     Block& block = *self()->block;
     for (const SharedArray& array : block.arrays)
         if (array.key == key) return block.shared + array.offset;
-    void* array = place(block, key, name, bytes, alignment);
+    void* array = nullptr;
+    for (Block* other : block.cluster) {  // at the same offset in all of them
+        void* theirs = place(*other, key, name, bytes, alignment);
+        if (other == &block) array = theirs;
+    }
     if (!array) {
         report("shared memory", site,
                std::string("declares ") + name + ", " + std::to_string(bytes) + " bytes, after " +
@@ -474,9 +501,6 @@ void* dynamic_shared() {
 void begin_copy(std::function<void()> land) {
     machine().begin_copy(std::move(land));
 }
-uint64_t random_number() {
-    return machine().random();
-}
 
 // Why a launch cannot be, or null.
 static const char* trouble_with(const Launch& launch) {
@@ -487,21 +511,18 @@ static const char* trouble_with(const Launch& launch) {
     if (launch.grid.x % launch.cluster.x || launch.grid.y % launch.cluster.y ||
         launch.grid.z % launch.cluster.z)
         return "the clusters do not divide the grid";
+    if (launch.cluster.size() > 8) return "a cluster has at most 8 blocks";
     return nullptr;
 }
 
-int run(const Launch& launch) {
+cudaError_t run(const Launch& launch) {
     const Grid grid{launch, {launch.arguments, launch.drop}};
     if (const char* trouble = trouble_with(launch)) {
         std::fprintf(stderr, "simt: launch: %s\n", trouble);
         return remember_error(cudaErrorInvalidValue);
     }
-    if (together)
-        together->push_back(grid);
-    else
-        execute({grid});
-    for (const Finding& finding : findings())
-        if (finding.kind == "deadlock") return remember_error(cudaErrorLaunchFailure);
+    if (!together) return execute({grid});
+    together->push_back(grid);
     return cudaSuccess;
 }
 
@@ -511,7 +532,7 @@ Together::Together() {
 
 Together::~Together() {
     const std::unique_ptr<std::vector<Grid>> grids(std::exchange(together, nullptr));
-    if (!grids->empty()) execute(*grids);
+    if (!grids->empty()) (void)execute(*grids);
 }
 
 std::string text(uint3 index) {

@@ -31,10 +31,15 @@ constexpr size_t kSharedBytes = 227 * 1024;
 
 struct Block;
 
-// Copies of one thread that it waits for together.
-struct CopyGroup {
-    std::vector<std::function<void()>> land;
-    Time last;
+// Copies of one thread: those of a group are waited for together, group after group.
+struct Copies {
+    using Landing = std::function<void()>;
+    struct Group {
+        std::vector<Landing> land;
+        Time last;
+    };
+    std::vector<Landing> uncommitted;
+    std::deque<Group> groups;
 };
 
 struct Thread {
@@ -54,9 +59,8 @@ struct Thread {
 
     // Copies under way: their time moves on with each, since they are nobody's who waits.
     Time copy_time = 0;
-    std::vector<std::function<void()>> uncommitted;
-    std::deque<CopyGroup> groups;
-    unsigned cluster_phase = 0;  // in which it arrived at the cluster's barrier
+    Copies loads, stores;
+    unsigned cluster_phase = ~0u;  // in which it last arrived at the cluster's barrier
 
     unsigned lane() const { return rank % kWarp; }
     unsigned warp() const { return rank / kWarp; }
@@ -81,11 +85,14 @@ struct Barrier {
 };
 
 struct PhaseBarrier {
-    unsigned count = 0, missing = 0, phase = 0;
+    unsigned count, missing, phase = 0;
     long bytes = 0;          // that are expected and have not landed
     Known gathering, known;  // of those who arrive in this phase; of those of the last one
     std::vector<Thread*> waiting;
-    Site site;
+    const Thread* maker = nullptr;
+    bool announced = false;  // to copies, by a fence of its maker
+
+    explicit PhaseBarrier(unsigned count = 0) : count(count), missing(count) {}
 };
 
 struct SharedArray {
@@ -114,6 +121,7 @@ struct Block {
     char* shared = nullptr;  // kSharedBytes, aligned
     size_t shared_used = 0;
     std::vector<Granule> shadow;
+    Known ended;                  // what its threads knew when they ended
     std::vector<Block*> cluster;  // its blocks by their rank, this one among them
     Block* leader = nullptr;      // the first block of the grid that is on the machine
     PhaseBarrier cluster_barrier, grid_barrier;  // those of a cluster's and a grid's first block
@@ -147,8 +155,9 @@ void wait(const char* what, Site site);
 void wake(Thread& thread);
 // A copy that is under way. It lands when the scheduler says so.
 void begin_copy(std::function<void()> land);
+// A thread that has ended is waited for no more.
+void leave_cluster(Thread& thread);
 
-uint64_t random_number();
 std::string text(uint3 index);
 std::string describe(const Thread& thread);
 

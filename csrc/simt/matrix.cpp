@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstring>
 
+#include "findings.h"
 #include "machine.h"
 
 namespace simt {

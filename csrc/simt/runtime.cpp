@@ -63,6 +63,8 @@ const char* cudaGetErrorString(cudaError_t error) {
             return "invalid argument";
         case cudaErrorMemoryAllocation:
             return "out of memory";
+        case cudaErrorCooperativeLaunchTooLarge:
+            return "too many threads for a cooperative launch";
         default:
             return "a kernel failed";
     }

@@ -7,13 +7,14 @@
 
 #include <cstddef>
 
-#include "api.h"
+#include "types.h"
 
 enum cudaError_t {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorLaunchFailure = 719,
+    cudaErrorCooperativeLaunchTooLarge = 720,
 };
 enum cudaMemcpyKind {
     cudaMemcpyHostToHost,
@@ -57,6 +58,30 @@ cudaError_t cudaFuncSetAttribute(Kernel, int, int) {
     return cudaSuccess;
 }
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+
+// What kernel<<<...>>> has no place for.
+enum cudaLaunchAttributeID {
+    cudaLaunchAttributeIgnore = 0,
+    cudaLaunchAttributeCooperative = 2,
+    cudaLaunchAttributeClusterDimension = 4,
+};
+union cudaLaunchAttributeValue {
+    int cooperative;
+    uint3 clusterDim;
+};
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    cudaLaunchAttributeValue val;
+};
+struct cudaLaunchConfig_t {
+    dim3 grid, block;
+    size_t dynamicSmemBytes;
+    cudaStream_t stream;
+    cudaLaunchAttribute* attrs;
+    unsigned numAttrs;
+    dim3& simt_grid_size() { return grid; }  // config.gridDim, see simt.h
+    dim3& simt_block_size() { return block; }
+};
 
 // The memory is named by the variable that holds it, as written.
 #define cudaMalloc(memory, bytes) simt_malloc(reinterpret_cast<void**>(memory), bytes, #memory)

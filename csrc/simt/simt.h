@@ -23,21 +23,11 @@
     extern __shared__ __align__(1024) unsigned char simt_dynamic[]; \
     type* const name = reinterpret_cast<type*>(simt_dynamic)
 
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-                   cudaStream_t stream, Arguments&&... arguments) {
-    if (shared_bytes > 48 * 1024) {
-        const cudaError_t error = cudaFuncSetAttribute(
-            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-        if (error != cudaSuccess) return error;
-    }
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = stream;
-    return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-}
+// Grids launched while one of these lives run at once: here, if each has a stream of its own.
+struct Together {
+    Together() {}
+    ~Together() {}
+};
 
 #else
 
@@ -63,8 +53,14 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 
 #define threadIdx (simt::thread_index())
 #define blockIdx (simt::block_index())
-#define blockDim (simt::block_size())
-#define gridDim (simt::grid_size())
+#define blockDim simt_block_size()  // a member of cudaLaunchConfig_t as well
+#define gridDim simt_grid_size()
+inline dim3 simt_block_size() {
+    return simt::block_size();
+}
+inline dim3 simt_grid_size() {
+    return simt::grid_size();
+}
 constexpr int warpSize = 32;
 
 #define SHARED(type, name, dimensions)                                        \
@@ -97,34 +93,47 @@ struct Call {
 };
 
 template <typename... Arguments, typename Kernel>
-int start(const char* name, Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes,
-          Arguments... arguments) {
+cudaError_t start(Kernel kernel, Launch launch, Arguments... arguments) {
     using Whole = Call<Kernel, Arguments...>;
-    return run({grid, block, shared_bytes, Whole::enter,
-                new Whole{kernel, {std::move(arguments)...}}, Whole::drop, name});
+    launch.entry = Whole::enter;
+    launch.drop = Whole::drop;
+    launch.arguments = new Whole{kernel, {std::move(arguments)...}};
+    return run(launch);
+}
+
+inline Launch launch_of(const cudaLaunchConfig_t& config) {
+    Launch launch{config.grid, config.block, config.dynamicSmemBytes};
+    for (unsigned i = 0; i < config.numAttrs; ++i) {
+        const auto& [id, value] = config.attrs[i];
+        if (id == cudaLaunchAttributeClusterDimension) launch.cluster = value.clusterDim;
+        if (id == cudaLaunchAttributeCooperative) launch.cooperative = value.cooperative != 0;
+    }
+    return launch;
 }
 
 }  // namespace simt
 
+using simt::Together;
+
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-                   cudaStream_t, Arguments&&... arguments) {
-    return cudaError_t(simt::start<std::decay_t<Parameters>...>(
-        simt::counting ? simt::name_of(reinterpret_cast<const void*>(kernel)) : "?", kernel, grid,
-        block, shared_bytes, std::forward<Arguments>(arguments)...));
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+    simt::Launch launch = simt::launch_of(*config);
+    if (simt::counting) launch.name = simt::name_of(reinterpret_cast<const void*>(kernel));
+    return simt::start<std::decay_t<Parameters>...>(kernel, launch,
+                                                    std::forward<Arguments>(arguments)...);
 }
 
 // kernel<<<grid, block, bytes, stream>>>(arguments) becomes
 // SIMT_LAUNCH((kernel), (grid, block, bytes, stream), (arguments)).
-struct simt_configuration {
-    dim3 grid, block;
-    size_t shared_bytes;
+struct simt_configuration : simt::Launch {
     simt_configuration(dim3 grid, dim3 block, size_t shared_bytes = 0, cudaStream_t = nullptr)
-        : grid(grid), block(block), shared_bytes(shared_bytes) {}
+        : simt::Launch{grid, block, shared_bytes} {}
 };
 template <typename Kernel, typename... Arguments>
 void simt_launch(const char* name, Kernel kernel, simt_configuration how, Arguments... arguments) {
-    simt::start<Arguments...>(name, kernel, how.grid, how.block, how.shared_bytes, arguments...);
+    how.name = name;
+    simt::start<Arguments...>(kernel, how, arguments...);
 }
 #define SIMT_BARE(...) __VA_ARGS__
 #define SIMT_TEXT(...) #__VA_ARGS__
@@ -402,3 +411,5 @@ inline unsigned __float_as_uint(float x) {
 }
 
 #endif
+
+#include "launch.h"

@@ -7,9 +7,8 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <string>
 #include <vector>
-
-#include "api.h"
 
 namespace simt {
 namespace {
@@ -45,10 +44,15 @@ std::string bare(const std::string& signature) {
 
 }  // namespace
 
-const Place& locate(const void* code) {
+Site locate(const void* code) {
+    struct Place {
+        std::string file;
+        int line;
+    };
     static auto& known = *new std::map<const void*, Place>;
-    if (auto entry = known.find(code); entry != known.end()) return entry->second;
-    Place place{"?", 0};
+    const auto [entry, fresh] = known.try_emplace(code, Place{"?", 0});
+    Place& place = entry->second;
+    if (!fresh) return {place.file.c_str(), place.line};
     for (const std::string& line : ask("-i", static_cast<const char*>(code) - 1)) {
         const size_t colon = line.rfind(':');
         if (colon == std::string::npos || line[0] == '?') continue;
@@ -58,7 +62,7 @@ const Place& locate(const void* code) {
             place.file.find("/cuda/vector.h") == std::string::npos)
             break;
     }
-    return known[code] = place;
+    return {place.file.c_str(), place.line};
 }
 
 const char* name_of(const void* function) {

@@ -2,17 +2,12 @@
 
 #pragma once
 
-#include <string>
+#include "api.h"
 
 namespace simt {
 
-struct Place {
-    std::string file;
-    int line = 0;
-};
-
 // Of a return address: the first frame, of those inlined there, that is neither the emulator's own
 // nor a wrapper of an access, csrc/cuda/vector.h.
-const Place& locate(const void* code);
+Site locate(const void* code);
 
 }  // namespace simt

@@ -164,7 +164,7 @@ void clear_traffic() {
 static std::map<std::tuple<std::string, std::string, int, bool, bool, size_t>, Total> by_line() {
     std::map<std::tuple<std::string, std::string, int, bool, bool, size_t>, Total> lines;
     for (const auto& [one, total] : totals) {
-        const Place place = one.code ? locate(one.code) : Place{one.file, one.line};
+        const Site place = one.code ? locate(one.code) : Site{one.file, one.line};
         Total& sum = lines[{one.kernel, place.file, place.line, one.shared, one.write, one.bytes}];
         sum.requests += total.requests;
         sum.cost.transfers += total.cost.transfers;

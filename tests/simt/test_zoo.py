@@ -4,22 +4,22 @@ import json
 import os
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from models.emulation import compile_program
 
-ZOO = Path(__file__).with_name("zoo.cu")
+ZOOS = [Path(__file__).with_name(name) for name in ("zoo.cu", "async.cu")]
 SCHEDULES = [("forward", 0), ("reversed", 0), ("random", 1), ("random", 2)]
-SOURCE = ZOO.read_text().splitlines()
 KERNEL = re.compile(r"__global__ void (\w+)(<false>)?\(")
 
 
-def expected():
+def expected(zoo):
     """Name of a kernel -> the findings that its lines are marked with, (kind, line)."""
     marks, name = {}, ""
-    for number, line in enumerate(SOURCE, 1):
+    for number, line in enumerate(zoo.read_text().splitlines(), 1):
         if found := KERNEL.search(line):
             name = found[1]
         if "// finds " in line and name:
@@ -34,11 +34,11 @@ def expected():
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    program = compile_program(ZOO, folder)
+    compiled = cache(lambda zoo: compile_program(zoo, folder))
 
-    def run(name, version, order, seed):
+    def run(zoo, name, version, order, seed):
         path = folder / "findings.json"
         path.unlink(missing_ok=True)
         environment = os.environ | {
@@ -46,7 +46,7 @@ def zoo(tmp_path_factory):
             "SIMT_SEED": str(seed),
             "SIMT_JSON": str(path),
         }
-        done = subprocess.run([program, name, version], env=environment, timeout=60)
+        done = subprocess.run([compiled(zoo), name, version], env=environment, timeout=60)
         findings = json.loads(path.read_text())
         assert done.returncode == (1 if findings else 0)
         return findings
@@ -54,17 +54,20 @@ def zoo(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", expected())
-def test_each_fault_is_found_at_its_line(zoo, name):
+CASES = [pytest.param(zoo, name, id=name) for zoo in ZOOS for name in expected(zoo)]
+
+
+@pytest.mark.parametrize(("zoo", "name"), CASES)
+def test_each_fault_is_found_at_its_line(run, zoo, name):
     for order, seed in SCHEDULES:
-        findings = zoo(name, "wrong", order, seed)
+        findings = run(zoo, name, "wrong", order, seed)
         found = {(f["kind"], f["line"]) for f in findings}
-        assert found & expected()[name], f"{order} {seed}: {findings}"
-        assert found <= expected()[name], f"{order} {seed}: {findings}"
-        assert all(f["file"] == str(ZOO) for f in findings)
+        assert found & expected(zoo)[name], f"{order} {seed}: {findings}"
+        assert found <= expected(zoo)[name], f"{order} {seed}: {findings}"
+        assert all(f["file"] == str(zoo) for f in findings)
 
 
-@pytest.mark.parametrize("name", expected())
-def test_nothing_is_found_in_its_twin(zoo, name):
+@pytest.mark.parametrize(("zoo", "name"), CASES)
+def test_nothing_is_found_in_its_twin(run, zoo, name):
     for order, seed in SCHEDULES:
-        assert zoo(name, "right", order, seed) == []
+        assert run(zoo, name, "right", order, seed) == []
