@@ -125,7 +125,7 @@ def _cotangent(operation: str, output: Tensor, cotangent: Tensor | None) -> Tens
         raise ShapeError(
             f"{operation}: expected a cotangent of shape {output.shape}; got {cotangent.shape}"
         )
-    return cotangent.to(output.dtype)
+    return cotangent.to(output.dtype, output.device)
 
 
 def _sweep(
@@ -337,6 +337,8 @@ def _accumulate(leaf: Tensor, gradient: Tensor, owned: bool) -> None:
             "`.grad` of a leaf that all samples share. Use minitorch.grad inside, or backward "
             "outside of vmap"
         )
+    if gradient.device != leaf.device:
+        gradient, owned = gradient.to(leaf.device), True
     if leaf.grad is not None:
         leaf.grad = leaf.grad + gradient
     else:

@@ -172,7 +172,9 @@ def beside(array: Any, other: Any) -> Any:
     if not isinstance(other, np.ndarray):
         return array
     array = np.asanyarray(array)
-    return array.view(type(other)) if type(array) is np.ndarray else array
+    return (
+        array.view(SimtArray) if type(other) is SimtArray and type(array) is np.ndarray else array
+    )
 
 
 def array_module(array: Any) -> Any:

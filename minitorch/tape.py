@@ -7,6 +7,7 @@ They are numbered as they are made, so descending number is a topological order.
 """
 
 import itertools
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -180,6 +181,8 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
         return _observed(primitive, inputs, meta)
     if mode.lower is not None and primitive.autocast:
         inputs = _cast(primitive, inputs, mode)
+    if "cupy" in sys.modules:
+        inputs = _together(inputs)
     arrays = []
     wanted = False
     for x in inputs:
@@ -215,6 +218,14 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
     if mode.anomaly:
         _check_nan(primitive, arrays, out)
     return out
+
+
+def _together(inputs: Sequence[Any]) -> Sequence[Any]:
+    """The inputs, all on the GPU if one is: constants that a rule makes are in main memory."""
+    devices = {x.device for x in inputs if isinstance(x, Tensor)}
+    if len(devices) < 2 or "cuda" not in devices:
+        return inputs
+    return [x.to(device="cuda") if isinstance(x, Tensor) else x for x in inputs]
 
 
 def computed(

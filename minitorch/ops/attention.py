@@ -108,18 +108,18 @@ def _attention_reference(
     if softcap:
         scores = softcap * (scores / softcap).tanh()
     time_q, time_k = scores.shape[-2:]
-    hidden = _out_of_sight(time_q, time_k, causal, window, lower_right)
+    hidden = Tensor(_out_of_sight(time_q, time_k, causal, window, lower_right))
     if mask is not None and mask.dtype == backend.bool:
-        hidden = hidden | ~mask.data
+        hidden = hidden | ~mask
     elif mask is not None:
-        hidden = hidden | (mask.data == float("-inf"))
+        hidden = hidden | (mask == float("-inf"))
         scores = scores + mask
-    hidden = np.broadcast_to(hidden, scores.shape)
-    scores = scores.masked_fill(Tensor(hidden), float("-inf"))
+    hidden = hidden.expand(scores.shape)
+    scores = scores.masked_fill(hidden, float("-inf"))
     if sinks is not None:
         logits = sinks.reshape(-1, 1, 1).expand((*scores.shape[:-1], 1))
         return cat([scores, logits], -1).softmax(-1)[..., :time_k] @ value
-    blind = Tensor(hidden.all(-1, keepdims=True))
+    blind = hidden.all(-1, keepdim=True)
     return scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0) @ value
 
 

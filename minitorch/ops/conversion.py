@@ -69,7 +69,8 @@ def to(x: Tensor, *target: Any, dtype: Any = None, device: str | None = None) ->
         else:
             dtype = item
     if device is not None and device != x.device:
-        x = _move(x, device=device)
+        meta = {"device": device, "source": x.device}
+        x = computed(_move, [x], meta, backend.to_device(x.data, device))
     if dtype is None or x.data.dtype == (wanted := backend.as_dtype(dtype)):
         return x
     if x.requires_grad and not backend.is_float(wanted):
@@ -126,10 +127,10 @@ def _in_half(x: Tensor, dtype: Any) -> Tensor:
 
 _move = linear(
     "move",
-    lambda x, *, device: backend.to_device(x, device),
-    lambda grad: grad,
+    lambda x, *, device, source: backend.to_device(x, device),
+    lambda grad, source: to(grad, source),
     formula="x",
-    samples=lambda: [sample(real(3, 4), device="cpu")],
+    samples=lambda: [sample(real(3, 4), device="cpu", source="cpu")],
     moves_data=True,
 )
 

@@ -305,7 +305,7 @@ _clamp = elementwise(
 
 
 def _inside(x: Tensor, low: float | None, high: float | None) -> Tensor:
-    inside = np.ones(x.shape, bool)
+    inside = np.ones_like(x.data, bool)
     if low is not None:
         inside = inside & (x.data >= low)
     if high is not None:

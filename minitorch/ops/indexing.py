@@ -73,9 +73,9 @@ def _pick(x: np.ndarray, *index: np.ndarray, key: tuple[Any, ...]) -> np.ndarray
 def _add_at(
     x: np.ndarray, *index: np.ndarray, key: tuple[Any, ...], to: tuple[int, ...]
 ) -> np.ndarray:
-    out = np.zeros(to, x.dtype)
+    out = np.zeros_like(x, shape=to)
     target, where = _select(out, key, index)
-    if any(isinstance(part, np.ndarray) and part.dtype != bool for part in where):
+    if any(hasattr(part, "dtype") and part.dtype != bool for part in where):
         np.add.at(target, where, x)
     else:
         target[where] = x
@@ -325,9 +325,9 @@ def _check_index(operation: str, x: Tensor, dim: int, index: Tensor) -> int:
 
 
 def _along(index: np.ndarray, dim: int) -> tuple[np.ndarray, ...]:
-    grid = list(np.ogrid[tuple(slice(n) for n in index.shape)])
-    grid[dim] = index
-    return tuple(grid)
+    grid = np.ogrid[tuple(slice(n) for n in index.shape)]
+    here = backend.device_of(index)
+    return tuple(index if i == dim else backend.to_device(at, here) for i, at in enumerate(grid))
 
 
 def _scatter_add_forward(

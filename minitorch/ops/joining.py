@@ -184,7 +184,7 @@ def _sliding(x: np.ndarray, dim: int, size: int, step: int) -> np.ndarray:
 def _overlap_add(
     x: np.ndarray, *, shape: tuple[int, ...], dim: int, size: int, step: int
 ) -> np.ndarray:
-    out = np.zeros(shape, x.dtype)
+    out = np.zeros_like(x, shape=shape)
     moved = np.moveaxis(out, dim, -1)
     parts = np.moveaxis(x, dim, -2)
     count = parts.shape[-2]

@@ -74,7 +74,7 @@ def _diagonal_view(x: np.ndarray, offset: int, dim1: int, dim2: int) -> np.ndarr
 def _scatter_diagonal(
     x: np.ndarray, *, shape: tuple[int, ...], offset: int, dim1: int, dim2: int
 ) -> np.ndarray:
-    out = np.zeros(shape, x.dtype)
+    out = np.zeros_like(x, shape=shape)
     _diagonal_view(out, offset, dim1, dim2)[...] = x
     return out
 

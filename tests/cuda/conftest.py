@@ -1,12 +1,19 @@
 """What tests of CUDA kernels share: the emulator's check build, and the float64 reference."""
 
+import sys
+from importlib import import_module
+
 import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch import kernels
+from minitorch import backend, kernels
 from minitorch.backend import to_device
+from minitorch.errors import DeviceError
+from minitorch.kernels import table
+from minitorch.kernels.cuda import extension
 from minitorch.kernels.cuda.extension import checked, is_available
+from tests.cuda import cupy_of_numpy
 
 TOLERANCE = {mt.float64: 1e-13, mt.float32: 4e-6, mt.bfloat16: 1e-2, mt.float16: 2e-3}
 
@@ -56,3 +63,40 @@ def wide(x):
 
 def _emulated(x):
     return to_device(np.asarray(x), "simt") if hasattr(x, "dtype") else x
+
+
+@pytest.fixture(params=["simt", "cuda"])
+def device(request):
+    """The emulated device, and the GPU: where there is none, its code on a stand-in's arrays."""
+    if not is_available("simt"):
+        pytest.skip("minitorch._simt was not built: no C++20 compiler at installation")
+    if request.param == "cuda" and not is_usable("cuda"):
+        request.getfixturevalue("stand_in")
+    return request.param
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Device "cuda" made of NumPy's arrays and the emulator's kernels."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy_of_numpy)
+    monkeypatch.setitem(sys.modules, "minitorch._cuda", import_module("minitorch._simt"))
+    monkeypatch.setattr(backend, "_cupy", lambda: cupy_of_numpy)
+    for name in kernels.available():
+        known = kernels.implementations(name)
+        if "simt" in known:
+            monkeypatch.setitem(table._table[name], "cuda", known["simt"].__wrapped__)
+            monkeypatch.setitem(table._half, known["simt"].__wrapped__, table._half[known["simt"]])
+    extension._load.cache_clear()
+    kernels.lookup.cache_clear()
+    yield cupy_of_numpy
+    extension._load.cache_clear()
+    kernels.lookup.cache_clear()
+
+
+def is_usable(device):
+    """Whether arrays can be there."""
+    try:
+        to_device(np.zeros(1), device)
+    except DeviceError:
+        return False
+    return True

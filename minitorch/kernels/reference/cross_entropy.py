@@ -33,7 +33,7 @@ def cross_entropy(
     """
     kept, classes = kept_classes(logits, target, ignore_index)
     log_normaliser = logsumexp(logits)
-    picked = logits[np.arange(len(logits)), classes]
+    picked = np.take_along_axis(logits, classes[:, None], 1)[:, 0]
     loss = log_normaliser - (1 - label_smoothing) * picked
     if label_smoothing:
         loss -= label_smoothing * logits.mean(axis=1)
@@ -42,11 +42,11 @@ def cross_entropy(
     loss[~kept] = 0
     if reduction == "none":
         return loss, log_normaliser
-    total = loss.sum()
+    total = loss.sum(keepdims=True)
     if reduction == "mean":
         with np.errstate(invalid="ignore"):
             total = total / logits.dtype.type(np.count_nonzero(kept))
-    return np.asarray(total), log_normaliser
+    return total.reshape(()), log_normaliser
 
 
 @register("cross_entropy_backward", "numpy")
@@ -72,7 +72,8 @@ def cross_entropy_backward(
     np.exp(out, out=out)
     if z_loss:
         out *= 1 + 2 * z_loss * log_normaliser[:, None]
-    out[np.arange(len(out)), classes] -= 1 - label_smoothing
+    picked = np.take_along_axis(out, classes[:, None], 1)
+    np.put_along_axis(out, classes[:, None], picked - (1 - label_smoothing), 1)
     if label_smoothing:
         out -= label_smoothing / out.shape[1]
     if reduction == "mean":

@@ -32,7 +32,7 @@ def in_blocks(kernel: Callable[..., Array]) -> Callable[..., Array]:
 
     @wraps(kernel)
     def blocked(*arrays: Array, **metadata: Any) -> Array:
-        out = np.empty(arrays[0].shape, arrays[0].dtype)
+        out = np.empty_like(arrays[0], order="C")
         with np.errstate(over="ignore", under="ignore"):
             for result, *inputs in blocks(out, *arrays):
                 result[...] = kernel(*inputs, **metadata)

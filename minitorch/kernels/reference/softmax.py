@@ -44,7 +44,7 @@ def logsumexp(x: Array, *, dim: int | tuple[int, ...] = -1, keepdim: bool = Fals
     shifted = np.subtract(x, largest, out=np.empty_like(x))
     total = np.exp(shifted, out=shifted).sum(axis=dim, keepdims=True)
     with np.errstate(divide="ignore"):
-        out = np.asarray(np.log(total) + largest)
+        out = np.log(total) + largest
     return out if keepdim else out.squeeze(axis=dim)
 
 
