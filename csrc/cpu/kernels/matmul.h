@@ -26,6 +26,14 @@ namespace minitorch::MT_INSTRUCTION_SET {
 template <typename C>
 constexpr long kDepth = 64 * 1024 / (kColumns<C> * sizeof(C));
 
+// How products of T are packed.
+template <typename T>
+constexpr Layout kPanels = Layout::panels;
+#if defined(__AVX512BF16__) || defined(MT_PAIRS)
+template <>
+constexpr Layout kPanels<bfloat16> = Layout::pairs;
+#endif
+
 // Panels that a thread packs at a time, at most, and how many such groups there should be at least.
 constexpr long kGroupRows = 20;
 constexpr long kGroupColumns = 8;
@@ -90,11 +98,11 @@ struct Target {
     Matrix<const O> residual{};
 };
 
-template <typename O, typename C, long rows, long vectors, bool packed>
+template <typename O, typename C, long rows, long vectors, Layout layout>
 [[gnu::noinline]] void multiply_tile(long depth, const Operands<C>& from, const Target<O, C>& target) {
     constexpr long lanes = Lanes<C>::count;
     Vector<C> sum[rows][vectors];
-    outer_products<C, rows, vectors, packed>(depth, from, sum, [&](long i) {
+    outer_products<C, rows, vectors, layout>(depth, from, sum, [&](long i) {
         __builtin_prefetch(target.to + i * target.row, 1);
         __builtin_prefetch(target.to + i * target.row + (vectors * lanes - 1), 1);
     });
@@ -114,15 +122,15 @@ template <typename O, typename C, long rows, long vectors, bool packed>
 
 // The same of a tile that is not wanted whole. Panels hold zeros where the matrices end, so that
 // more than is asked for may be written.
-template <typename C, bool packed>
+template <typename C, Layout layout>
 void multiply_part(long rows, long columns, long depth, const Operands<C>& from,
                    const Target<C, C>& target) {
     if (columns <= Lanes<C>::count)
-        multiply_tile<C, C, kRows, 1, packed>(depth, from, target);
+        multiply_tile<C, C, kRows, 1, layout>(depth, from, target);
     else if (rows > kRows / 2)
-        multiply_tile<C, C, kRows, 2, packed>(depth, from, target);
+        multiply_tile<C, C, kRows, 2, layout>(depth, from, target);
     else
-        multiply_tile<C, C, kRows / 2, 2, packed>(depth, from, target);
+        multiply_tile<C, C, kRows / 2, 2, layout>(depth, from, target);
 }
 
 // A block of sums, with `stride` from one row to the next, goes through the epilogue to out; `old`
@@ -157,8 +165,10 @@ struct Product {
     using C = Compute<T>;
     static constexpr bool in_place = __is_same(O, C);  // out can hold sums that are not complete
     static constexpr long columns = kColumns<C>;
+    static constexpr Layout panels = kPanels<T>;
+    static constexpr long together = panels == Layout::pairs ? 2 : 1;  // k in a number's place
 
-    long m, n, k, depth;
+    long m, n, k, depth;  // depth: a multiple of `together`, or more than k
     Matrix<const T> a, b;
     Matrix<O> out;
     Epilogue<O, C> epilogue;
@@ -167,14 +177,16 @@ struct Product {
     long row_panels() const { return ceil_div(m, kRows); }
     long column_panels() const { return ceil_div(n, columns); }
     long depth_at(long p) const { return k - p < depth ? k - p : depth; }
+    // Numbers, or pairs, along the depth of a panel.
+    long steps_at(long p) const { return ceil_div(depth_at(p), together); }
 
     // The tile at (i, j), of the piece that begins at p. `sums` is where those of earlier pieces are
     // kept, if not in out.
-    template <bool packed>
+    template <Layout layout>
     void tile(long i, long j, long p, const Operands<C>& from, Matrix<C> sums) const {
         const long rows = m - i < kRows ? m - i : kRows;
         const long width = n - j < columns ? n - j : columns;
-        const long count = depth_at(p);
+        const long count = layout == Layout::any ? depth_at(p) : steps_at(p);
         const bool last = p + depth >= k;
         const Matrix<O> to{out.at(i, j), out.row, 1};
         Epilogue<O, C> rest;
@@ -187,65 +199,80 @@ struct Product {
         } else {
             if (p > 0) old = {sums.data, sums.row, 1};
             if (!last)
-                return multiply_part<C, packed>(rows, width, count, from,
+                return multiply_part<C, layout>(rows, width, count, from,
                                                 {sums.data, sums.row, rest.alpha, old});
         }
         if (rows == kRows && width == columns && rest.linear() && !rest.accumulate)
-            return multiply_tile<O, C, kRows, 2, packed>(
+            return multiply_tile<O, C, kRows, 2, layout>(
                 count, from, {to.data, to.row, rest.alpha, old, rest.bias, rest.residual});
         alignas(64) C buffer[kRows * columns];
-        multiply_part<C, packed>(rows, width, count, from, {buffer, columns});
+        multiply_part<C, layout>(rows, width, count, from, {buffer, columns});
         finish(buffer, columns, old, rows, width, to, rest);
     }
 
-    // `panels` panels of A, or of B, from a number on, of the piece that begins at p.
-    void pack_a(long panel, long panels, long p, C* to) const {
-        const long i = panel * kRows, count = depth_at(p);
-        pack_rows<T, C, kRows>({a.at(i, p), a.row, a.column},
-                               m - i < panels * kRows ? m - i : panels * kRows, count, to);
+    // `count` panels of A, or of B, from a number on, of the piece that begins at p.
+    template <Layout layout>
+    void pack_a(long panel, long count, long p, C* to) const {
+        const long i = panel * kRows;
+        pack<layout, kRows>({a.at(i, p), a.row, a.column}, m - i, count, depth_at(p), to);
         if (a_sums)
-            for (long last = panel + panels; panel < last; ++panel, to += count * kRows)
-                add_sums(panel, to, count, p == 0);
+            for (long last = panel + count; panel < last; ++panel, to += steps_at(p) * kRows)
+                add_sums<layout>(panel, to, p);
     }
-    void pack_b(long panel, long panels, long p, C* to) const {
+    template <Layout layout>
+    void pack_b(long panel, long count, long p, C* to) const {
         const long j = panel * columns;
-        pack_rows<T, C, columns>({b.at(p, j), b.column, b.row},
-                                 n - j < panels * columns ? n - j : panels * columns, depth_at(p),
-                                 to);
+        pack<layout, columns>({b.at(p, j), b.column, b.row}, n - j, count, depth_at(p), to);
     }
-    void add_sums(long panel, const C* packed, long count, bool first) const {
+    template <Layout layout, long full>
+    static void pack(Matrix<const T> from, long rows, long count, long depth, C* to) {
+        rows = rows < count * full ? rows : count * full;
+        if constexpr (layout == Layout::pairs)
+            pack_pairs<full>(from, rows, depth, to);
+        else
+            pack_rows<T, C, full>(from, rows, depth, to);
+    }
+    template <Layout layout>
+    void add_sums(long panel, const C* packed, long p) const {
         C sums[kRows] = {};
-        for (long p = 0; p < count; ++p, packed += kRows)
-            for (long r = 0; r < kRows; ++r) sums[r] += packed[r];
+        for (long step = 0; step < steps_at(p); ++step, packed += kRows)
+            for (long r = 0; r < kRows; ++r) {
+                if constexpr (layout == Layout::pairs) {
+                    const Pair pair = __builtin_bit_cast(Pair, packed[r]);
+                    sums[r] += widen(pair.first) + widen(pair.second);
+                } else {
+                    sums[r] += packed[r];
+                }
+            }
         for (long r = 0; r < kRows && panel * kRows + r < m; ++r) {
             C& to = a_sums[panel * kRows + r];
-            to = first ? sums[r] : to + sums[r];
+            to = p == 0 ? sums[r] : to + sums[r];
         }
     }
 
     // Of an operand that is packed whole: where the piece of a panel is that begins at p.
-    C* piece(C* whole, long panels, long width, long panel, long p) const {
-        return whole + (p * panels + panel * depth_at(p)) * width;
+    C* piece(C* whole, long count, long width, long panel, long p) const {
+        return whole + (p / together * count + panel * steps_at(p)) * width;
     }
     template <typename Pack>
-    C* pack_whole(long panels, long width, const Pack& pack) const {
-        constexpr long together = 8;
-        C* whole = scratch<C>(0, panels * width * k + 64);
-        parallel_ranges(ceil_div(panels, together), rows_per_piece(k * width * together),
+    C* pack_whole(long count, long width, const Pack& pack) const {
+        constexpr long at_once = 8;
+        C* whole = scratch<C>(0, count * width * (k + together) + 64);
+        parallel_ranges(ceil_div(count, at_once), rows_per_piece(k * width * at_once),
                         [&](long begin, long end) {
-            begin *= together;
-            end = end * together < panels ? end * together : panels;
+            begin *= at_once;
+            end = end * at_once < count ? end * at_once : count;
             for (long p = 0; p < k; p += depth)
-                for (long panel = begin; panel < end; panel += together)
-                    pack(panel, end - panel < together ? end - panel : together, p,
-                         piece(whole, panels, width, panel, p));
+                for (long panel = begin; panel < end; panel += at_once)
+                    pack(panel, end - panel < at_once ? end - panel : at_once, p,
+                         piece(whole, count, width, panel, p));
         });
         return whole;
     }
 
     // Panels in a group.
-    static long group_of(long panels, long most) {
-        const long fair = ceil_div(panels, kLeastGroups);
+    static long group_of(long count, long most) {
+        const long fair = ceil_div(count, kLeastGroups);
         return fair < most ? fair : most;
     }
     C* kept_sums(long rows, long width) const {
@@ -255,19 +282,19 @@ struct Product {
     // A packed whole, B by groups of columns.
     void by_columns() const {
         const long down = row_panels(), across = column_panels();
-        C* whole = pack_whole(down, kRows, [&](auto... which) { pack_a(which...); });
+        C* whole = pack_whole(down, kRows, [&](auto... which) { pack_a<panels>(which...); });
         parallel_ranges(across, group_of(across, kGroupColumns), [&](long begin, long end) {
             C* group = scratch<C>(1, (end - begin) * columns * depth + 64);
             const long width = (end - begin) * columns;
             C* sums = kept_sums(down * kRows, width);
             for (long p = 0; p == 0 || p < k; p += depth) {
-                pack_b(begin, end - begin, p, group);
+                pack_b<panels>(begin, end - begin, p, group);
                 for (long i = 0; i < down; ++i)
                     for (long j = begin; j < end; ++j)
-                        tile<true>(i * kRows, j * columns, p,
+                        tile<panels>(i * kRows, j * columns, p,
                                    Operands<C>::panels(
                                        piece(whole, down, kRows, i, p),
-                                       group + (j - begin) * columns * depth_at(p)),
+                                       group + (j - begin) * columns * steps_at(p)),
                                    {sums + i * kRows * width + (j - begin) * columns, width, 1});
             }
         });
@@ -276,20 +303,20 @@ struct Product {
     // B packed whole, A by groups of rows.
     void by_rows() const {
         const long down = row_panels(), across = column_panels();
-        const long together = kNearBytes / (columns * depth * long(sizeof(C)));
-        C* whole = pack_whole(across, columns, [&](auto... which) { pack_b(which...); });
+        const long near_panels = kNearBytes / (columns * (depth / together) * long(sizeof(C)));
+        C* whole = pack_whole(across, columns, [&](auto... which) { pack_b<panels>(which...); });
         parallel_ranges(down, group_of(down, kGroupRows), [&](long begin, long end) {
             C* group = scratch<C>(1, (end - begin) * kRows * depth + 64);
             const long width = across * columns;
             C* sums = kept_sums((end - begin) * kRows, width);
             for (long p = 0; p == 0 || p < k; p += depth) {
-                pack_a(begin, end - begin, p, group);
-                for (long near = 0; near < across; near += together)
+                pack_a<panels>(begin, end - begin, p, group);
+                for (long near = 0; near < across; near += near_panels)
                     for (long i = begin; i < end; ++i)
-                        for (long j = near; j < across && j < near + together; ++j)
-                            tile<true>(
+                        for (long j = near; j < across && j < near + near_panels; ++j)
+                            tile<panels>(
                                 i * kRows, j * columns, p,
-                                Operands<C>::panels(group + (i - begin) * kRows * depth_at(p),
+                                Operands<C>::panels(group + (i - begin) * kRows * steps_at(p),
                                                     piece(whole, across, columns, j, p)),
                                 {sums + (i - begin) * kRows * width + j * columns, width, 1});
             }
@@ -306,7 +333,7 @@ struct Product {
                 if constexpr (__is_same(T, C)) {
                     if (b.column == 1 && n - j >= columns) from.b = b.at(0, j), from.b_step = b.row;
                 }
-                if (from.b == b_panel) pack_b(j / columns, 1, 0, b_panel);
+                if (from.b == b_panel) pack_b<Layout::any>(j / columns, 1, 0, b_panel);
                 for (long panel = begin; panel < end; ++panel) {
                     const long i = panel * kRows;
                     from.a = a_panel, from.a_row = 1, from.a_step = kRows;
@@ -315,8 +342,8 @@ struct Product {
                             from.a = a.at(i, 0), from.a_row = a.row, from.a_step = a.column;
                     }
                     if (from.a == a_panel && (j == 0 || !__is_same(T, C)))
-                        pack_a(panel, 1, 0, a_panel);
-                    tile<false>(i, j, 0, from, {});
+                        pack_a<Layout::any>(panel, 1, 0, a_panel);
+                    tile<Layout::any>(i, j, 0, from, {});
                 }
             }
         });
@@ -442,7 +469,9 @@ void product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matri
                     (m * n * k <= kMedium && __is_same(T, Compute<T>) && b.column == 1)))
         return Product<T, O>{m, n, k, k + 1, a, b, out, epilogue, nullptr}.unpacked(
             m * n * k <= kSmall ? ceil_div(m, kRows) : ceil_div(kSmall / 2, kRows * n * k));
-    const long depth = k ? ceil_div(k, ceil_div(k, kDepth<Compute<T>>)) : 1;
+    constexpr long together = Product<T, O>::together;
+    const long pieces = ceil_div(k, together * kDepth<Compute<T>>);
+    const long depth = k ? ceil_div(k, together * pieces) * together : together;
     const long most = k < kLargestPacked / 512 ? kLargestPacked / (k + 1) / 256 * 256 : 256;
     if (m <= n) {
         for (long i = 0; i < m; i += most)

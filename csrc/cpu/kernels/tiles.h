@@ -9,6 +9,9 @@
 //
 // so that 2 kRows kColumns operations read kRows + kColumns numbers, from a near cache. Source: BLIS,
 // Van Zee and van de Geijn 2015.
+//
+// Some processors multiply pairs of bfloat16, twice as many at once. Panels then hold pairs, of k and
+// k + 1, and all is as if they were numbers, half as many.
 
 #pragma once
 
@@ -143,6 +146,34 @@ void pack_rows(Matrix<const T> from, long rows, long depth, C* to) {
                                rows - i < full ? rows - i : full, depth, to + i * depth);
 }
 
+// The same with pairs along the depth, in panels of half of it, rounded up.
+template <long full>
+void pack_pairs(Matrix<const bfloat16> from, long rows, long depth, float* to) {
+    constexpr long lanes = Lanes<float>::count;
+    if (from.column == 1 && from.row % 2 == 0 && depth % 2 == 0)
+        return pack_rows<Pair, float, full>(
+            {reinterpret_cast<const Pair*>(from.data), from.row / 2, 1}, rows, depth / 2, to);
+    for (long i = 0; i < rows; i += full)
+        for (long p = 0; p < depth; p += 2, to += full) {
+            const long width = rows - i < full ? rows - i : full;
+            const bool both = p + 1 < depth;
+            long j = 0;
+            if (from.row == 1 && both)
+                for (; j + lanes <= width; j += lanes) {
+                    Vector<bfloat16> first, second;
+                    __builtin_memcpy(&first, from.at(i + j, p), sizeof first);
+                    __builtin_memcpy(&second, from.at(i + j, p + 1), sizeof second);
+                    store(to + j, pairs(first, second));
+                }
+            for (; j < full; ++j) {
+                const bool some = j < width;
+                const Pair pair{some ? *from.at(i + j, p) : bfloat16{},
+                                some && both ? *from.at(i + j, p + 1) : bfloat16{}};
+                to[j] = load_one(&pair);
+            }
+        }
+}
+
 // What the micro-kernel reads: A's element (i, p) at a[i * a_row + p * a_step], B's (p, j) at
 // b[p * b_step + j].
 template <typename C>
@@ -155,15 +186,19 @@ struct Operands {
     static Operands panels(const C* a, const C* b) { return {a, 1, kRows, b, kColumns<C>}; }
 };
 
-// sum = A B, of `rows` rows and `vectors` vectors of columns; `packed` says that both are panels.
+// Where the micro-kernel's operands lie: in the matrices, perhaps; in panels; in panels of pairs.
+enum class Layout { any, panels, pairs };
+
+// sum = A B, of `rows` rows and `vectors` vectors of columns.
 // `touch(i)` is called for every row near the end, to fetch what the sums will be stored to: a few
 // lines at a time, since the processor waits when it has ten or so on their way.
-template <typename C, long rows, long vectors, bool packed, typename Touch>
+template <typename C, long rows, long vectors, Layout layout, typename Touch>
 [[gnu::always_inline]] inline void outer_products(long depth, const Operands<C>& from,
                                                   Vector<C> (&sum)[rows][vectors],
                                                   const Touch& touch) {
     constexpr long lanes = Lanes<C>::count;
     constexpr long ahead = 8, steps_for_row = 4;
+    constexpr bool packed = layout != Layout::any;
     const long a_row = packed ? 1 : from.a_row, a_step = packed ? kRows : from.a_step;
     const long b_step = packed ? kColumns<C> : from.b_step;
     const C* b = from.b;
@@ -187,7 +222,12 @@ template <typename C, long rows, long vectors, bool packed, typename Touch>
                 Vector<C> factor = broadcast(a[i / 3][i % 3 * a_row]);
                 in_register<C>(factor);  // or the compiler reads it from memory for each vector
 #pragma GCC unroll 2
-                for (long v = 0; v < vectors; ++v) sum[i][v] += factor * row[v];
+                for (long v = 0; v < vectors; ++v) {
+                    if constexpr (layout == Layout::pairs)
+                        sum[i][v] = add_pairs(sum[i][v], factor, row[v]);
+                    else
+                        sum[i][v] += factor * row[v];
+                }
             }
 #pragma GCC unroll 4
             for (long i = 0; i < rows; i += 3) a[i / 3] += a_step;
@@ -209,7 +249,7 @@ template <typename C, long rows, long vectors, bool add>
 [[gnu::noinline]] void panel_product(long depth, const C* a, const C* b, C* to, long stride) {
     constexpr long lanes = Lanes<C>::count;
     Vector<C> sum[rows][vectors];
-    outer_products<C, rows, vectors, true>(depth, Operands<C>::panels(a, b), sum, [](long) {});
+    outer_products<C, rows, vectors, Layout::panels>(depth, Operands<C>::panels(a, b), sum, [](long) {});
 #pragma GCC unroll 16
     for (long i = 0; i < rows; ++i, to += stride)
 #pragma GCC unroll 2

@@ -8,6 +8,10 @@
 
 #pragma once
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 
 namespace minitorch::MT_INSTRUCTION_SET {
@@ -149,6 +153,40 @@ inline float log_of(float x) {
 }
 inline double log_of(double x) {
     return __builtin_log(x);
+}
+
+// Two neighbouring bfloat16, kept in a float's place: instructions that multiply pairs take vectors of
+// them.
+struct Pair {
+    bfloat16 first, second;
+};
+template <>
+struct ComputeOf<Pair> {
+    using type = float;
+};
+template <>
+struct Lanes<Pair> : Lanes<float> {};
+
+inline float load_one(const Pair* from) {
+    return __builtin_bit_cast(float, *from);
+}
+
+inline Vector<float> pairs(Vector<bfloat16> first, Vector<bfloat16> second) {
+    using Bits = Vector<uint32_t>;
+    return (Vector<float>)(__builtin_convertvector(first, Bits) |
+                           __builtin_convertvector(second, Bits) << 16);
+}
+
+// The sum of both products of two pairs, lane by lane, and of `sum`.
+inline Vector<float> add_pairs(Vector<float> sum, Vector<float> a, Vector<float> b) {
+#if defined(__AVX512BF16__)
+    return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    using Bits = Vector<uint32_t>;
+    const auto second = [](Vector<float> x) { return (Vector<float>)((Bits)x & 0xffff0000u); };
+    const auto first = [](Vector<float> x) { return (Vector<float>)((Bits)x << 16); };
+    return sum + second(a) * second(b) + first(a) * first(b);
+#endif
 }
 
 // Makes the compiler have the value in a register here.

@@ -1,0 +1,55 @@
+"""The products by pairs of bfloat16, computed with plain instructions where AVX-512 has none for them.
+
+The kernels of the instruction set avx512_bf16 differ from those of avx512 in nothing else.
+"""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+CPU = HERE.parents[1] / "csrc" / "cpu"
+RANDOM = np.random.default_rng(0)
+
+# On both sides of a tile, a piece of the depth (1,024 numbers here) and an odd number of them.
+SHAPES = [(100, 70, 129), (37, 300, 256), (300, 37, 255), (64, 64, 2051), (13, 513, 1026)]
+
+
+@pytest.fixture(scope="module")
+def multiply(tmp_path_factory):
+    if not shutil.which("g++"):
+        pytest.skip("no g++ here")
+    library = tmp_path_factory.mktemp("pairs") / "pairs.so"
+    flags = ["-DMT_PAIRS", "-DMT_INSTRUCTION_SET=pairs", "-DMT_VECTOR_BYTES=16"]
+    sources = [HERE / "pairs.cpp", CPU / "threads.cpp"]
+    command = ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", *flags, f"-I{CPU}"]
+    subprocess.run([*command, *sources, "-o", library], check=True)
+    return ctypes.CDLL(str(library)).multiply
+
+
+def strided(rows, columns, kind):
+    """Random numbers in memory as a row-major matrix, its transpose, or rows of an odd length."""
+    shape = {"rows": (rows, columns), "columns": (columns, rows), "odd": (rows, columns + 1)}[kind]
+    values = RANDOM.standard_normal((shape[0], shape[1] + shape[1] % 2 + (kind == "odd")))
+    x = values.astype(ml_dtypes.bfloat16)[:, : shape[1]]
+    return x.T if kind == "columns" else x[:, :columns]
+
+
+@pytest.mark.parametrize("b_kind", ["rows", "columns", "odd"])
+@pytest.mark.parametrize("a_kind", ["rows", "columns", "odd"])
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_a_product_by_pairs(multiply, m, n, k, a_kind, b_kind):
+    a, b = strided(m, k, a_kind), strided(k, n, b_kind)
+    out, sums = np.full((m, n), np.nan, np.float32), np.full(m, np.nan, np.float32)
+    strides = (ctypes.c_long * 4)(*[stride // 2 for x in (a, b) for stride in x.strides])
+    pointers = [ctypes.c_void_p(x.ctypes.data) for x in (a, b)]
+    results = [ctypes.c_void_p(x.ctypes.data) for x in (out, sums)]
+    multiply(*map(ctypes.c_long, (m, n, k)), *pointers, strides, *results)
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    np.testing.assert_allclose(out, wide_a @ wide_b, atol=2e-6 * k, rtol=0)
+    np.testing.assert_allclose(sums, wide_a.sum(1), atol=2e-6 * k, rtol=0)
