@@ -137,7 +137,7 @@ class Tensor(Methods):
 
     def data_ptr(self) -> int:
         """The address of the first element."""
-        return self.data.ctypes.data if self.device == "cpu" else self.data.data.ptr
+        return self.data.data.ptr if self.device == "cuda" else self.data.ctypes.data
 
     def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
         """Switch recording for this leaf, in place; returns it."""

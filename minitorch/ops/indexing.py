@@ -230,8 +230,10 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
             )
             rebase(x, new)
         else:
-            target, where = _select(x.data, slots, tuple(t.data for t in tensors))
-            target[where] = backend.cast(value.data, x.dtype)
+            target, where = _select(
+                x.data, slots, tuple(t.to(device=x.device).data for t in tensors)
+            )
+            target[where] = value.to(x.dtype, x.device).data
             x.bump_version()
     except (IndexError, ValueError) as error:
         if isinstance(error, ShapeError):

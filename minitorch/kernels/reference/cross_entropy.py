@@ -45,7 +45,7 @@ def cross_entropy(
     total = loss.sum(keepdims=True)
     if reduction == "mean":
         with np.errstate(invalid="ignore"):
-            total = total / logits.dtype.type(np.count_nonzero(kept))
+            total = total / int(np.count_nonzero(kept))
     return total.reshape(()), log_normaliser
 
 
