@@ -12,76 +12,15 @@
 //     buffered     the next tile comes while this one is multiplied
 //
 // The last is the default; it takes float32 and float64, whose tiles are copied as they are. For
-// 16-bit numbers, which are widened on the way, it is the one before. All sums are made in the order
-// of k by one thread: results do not depend on the schedule, and not on m and n.
+// 16-bit numbers, which are widened on the way, it is the one before. All sums are made in the
+// order of k by one thread: results do not depend on the schedule, and not on m and n.
 //
 // Source: Boehm, How to Optimize a CUDA Matmul Kernel for cuBLAS-like Performance, 2022.
 
-#include "device.h"
 #include "ptx.h"
-#include "vector.h"
+#include "tiles.h"
 
 namespace minitorch {
-
-enum class Activation { none, relu, silu, gelu, gelu_tanh };
-
-template <typename C>
-__device__ C activate(Activation f, C x) {
-    switch (f) {
-        case Activation::relu: return x < C(0) ? C(0) : x;
-        case Activation::silu: return x / (C(1) + exp(-x));
-        case Activation::gelu: return C(0.5) * x * erfc(x * C(-0.7071067811865476));
-        case Activation::gelu_tanh:
-            return x * (C(0.5) +
-                        C(0.5) * tanh(C(0.7978845608028654) * (x + C(0.044715) * x * x * x)));
-        default: return x;
-    }
-}
-
-// Element (row, column) at data[row * row_stride + column * column_stride].
-template <typename T>
-struct Matrix {
-    T* data;
-    long row_stride, column_stride;
-
-    __device__ T& operator()(long row, long column) const {
-        return data[row * row_stride + column * column_stride];
-    }
-    __host__ __device__ Matrix transposed() const { return {data, column_stride, row_stride}; }
-    // Whether n neighbours in a row, from a multiple of n on, can be moved at once.
-    template <int n>
-    __host__ __device__ bool has_vectors() const {
-        return column_stride == 1 && is_aligned<T, n>(data, row_stride);
-    }
-};
-
-template <typename T, typename O>
-struct Product {
-    using C = Compute<T>;
-    long m, n, k;
-    Matrix<const T> a, b;
-    Matrix<O> out;
-    C alpha;
-    bool accumulate;
-    Activation activation;
-    const O* bias;             // (n,), or null
-    Matrix<const O> residual;  // like out, or null
-    Matrix<O> before;          // receives what f is applied to, or null
-
-    // What is written where the product is `sum`.
-    __device__ O finished(long row, long column, C sum) const {
-        C x = alpha * sum;
-        if (bias) x += C(bias[column]);
-        if (before.data) before(row, column) = O(x);
-        x = activate(activation, x);
-        if (residual.data) x += C(residual(row, column));
-        if (accumulate) x += C(out(row, column));
-        return O(x);
-    }
-    __device__ void write(long row, long column, C sum) const {
-        out(row, column) = finished(row, column, sum);
-    }
-};
 
 constexpr int kLeading = kMaxDims - 2;
 
@@ -110,19 +49,9 @@ struct Batch {
     }
 };
 
-// The first row and column of a block's tile of out; tiles are counted along the rows of out.
-struct Corner {
-    long row, column;
-    __device__ Corner(long n, int height, int width) {
-        const long across = (n + width - 1) / width;
-        row = blockIdx.x / across * height;
-        column = blockIdx.x % across * width;
-    }
-};
-
 // 1. A thread for each number of out. Neighbouring threads take neighbouring rows, which is how one
-// writes it at first: at each step the 32 threads of a warp want 32 numbers of A that lie a row apart,
-// and so 32 separate pieces of memory.
+// writes it at first: at each step the 32 threads of a warp want 32 numbers of A that lie a row
+// apart, and so 32 separate pieces of memory.
 template <typename T, typename O>
 __global__ void naive(Batch<T, O> batch) {
     const Product<T, O> p = batch.of_this_block();
@@ -147,8 +76,9 @@ __global__ void coalesced(Batch<T, O> batch) {
     p.write(row, column, sum);
 }
 
-// 3. A block of 32 x 32 threads brings a tile of A and one of B into shared memory, a number of each
-// to a thread, and multiplies them there: each number is read from memory once and used 32 times.
+// 3. A block of 32 x 32 threads brings a tile of A and one of B into shared memory, a number of
+// each to a thread, and multiplies them there: each number is read from memory once and used 32
+// times.
 constexpr int kTile = 32;
 
 template <typename T, typename O>
@@ -171,12 +101,9 @@ __global__ void shared(Batch<T, O> batch) {
     if (row < p.m && column < p.n) p.write(row, column, sum);
 }
 
-// 4. In the kernel above each multiplication needs two numbers from shared memory, which is then what
-// it waits for. Here 16 x 16 threads make a tile of 16 micro x 16 micro, each a square of
+// 4. In the kernel above each multiplication needs two numbers from shared memory, which is then
+// what it waits for. Here 16 x 16 threads make a tile of 16 micro x 16 micro, each a square of
 // micro x micro: 2 micro numbers read serve micro² multiplications, and the sums stay in registers.
-constexpr int kThreads = 256;
-constexpr int kDepth = 8;  // columns of A, and rows of B, that are in shared memory at a time
-
 template <typename T, typename O, int micro>
 __global__ void __launch_bounds__(kThreads) registers(Batch<T, O> batch) {
     using C = Compute<T>;
@@ -222,138 +149,13 @@ __global__ void __launch_bounds__(kThreads) registers(Batch<T, O> batch) {
         }
 }
 
-// Tiles of the last two kernels: A's is stored turned, so that both are read along what is kDepth
-// steps apart in neither. The four numbers more keep rows at multiples of 16 bytes, and let a
-// column's numbers, which the turning writes, begin in different banks.
-template <typename C, int side>
-using Tile = C[kDepth][side + 4];
-
-// Of the numbers i < micro of a thread, a vector's worth are neighbours; the threads' vectors lie side
-// by side.
-template <typename C>
-__device__ int place(int thread, int i) {
-    constexpr int n = Vector<C>::count;
-    return i / n * 16 * n + thread * n + i % n;
-}
-
-template <typename C, int micro>
-__device__ void multiply(const Tile<C, 16 * micro>& a, const Tile<C, 16 * micro>& b,
-                         C (&sums)[micro][micro]) {
-    constexpr int n = Vector<C>::count;
-    const int x = threadIdx.x % 16, y = threadIdx.x / 16;
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) {
-        C left[micro], right[micro];
-#pragma unroll
-        for (int j = 0; j < micro; j += n) {
-            const Vector<C> rows(&a[d][place<C>(y, j)]), columns(&b[d][place<C>(x, j)]);
-#pragma unroll
-            for (int l = 0; l < n; ++l) {
-                left[j + l] = rows[l];
-                right[j + l] = columns[l];
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < micro; ++j)
-#pragma unroll
-            for (int l = 0; l < micro; ++l) sums[j][l] += left[j] * right[l];
-    }
-}
-
-template <typename T, typename O, typename C, int micro>
-__device__ void write_tile(const Product<T, O>& p, const Corner& corner,
-                           const C (&sums)[micro][micro]) {
-    constexpr int n = Vector<C>::count;
-    const int x = threadIdx.x % 16, y = threadIdx.x / 16;
-    const bool vectors = p.out.template has_vectors<n>();
-#pragma unroll
-    for (int j = 0; j < micro; ++j) {
-        const long row = corner.row + place<C>(y, j);
-        if (row >= p.m) continue;
-#pragma unroll
-        for (int l = 0; l < micro; l += n) {
-            const long column = corner.column + place<C>(x, l);
-            if (vectors && column + n <= p.n) {
-                Vector<O, n> run;
-#pragma unroll
-                for (int i = 0; i < n; ++i) run[i] = p.finished(row, column + i, sums[j][l + i]);
-                run.store(&p.out(row, column));
-            } else {
-#pragma unroll
-                for (int i = 0; i < n; ++i)
-                    if (column + i < p.n) p.write(row, column + i, sums[j][l + i]);
-            }
-        }
-    }
-}
-
-// Rows `row` to row + side of x, of `height`, and columns `depth` to depth + kDepth of `width`, turned
-// into a tile: A as it is, B transposed. By 16 bytes along the one dimension of x or the other,
-// whichever lies in memory like that; zeros where there is nothing.
-template <int side, typename T, typename C>
-__device__ void load_tile(const Matrix<const T>& x, long height, long width, long row, long depth,
-                          Tile<C, side>& tile) {
-    constexpr int n = Vector<T>::count, per_row = kDepth / n, per_column = side / n;
-    if (x.template has_vectors<n>()) {
-        for (int t = threadIdx.x; t < side * per_row; t += kThreads) {
-            const int r = t / per_row, d = t % per_row * n;
-            Vector<T> run;
-            if (row + r < height && depth + d + n <= width)
-                run = Vector<T>(&x(row + r, depth + d));
-            else
-                for (int i = 0; i < n; ++i)
-                    run[i] = row + r < height && depth + d + i < width ? x(row + r, depth + d + i)
-                                                                       : T(0.0f);
-#pragma unroll
-            for (int i = 0; i < n; ++i) tile[d + i][r] = C(run[i]);
-        }
-    } else if (x.transposed().template has_vectors<n>()) {
-        for (int t = threadIdx.x; t < kDepth * per_column; t += kThreads) {
-            const int d = t / per_column, r = t % per_column * n;
-            Vector<T> run;
-            if (depth + d < width && row + r + n <= height)
-                run = Vector<T>(&x(row + r, depth + d));
-            else
-                for (int i = 0; i < n; ++i)
-                    run[i] = depth + d < width && row + r + i < height ? x(row + r + i, depth + d)
-                                                                       : T(0.0f);
-            constexpr int wide = Vector<C>::count;
-#pragma unroll
-            for (int i = 0; i < n; i += wide) {
-                Vector<C> widened;
-#pragma unroll
-                for (int j = 0; j < wide; ++j) widened[j] = C(run[i + j]);
-                widened.store(&tile[d][r + i]);
-            }
-        }
-    } else {
-        for (int t = threadIdx.x; t < kDepth * side; t += kThreads) {
-            const int d = t / side, r = t % side;
-            const bool inside = row + r < height && depth + d < width;
-            tile[d][r] = inside ? C(x(row + r, depth + d)) : C(0);
-        }
-    }
-}
-
-// 5. 16 bytes at a time: a quarter of the instructions that read, from memory and from shared memory.
-// For that the rows of A that a thread multiplies with have to be neighbours in shared memory.
+// 5. 16 bytes at a time: a quarter of the instructions that read, from memory and from shared
+// memory (tiles.h). For that the rows of A that a thread multiplies with have to be neighbours in
+// shared memory.
 template <typename T, typename O, int micro>
 __global__ void __launch_bounds__(kThreads) vectorised(Batch<T, O> batch) {
-    using C = Compute<T>;
-    constexpr int side = 16 * micro;
-    SHARED(__align__(16) C, a, [kDepth][side + 4]);
-    SHARED(__align__(16) C, b, [kDepth][side + 4]);
     const Product<T, O> p = batch.of_this_block();
-    const Corner corner(p.n, side, side);
-    C sums[micro][micro] = {};
-    for (long i = 0; i < p.k; i += kDepth) {
-        load_tile<side>(p.a, p.m, p.k, corner.row, i, a);
-        load_tile<side>(p.b.transposed(), p.n, p.k, corner.column, i, b);
-        __syncthreads();
-        multiply<C, micro>(a, b, sums);
-        __syncthreads();
-    }
-    write_tile(p, corner, sums);
+    multiply_tile<micro>(p, Corner(p.n, 16 * micro, 16 * micro));
 }
 
 // As load_tile, begun and not waited for. A copy of one number goes wherever it should; one of 16
@@ -372,7 +174,8 @@ __device__ void fetch_tile(const Matrix<const T>& x, long height, long width, lo
     } else {
         const bool along_rows = x.column_stride == 1;
         for (int t = threadIdx.x; t < kDepth * side; t += kThreads) {
-            const int d = along_rows ? t % kDepth : t / side, r = along_rows ? t / kDepth : t % side;
+            const int d = along_rows ? t % kDepth : t / side,
+                      r = along_rows ? t / kDepth : t % side;
             const bool inside = row + r < height && depth + d < width;
             ptx::cp_async<sizeof(T)>(&tile[d][r], inside ? &x(row + r, depth + d) : x.data,
                                      inside ? sizeof(T) : 0);
@@ -381,8 +184,8 @@ __device__ void fetch_tile(const Matrix<const T>& x, long height, long width, lo
 }
 
 // 6. Two tiles of each: while one is multiplied, the other is on its way from memory, through no
-// register (cp.async, sm_80). The wait for memory is gone, and one of the two barriers: the one that
-// makes the new tile known to all also says that all are done with the old one.
+// register (cp.async, sm_80). The wait for memory is gone, and one of the two barriers: the one
+// that makes the new tile known to all also says that all are done with the old one.
 template <typename T, typename O, int micro>
 __global__ void __launch_bounds__(kThreads) buffered(Batch<T, O> batch) {
     constexpr int side = 16 * micro;
@@ -431,16 +234,20 @@ static void start(Step step, Batch<T, O> batch, long count, cudaStream_t stream)
     constexpr int most_micro = sizeof(Compute<T>) == 4 ? 8 : 4;
     if constexpr (std::is_same_v<T, O>) {
         switch (step) {
-            case Step::naive: return run(naive<T, O>, 32, 8, {32, 8});
-            case Step::coalesced: return run(coalesced<T, O>, 8, 32, {32, 8});
-            case Step::shared: return run(shared<T, O>, kTile, kTile, {kTile, kTile});
+            case Step::naive:
+                return run(naive<T, O>, 32, 8, {32, 8});
+            case Step::coalesced:
+                return run(coalesced<T, O>, 8, 32, {32, 8});
+            case Step::shared:
+                return run(shared<T, O>, kTile, kTile, {kTile, kTile});
             case Step::registers:
                 return run(registers<T, O, most_micro>, 16 * most_micro, 16 * most_micro, kThreads);
             case Step::buffered:
                 if constexpr (std::is_same_v<T, Compute<T>>)
                     return large ? run(buffered<T, O, most_micro>, 128, 128, kThreads)
                                  : run(buffered<T, O, 4>, 64, 64, kThreads);
-            default: break;
+            default:
+                break;
         }
     }
     large ? run(vectorised<T, O, most_micro>, 128, 128, kThreads)
@@ -482,10 +289,10 @@ static void products(const Array* arrays, const double* numbers, cudaStream_t st
     start(Step(int(numbers[3])), batch, count, stream);
 }
 
-// a (..., m, k), b (..., k, n), out (..., m, n) at any strides, not empty; bias (n,), contiguous, or
-// None; residual and before like out, or None; alpha, accumulate, the numbers of an Activation and of
-// a Step. Leading dimensions are equal: broadcast ones have stride 0. out, bias, residual and before
-// have one dtype: that of a and b or, where that is of 16 bits, float32.
+// a (..., m, k), b (..., k, n), out (..., m, n) at any strides, not empty; bias (n,), contiguous,
+// or None; residual and before like out, or None; alpha, accumulate, the numbers of an Activation
+// and of a Step. Leading dimensions are equal: broadcast ones have stride 0. out, bias, residual
+// and before have one dtype: that of a and b or, where that is of 16 bits, float32.
 DEVICE_KERNEL(matmul) {
     by_dtype(arrays[0], [&](auto kind) {
         using T = decltype(kind);
@@ -496,8 +303,9 @@ DEVICE_KERNEL(matmul) {
     });
 }
 
-// The sums of the columns of x, of rows begin to end each blockIdx.y: 32 columns to a block, whose 8
-// warps take every eighth row. Which numbers are added in which order follows from the shape alone.
+// The sums of the columns of x, of rows begin to end each blockIdx.y: 32 columns to a block, whose
+// 8 warps take every eighth row. Which numbers are added in which order follows from the shape
+// alone.
 template <typename T, typename O>
 __global__ void column_sums_kernel(Matrix<const T> x, long rows, long columns, long rows_per_block,
                                    O* out) {
@@ -515,8 +323,8 @@ __global__ void column_sums_kernel(Matrix<const T> x, long rows, long columns, l
     out[blockIdx.y * columns + column] = O(sum);
 }
 
-// x (rows, columns) at any strides; out (columns,); space (pieces, columns) of the compute dtype, for
-// the sums of so many pieces of the rows.
+// x (rows, columns) at any strides; out (columns,); space (pieces, columns) of the compute dtype,
+// for the sums of so many pieces of the rows.
 DEVICE_KERNEL(column_sums) {
     const Array &x = arrays[0], &out = arrays[1], &space = arrays[2];
     by_dtype(x, [&](auto kind) {

@@ -16,6 +16,7 @@ from minitorch.ops.attention import (
 )
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
+from minitorch.ops.experts import grouped_mm, moe_permute, moe_unpermute, topk_routing
 from minitorch.ops.feed_forward import mlp
 from minitorch.ops.fused import (
     apply_rotary_emb,
@@ -51,6 +52,7 @@ __all__ = [
     "fused_add_layer_norm",
     "fused_add_rms_norm",
     "gelu",
+    "grouped_mm",
     "kl_div",
     "layer_norm",
     "leaky_relu",
@@ -61,6 +63,8 @@ __all__ = [
     "logsumexp",
     "max_pool2d",
     "mlp",
+    "moe_permute",
+    "moe_unpermute",
     "mse_loss",
     "nll_loss",
     "normalize",
@@ -75,6 +79,7 @@ __all__ = [
     "softplus",
     "swiglu",
     "tanh",
+    "topk_routing",
     "varlen_attn",
 ]
 

@@ -206,6 +206,18 @@ def categorical(x, temperature, top_k, top_p, min_p, seed, offset):
     return order.gather(-1, best).squeeze(-1)
 
 
+def groups(x, offs):
+    return x.tensor_split(offs[:-1])
+
+
+def routing_weights(x, indices, score_function, norm_topk_prob, scaling_factor):
+    weights = getattr(torch, score_function)(x, *[1] * (score_function == "softmax"))
+    weights = weights.gather(1, indices)
+    if norm_topk_prob:
+        weights = weights / weights.sum(1, keepdim=True)
+    return weights * scaling_factor
+
+
 PEERS = {
     **{name: same_name(name) for name in SAME_NAMES},
     **{name: of_tensors(name) for name in OF_TENSORS},
@@ -246,6 +258,22 @@ PEERS = {
         rows, x.shape[-1], dtype=x.dtype
     ).index_add(0, index.flatten(), x.flatten(0, -2)),
     "categorical": categorical,
+    "moe_permute": lambda x, weights, places: (
+        (x[:, None] * (1 if weights is None else weights[..., None]))
+        .expand(*places.shape, -1)
+        .flatten(0, 1)[places.flatten().argsort()]
+    ),
+    "moe_unpermute": lambda rows, weights, places: (
+        rows[places] * (1 if weights is None else weights[..., None])
+    ).sum(1),
+    "moe_dot": lambda rows, x, places: (rows[places] * x[:, None]).sum(-1),
+    "grouped_mm": lambda x, weight, offs: torch.cat(
+        [part @ w for part, w in zip(groups(x, offs), weight, strict=True)]
+    ),
+    "grouped_outer": lambda x, y, offs: torch.stack(
+        [a.T @ b for a, b in zip(groups(x, offs), groups(y, offs), strict=True)]
+    ),
+    "routing_weights": routing_weights,
     "topk": lambda x, k, dim, largest: torch.topk(x, k, dim, largest).indices,
     "einsum": lambda *xs, terms, out: torch.einsum(f"{','.join(terms)}->{out}", *xs),
 }

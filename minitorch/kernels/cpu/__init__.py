@@ -14,6 +14,7 @@ if extension:
     from minitorch.kernels.cpu import dropout as dropout
     from minitorch.kernels.cpu import elementwise as elementwise
     from minitorch.kernels.cpu import embedding as embedding
+    from minitorch.kernels.cpu import experts as experts
     from minitorch.kernels.cpu import linear_cross_entropy as linear_cross_entropy
     from minitorch.kernels.cpu import matmul as matmul
     from minitorch.kernels.cpu import mlp as mlp

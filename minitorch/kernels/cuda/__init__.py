@@ -6,6 +6,7 @@ from minitorch.kernels.cuda import cross_entropy as cross_entropy
 from minitorch.kernels.cuda import dropout as dropout
 from minitorch.kernels.cuda import elementwise as elementwise
 from minitorch.kernels.cuda import embedding as embedding
+from minitorch.kernels.cuda import experts as experts
 from minitorch.kernels.cuda import matmul as matmul
 from minitorch.kernels.cuda import mlp as mlp
 from minitorch.kernels.cuda import norms as norms

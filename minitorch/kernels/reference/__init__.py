@@ -12,6 +12,7 @@ from minitorch.kernels.reference import cross_entropy as cross_entropy
 from minitorch.kernels.reference import dropout as dropout
 from minitorch.kernels.reference import elementwise as elementwise
 from minitorch.kernels.reference import embedding as embedding
+from minitorch.kernels.reference import experts as experts
 from minitorch.kernels.reference import linear_cross_entropy as linear_cross_entropy
 from minitorch.kernels.reference import matmul as matmul
 from minitorch.kernels.reference import mlp as mlp

@@ -43,10 +43,10 @@ def argmin(x: Array, *, dim: int) -> Array:
 @register("amax", "numpy")
 def amax(x: Array, *, dim: tuple[int, ...], keepdim: bool = False) -> Array:
     """The largest over the dimensions of dim, NaN where there is one."""
-    return np.maximum.reduce(x, axis=dim, keepdims=keepdim)
+    return x.max(dim, keepdims=keepdim)
 
 
 @register("amin", "numpy")
 def amin(x: Array, *, dim: tuple[int, ...], keepdim: bool = False) -> Array:
     """The smallest over the dimensions of dim, NaN where there is one."""
-    return np.minimum.reduce(x, axis=dim, keepdims=keepdim)
+    return x.min(dim, keepdims=keepdim)

@@ -1,0 +1,157 @@
+"""Mixture of experts: places of tokens sorted by expert, the way there and back, grouped products.
+
+An assignment is a token t and one of its k choices j; places[t, j] is where it stands when all are
+sorted by expert, equal ones in their order. Rows there belong to expert e from offs[e - 1] to
+offs[e]. `moe_permute`, `moe_unpermute` and `moe_dot` are the derivatives of one trilinear form,
+
+    Σ over t, j of weights[t, j] <rows[places[t, j]], x[t]>
+
+and each is the derivative of the others; so are `grouped_mm` and `grouped_outer`. Source: Gale et
+al. 2022, "MegaBlocks"; Tan et al. 2024, "Scattered mixture-of-experts".
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from minitorch.errors import ShapeError
+from minitorch.kernels.table import register
+
+Array = Any
+
+
+@register("moe_places", "numpy")
+def moe_places(indices: Array, *, num_experts: int) -> tuple[Array, Array]:
+    """places: the shape of indices, (tokens, k), which are experts; offs: (num_experts,). int64."""
+    check_experts(indices, num_experts)
+    places = np.empty(indices.size, np.int64)
+    places[np.argsort(indices.reshape(-1), kind="stable")] = np.arange(indices.size)
+    counts = np.bincount(indices.reshape(-1), minlength=num_experts)
+    return places.reshape(indices.shape), np.cumsum(counts)
+
+
+def check_experts(indices: Array, num_experts: int) -> None:
+    """Raises ShapeError unless all indices are in [0, num_experts)."""
+    if indices.size and not 0 <= indices.min() <= indices.max() < num_experts:
+        raise ShapeError(
+            f"moe_permute: expected indices in [0, {num_experts}), the experts; "
+            f"got values from {indices.min()} to {indices.max()}"
+        )
+
+
+@register("moe_permute", "numpy")
+def moe_permute(x: Array, weights: Array | None, places: Array) -> Array:
+    """rows[places[t, j]] = weights[t, j] x[t]; weights None: 1.
+
+    x: (tokens, features); weights, places: (tokens, k). Returns (tokens k, features).
+    """
+    rows = np.empty((places.size, x.shape[1]), x.dtype)
+    rows[places] = x[:, None] if weights is None else weights[:, :, None] * x[:, None]
+    return rows
+
+
+@register("moe_unpermute", "numpy")
+def moe_unpermute(rows: Array, weights: Array | None, places: Array) -> Array:
+    """x[t] = Σ over j of weights[t, j] rows[places[t, j]]. Returns (tokens, features)."""
+    picked = rows[places]
+    return picked.sum(1) if weights is None else (weights[:, None] @ picked)[:, 0]
+
+
+@register("moe_dot", "numpy")
+def moe_dot(rows: Array, x: Array, places: Array) -> Array:
+    """weights[t, j] = <rows[places[t, j]], x[t]>. Returns (tokens, k)."""
+    return (rows[places] @ x[:, :, None])[:, :, 0]
+
+
+@register("grouped_mm", "numpy")
+def grouped_mm(x: Array, weight: Array, offs: Array) -> Array:
+    """out[r] = x[r] weight[e] for the rows r of each group e.
+
+    x: (rows, k); weight: (groups, k, n); offs: (groups,), where groups end. Returns (rows, n).
+    """
+    out = np.empty((len(x), weight.shape[2]), x.dtype)
+    for e, group in enumerate(groups_of(offs)):
+        np.matmul(x[group], weight[e], out=out[group])
+    return out
+
+
+@register("grouped_outer", "numpy")
+def grouped_outer(x: Array, grad: Array, offs: Array) -> Array:
+    """out[e] = x_eᵀ grad_e, of the rows of each group. x: (rows, m); grad: (rows, n).
+
+    Returns (groups, m, n).
+    """
+    out = np.empty((len(offs), x.shape[1], grad.shape[1]), x.dtype)
+    for e, group in enumerate(groups_of(offs)):
+        np.matmul(x[group].T, grad[group], out=out[e])
+    return out
+
+
+def groups_of(offs: Array) -> list[slice]:
+    """The rows of each group."""
+    ends = [0, *offs.tolist()]
+    return [slice(begin, end) for begin, end in pairwise(ends)]
+
+
+@register("routing_weights", "numpy")
+def routing_weights(
+    logits: Array,
+    indices: Array,
+    *,
+    score_function: str,
+    norm_topk_prob: bool,
+    scaling_factor: float,
+) -> Array:
+    """The scores of the chosen experts, divided by their sum with norm_topk_prob, and scaled.
+
+    logits: (tokens, experts); indices: (tokens, k), distinct in each row; score_function: "softmax"
+    or "sigmoid". Returns (tokens, k).
+    """
+    chosen, _, total = _scores(logits, indices, score_function, norm_topk_prob)
+    return scaling_factor * chosen / total
+
+
+@register("routing_weights_backward", "numpy")
+def routing_weights_backward(
+    grad: Array,
+    logits: Array,
+    indices: Array,
+    *,
+    score_function: str,
+    norm_topk_prob: bool,
+    scaling_factor: float,
+) -> Array:
+    """The gradient for logits: zero where nothing was chosen, but of a softmax over all."""
+    chosen, scores, total = _scores(logits, indices, score_function, norm_topk_prob)
+    flow = scaling_factor * grad * chosen / total
+    sum = flow.sum(1, keepdims=True)
+    dx = np.zeros_like(logits)
+    if norm_topk_prob:
+        flow -= chosen / total * sum
+    elif score_function == "softmax":
+        dx -= scores / total * sum
+    if score_function == "sigmoid":
+        flow *= 1 - chosen
+    np.put_along_axis(dx, indices, np.take_along_axis(dx, indices, 1) + flow, 1)
+    return dx
+
+
+def _scores(
+    logits: Array, indices: Array, score_function: str, norm_topk_prob: bool
+) -> tuple[Array, Array, Array]:
+    """The scores of the chosen and of all, and what they are divided by."""
+    if score_function == "softmax":
+        scores = np.exp(logits - logits.max(1, keepdims=True))
+    else:
+        scores = 1 / (1 + np.exp(-logits))
+    chosen = np.take_along_axis(scores, indices, 1)
+    if norm_topk_prob:
+        return chosen, scores, chosen.sum(1, keepdims=True) + logits.dtype.type(_TINY)
+    if score_function == "softmax":
+        return chosen, scores, scores.sum(1, keepdims=True)
+    return chosen, scores, np.ones_like(chosen[:, :1])
+
+
+_TINY = 1e-20
+"""Added to the sum of the chosen scores, which may all be 0. As in DeepSeek-V3's code."""

@@ -1,0 +1,270 @@
+r"""Mixture of experts: routing, the way of tokens to their experts and back, grouped products.
+
+    weights, indices = topk_routing(logits, k)
+    rows, places, offs = moe_permute(x, indices, num_experts)
+    rows = grouped_mm(rows, weight, offs)                          # and whatever else experts do
+    out = moe_unpermute(rows, places, weights)
+
+Behind this are two forms that are linear in each of their parts. With places[t, j] the row of
+choice j of token t, and e(r) the expert of row r, they are
+
+    \sum_{t, j} w_{t j} \langle r_{places[t, j]}, x_t \rangle
+    \sum_r \langle x_r W_{e(r)}, v_r \rangle
+
+Their derivatives are the primitives here, each bilinear, and the transpose of each is another one
+of them: so there are derivatives of every order.
+
+Source: Shazeer et al. 2017, "Outrageously large neural networks"; Gale et al. 2022, "MegaBlocks".
+"""
+
+import numpy as np
+
+from minitorch import backend, kernels
+from minitorch.errors import ConfigError, DtypeError, ShapeError
+from minitorch.ops.definition import Primitive, _kernel
+from minitorch.ops.general import softmax
+from minitorch.ops.indexing import topk
+from minitorch.ops.primitive import bilinear, fused
+from minitorch.ops.promotion import promote
+from minitorch.ops.samples import real, sample
+from minitorch.tape import apply
+from minitorch.tensor import Tensor, wrap
+
+_PLACES = np.array([[2, 7], [0, 4], [1, 3], [6, 5]])
+_OFFS = np.array([2, 2, 5])
+
+_permute: Primitive = bilinear(
+    "moe_permute",
+    _kernel("moe_permute"),
+    lambda grad, weights, places: apply(_unpermute, [grad, weights, places], {}),
+    lambda grad, x, places: apply(_dot, [grad, x, places], {}),
+    None,
+    kernel="moe_permute",
+    inputs=("x", "weights", "places"),
+    formula=r"r_{p_{tj}} = w_{tj} x_t",
+    samples=lambda: [
+        sample(real(4, 3), real(4, 2), _PLACES),
+        sample(real(8, 2), None, _PLACES.reshape(8, 1)),
+    ],
+)
+
+_unpermute: Primitive = bilinear(
+    "moe_unpermute",
+    _kernel("moe_unpermute"),
+    lambda grad, weights, places: apply(_permute, [grad, weights, places], {}),
+    lambda grad, rows, places: apply(_dot, [rows, grad, places], {}),
+    None,
+    kernel="moe_unpermute",
+    inputs=("rows", "weights", "places"),
+    formula=r"x_t = \sum_j w_{tj} r_{p_{tj}}",
+    samples=lambda: [
+        sample(real(8, 3), real(4, 2), _PLACES),
+        sample(real(8, 2), None, _PLACES.reshape(2, 4)),
+    ],
+)
+
+_dot: Primitive = bilinear(
+    "moe_dot",
+    _kernel("moe_dot"),
+    lambda grad, x, places: apply(_permute, [x, grad, places], {}),
+    lambda grad, rows, places: apply(_unpermute, [rows, grad, places], {}),
+    None,
+    kernel="moe_dot",
+    inputs=("rows", "x", "places"),
+    formula=r"w_{tj} = \langle r_{p_{tj}}, x_t \rangle",
+    samples=lambda: [sample(real(8, 3), real(4, 3), _PLACES)],
+)
+
+_grouped_mm: Primitive = bilinear(
+    "grouped_mm",
+    _kernel("grouped_mm"),
+    lambda grad, weight, offs: apply(_grouped_mm, [grad, weight.mT, offs], {}),
+    lambda grad, x, offs: apply(_grouped_outer, [x, grad, offs], {}),
+    None,
+    kernel="grouped_mm",
+    autocast="lower",
+    inputs=("x", "weight", "offs"),
+    formula=r"y_r = x_r W_{e(r)}",
+    samples=lambda: [sample(real(5, 4), real(3, 4, 2), _OFFS)],
+)
+
+_grouped_outer: Primitive = bilinear(
+    "grouped_outer",
+    _kernel("grouped_outer"),
+    lambda grad, y, offs: apply(_grouped_mm, [y, grad.mT, offs], {}),
+    lambda grad, x, offs: apply(_grouped_mm, [x, grad, offs], {}),
+    None,
+    kernel="grouped_outer",
+    autocast="lower",
+    inputs=("x", "y", "offs"),
+    formula=r"W_e = \sum_{r : e(r) = e} x_r y_r^\top",
+    samples=lambda: [sample(real(5, 4), real(5, 2), _OFFS)],
+)
+
+
+def _routing_reference(
+    logits: Tensor,
+    indices: Tensor,
+    *,
+    score_function: str,
+    norm_topk_prob: bool,
+    scaling_factor: float,
+) -> Tensor:
+    if score_function == "softmax":
+        if norm_topk_prob:
+            return scaling_factor * softmax(logits.gather(1, indices), 1)
+        return scaling_factor * softmax(logits, 1).gather(1, indices)
+    weights = logits.gather(1, indices).sigmoid()
+    if norm_topk_prob:
+        weights = weights / weights.sum(1, keepdim=True)
+    return scaling_factor * weights
+
+
+_routing_weights = fused(
+    "routing_weights",
+    _kernel("routing_weights"),
+    kernel="routing_weights",
+    reference=_routing_reference,
+    backward=lambda grad, logits, indices, score_function, norm_topk_prob, scaling_factor: [
+        _kernel("routing_weights_backward")(
+            grad,
+            logits,
+            indices,
+            score_function=score_function,
+            norm_topk_prob=norm_topk_prob,
+            scaling_factor=scaling_factor,
+        )
+    ],
+    autocast="raise",
+    inputs=("logits", "indices"),
+    formula=r"\lambda \, s_{i_j} / \textstyle\sum_l s_{i_l}",
+    samples=lambda: [
+        sample(
+            2 * real(3, 5),
+            np.array([[4, 0], [1, 2], [3, 1]]),
+            score_function=score_function,
+            norm_topk_prob=norm_topk_prob,
+            scaling_factor=1.5,
+        )
+        for score_function in ("softmax", "sigmoid")
+        for norm_topk_prob in (True, False)
+    ],
+)
+
+
+def topk_routing(
+    logits: Tensor,
+    k: int,
+    score_function: str = "softmax",
+    norm_topk_prob: bool = False,
+    expert_bias: Tensor | None = None,
+    scaling_factor: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The k experts with the highest scores for each token: their weights, and which they are.
+
+    logits: (tokens, experts). Scores s are the "softmax" over all experts or the "sigmoid" of each;
+    the weights are those of the chosen, divided by their sum with norm_topk_prob (of a softmax, the
+    softmax over the chosen), and times scaling_factor. expert_bias: (experts,), added to s to
+    choose, not to weigh, and without a gradient: it balances the load (DeepSeek-V3). Returns
+    weights, (tokens, k), and indices, (tokens, k) int64, in descending order, the lower index first
+    in a tie. Raises ConfigError and ShapeError for what does not fit.
+
+    Source: Shazeer et al. 2017, section 2; DeepSeek-AI 2024, "DeepSeek-V3", equations 13 to 16. In
+    Megatron-LM: topk_routing_with_score_function; the options are named as in transformers.
+    """
+    if score_function not in ("softmax", "sigmoid"):
+        raise ConfigError(
+            f'topk_routing: expected score_function "softmax" or "sigmoid"; got {score_function!r}'
+        )
+    if logits.ndim != 2 or not 1 <= k <= logits.shape[1]:
+        raise ShapeError(
+            f"topk_routing: expected logits (tokens, experts), and k from 1 to experts; got "
+            f"{logits.shape} and {k}"
+        )
+    ranks = logits.detach()
+    if expert_bias is not None:
+        if expert_bias.shape != logits.shape[1:]:
+            raise ShapeError(
+                f"topk_routing: expected expert_bias {logits.shape[1:]}; got {expert_bias.shape}"
+            )
+        scores = ranks.sigmoid() if score_function == "sigmoid" else softmax(ranks, -1)
+        ranks = scores + expert_bias.detach()
+    indices = topk(ranks, k).indices
+    meta = {
+        "score_function": score_function,
+        "norm_topk_prob": norm_topk_prob,
+        "scaling_factor": scaling_factor,
+    }
+    return apply(_routing_weights, [logits, indices], meta), indices
+
+
+def moe_permute(x: Tensor, indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each token once for every expert that it goes to, sorted by expert.
+
+    x: (tokens, features); indices: (tokens, k), integers below num_experts. Returns rows,
+    (tokens k, features), of which those of expert e are offs[e - 1] to offs[e]; places, (tokens,
+    k), where in rows each token is; and offs, (num_experts,). The tokens of an expert keep their
+    order.
+    Raises ShapeError where x and indices disagree or an index is no expert.
+    In Transformer Engine: moe_permute, with places as row_id_map.
+    """
+    if backend.is_float(indices.dtype):
+        raise DtypeError(f"moe_permute: expected integer indices; got {indices.dtype}")
+    if x.ndim != 2 or indices.ndim != 2 or x.shape[0] != indices.shape[0]:
+        raise ShapeError(
+            "moe_permute: expected x (tokens, features) and indices (tokens, k); got "
+            f"{x.shape} and {indices.shape}"
+        )
+    find = kernels.lookup("moe_places", backend.device_of(indices.data))
+    found = find(indices.data, num_experts=num_experts)
+    places, offs = (wrap(backend.beside(array, indices.data)) for array in found)
+    return apply(_permute, [x, None, places], {}), places, offs
+
+
+def moe_unpermute(rows: Tensor, places: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The sum over a token's experts of its rows, times weights: (tokens, features).
+
+    rows: (tokens k, features), as moe_permute gives them, places likewise; weights: (tokens, k), in
+    the dtype of rows or converted to it. In Transformer Engine: moe_unpermute.
+    """
+    if (
+        rows.ndim != 2
+        or places.ndim != 2
+        or rows.shape[0] != places.numel()
+        or (weights is not None and weights.shape != places.shape)
+    ):
+        raise ShapeError(
+            "moe_unpermute: expected rows (tokens k, features), places (tokens, k) and weights "
+            f"(tokens, k); got {rows.shape}, {places.shape} and "
+            f"{None if weights is None else weights.shape}"
+        )
+    if weights is not None:
+        weights = weights.to(rows.dtype)
+    return apply(_unpermute, [rows, weights, places], {})
+
+
+def grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+    """x[r] weight[e] for each row r, e being the group of the row: (rows, n).
+
+    x: (rows, k); weight: (groups, k, n), a view such as weight.mT perhaps; offs: (groups,)
+    integers, where each group ends: it begins where the one before ends, the last ends with x.
+    Raises ShapeError where these disagree. In PyTorch: torch.nn.functional.grouped_mm.
+    """
+    if (
+        x.ndim != 2
+        or weight.ndim != 3
+        or x.shape[1] != weight.shape[1]
+        or offs.shape != weight.shape[:1]
+    ):
+        raise ShapeError(
+            "grouped_mm: expected x (rows, k), weight (groups, k, n) and offs (groups,); got "
+            f"{x.shape}, {weight.shape} and {offs.shape}"
+        )
+    if isinstance(offs.data, np.ndarray):
+        ends = offs.data
+        if not ends.size or ends[-1] != len(x) or (np.diff(ends, prepend=0) < 0).any():
+            raise ShapeError(
+                f"grouped_mm: expected offs that do not fall and end with {len(x)}, the rows; got "
+                f"{ends.tolist()}"
+            )
+    return apply(_grouped_mm, [*promote([x, weight]), offs], {})

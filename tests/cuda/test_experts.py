@@ -1,0 +1,98 @@
+"""The CUDA kernels of mixture of experts in the emulator's check build, against the reference."""
+
+import numpy as np
+import pytest
+
+import minitorch as mt
+from minitorch import kernels
+from minitorch.backend import to_device
+from minitorch.errors import ShapeError
+from minitorch.kernels.cuda.extension import checked
+from minitorch.nn import functional as F
+
+DTYPES = ["float64", "float32", "bfloat16", "float16"]
+SHAPES = [(1, 1, 1, 1), (5, 3, 2, 7), (9, 4, 3, 40), (70, 2, 1, 16)]  # tokens, experts, k, features
+
+
+def sample(dtype, tokens, experts, k, features):
+    rng = np.random.default_rng(0)
+    x, w, rows = (
+        rng.standard_normal(shape).astype(getattr(mt, dtype))
+        for shape in ((tokens, features), (tokens, k), (tokens * k, features))
+    )
+    indices = rng.random((tokens, experts)).argsort(1)[:, :k]
+    return x, w, rows, indices
+
+
+@pytest.mark.parametrize(("count", "experts"), [(1, 1), (5, 8), (300, 3), (257, 40), (0, 4)])
+def test_places(hold, count, experts):
+    indices = np.random.default_rng(0).integers(0, experts, (count, 2))
+    hold("moe_places", indices, num_experts=experts, like=mt.float64)
+    hold("moe_places", indices.astype(np.int32), num_experts=experts, like=mt.float64)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_there_and_back(hold, dtype, shape):
+    x, w, rows, indices = sample(dtype, *shape)
+    places, _ = kernels.lookup("moe_places")(indices, num_experts=shape[1])
+    for weights in (w, None):
+        hold("moe_permute", x, weights, places)
+        hold("moe_unpermute", rows, weights, places)
+    hold("moe_dot", rows, x, places)
+
+
+@pytest.mark.parametrize("ends", [[5], [0, 3, 3, 70], [64, 64, 129]], ids=str)
+@pytest.mark.parametrize(("k", "n"), [(3, 5), (16, 70)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_grouped_products(hold, dtype, ends, k, n):
+    rng = np.random.default_rng(0)
+    x, weight, grad = (
+        rng.standard_normal(shape).astype(getattr(mt, dtype))
+        for shape in ((ends[-1], k), (len(ends), k, n), (ends[-1], n))
+    )
+    hold("grouped_mm", x, weight, np.int32(ends))
+    hold("grouped_mm", grad, weight.swapaxes(1, 2), np.int64(ends))
+    hold("grouped_outer", x, grad, np.int64(ends))
+
+
+@pytest.mark.parametrize("norm_topk_prob", [True, False])
+@pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_routing_weights(hold, dtype, score_function, norm_topk_prob):
+    options = {
+        "score_function": score_function,
+        "norm_topk_prob": norm_topk_prob,
+        "scaling_factor": 2.5,
+    }
+    for tokens, experts, k in [(1, 1, 1), (5, 8, 2), (3, 70, 40)]:
+        logits, grad, _, indices = sample(dtype, tokens, experts, k, experts)
+        hold("routing_weights", 3 * logits, indices, **options)
+        hold("routing_weights_backward", grad, 3 * logits, indices, **options)
+
+
+def test_an_index_that_is_no_expert():
+    with pytest.raises(ShapeError, match=r"expected indices in \[0, 3\)"):
+        kernels.lookup("moe_places", "simt")(to_device(np.array([[0, 3]]), "simt"), num_experts=3)
+
+
+def layer(x, router, weight_1, weight_2):
+    weights, indices = F.topk_routing(F.linear(x, router), 2, norm_topk_prob=True)
+    rows, places, offs = F.moe_permute(x, indices, 4)
+    hidden = F.silu(F.grouped_mm(rows, weight_1, offs))
+    return F.moe_unpermute(F.grouped_mm(hidden, weight_2, offs), places, weights)
+
+
+def test_a_layer_of_experts():
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s) for s in ((6, 5), (4, 5), (4, 5, 3), (4, 3, 5))]
+    inputs = [mt.Tensor(to_device(x, "simt"), requires_grad=True) for x in arrays]
+    with checked("random", 3):
+        out = layer(*inputs)
+        out.backward(mt.Tensor(to_device(arrays[0], "simt")))
+    assert {out.device, *(x.grad.device for x in inputs)} == {"simt"}
+    expected = [mt.Tensor(x, requires_grad=True) for x in arrays]
+    layer(*expected).backward(mt.Tensor(arrays[0]))
+    for x, other in zip(inputs, expected, strict=True):
+        np.testing.assert_allclose(x.grad.numpy(), other.grad.numpy(), rtol=0, atol=1e-12)
+    assert mt.gradcheck(layer, inputs)

@@ -1,0 +1,144 @@
+"""Mixture of experts: identities that need no reference, and a loop over the tokens."""
+
+import numpy as np
+import pytest
+
+import minitorch as mt
+from minitorch.errors import ConfigError, DtypeError, ShapeError
+from minitorch.nn import functional as F
+
+TOKENS, EXPERTS, K, FEATURES, HIDDEN = 11, 5, 3, 4, 6
+
+
+def tensors(*shapes, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    return [mt.Tensor(rng.standard_normal(s).astype(dtype), requires_grad=True) for s in shapes]
+
+
+def experts(x, router, weight_1, weight_2, **options):
+    weights, indices = F.topk_routing(F.linear(x, router), K, **options)
+    rows, places, offs = F.moe_permute(x, indices, len(router))
+    rows = F.grouped_mm(F.gelu(F.grouped_mm(rows, weight_1, offs)), weight_2, offs)
+    return F.moe_unpermute(rows, places, weights)
+
+
+def one_by_one(x, router, weight_1, weight_2, **options):
+    weights, indices = F.topk_routing(F.linear(x, router), K, **options)
+    out = []
+    for t in range(len(x)):
+        parts = [
+            weights[t, j] * (F.gelu(x[t] @ weight_1[int(e)]) @ weight_2[int(e)])
+            for j, e in enumerate(indices.detach().numpy()[t])
+        ]
+        out.append(sum(parts[1:], parts[0]))
+    return mt.stack(out)
+
+
+PARAMETERS = (
+    (TOKENS, FEATURES),
+    (EXPERTS, FEATURES),
+    (EXPERTS, FEATURES, HIDDEN),
+    (
+        EXPERTS,
+        HIDDEN,
+        FEATURES,
+    ),
+)
+OPTIONS = [
+    {"norm_topk_prob": True},
+    {},
+    {"score_function": "sigmoid", "norm_topk_prob": True, "scaling_factor": 2.5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_it_is_a_loop_over_tokens(options):
+    mine, loop = tensors(*PARAMETERS), tensors(*PARAMETERS)
+    out, expected = experts(*mine, **options), one_by_one(*loop, **options)
+    np.testing.assert_allclose(out.detach().numpy(), expected.detach().numpy(), atol=1e-12)
+    cotangent = mt.Tensor(np.random.default_rng(1).standard_normal(out.shape))
+    out.backward(cotangent)
+    expected.backward(cotangent)
+    for a, b in zip(mine, loop, strict=True):
+        np.testing.assert_allclose(a.grad.detach().numpy(), b.grad.detach().numpy(), atol=1e-11)
+
+
+def test_equal_experts_are_one_dense_layer():
+    x, router, weight_1, weight_2 = tensors(*PARAMETERS)
+    same = [w[:1].expand(w.shape) for w in (weight_1, weight_2)]
+    out = experts(x, router, *same, norm_topk_prob=True)
+    dense = F.gelu(x @ weight_1[0]) @ weight_2[0]
+    np.testing.assert_allclose(out.detach().numpy(), dense.detach().numpy(), atol=1e-12)
+
+
+def test_the_order_of_the_experts_does_not_matter():
+    x, *parameters = tensors(*PARAMETERS)
+    order = mt.tensor([3, 0, 4, 1, 2])
+    out, other = experts(x, *parameters), experts(x, *[p[order] for p in parameters])
+    np.testing.assert_allclose(out.detach().numpy(), other.detach().numpy(), atol=1e-12)
+
+
+def test_rows_are_sorted_by_expert_and_stable():
+    x = mt.arange(4).reshape(4, 1).float()
+    rows, places, offs = F.moe_permute(x, mt.tensor([[2, 0], [0, 1], [2, 1], [0, 2]]), 4)
+    assert rows.detach().numpy()[:, 0].tolist() == [0, 1, 3, 1, 2, 0, 2, 3]
+    assert offs.tolist() == [3, 5, 8, 8]
+    assert places.tolist() == [[5, 0], [1, 3], [6, 4], [2, 7]]
+    assert F.moe_unpermute(rows, places).tolist() == [[0], [2], [4], [6]]
+
+
+def test_the_bias_chooses_and_does_not_weigh():
+    (logits,) = tensors((TOKENS, EXPERTS))
+    bias = mt.tensor([0.0, 0, 9, 0, 0], dtype=mt.float64, requires_grad=True)
+    weights, indices = F.topk_routing(logits, 2, "sigmoid", expert_bias=bias)
+    assert (indices.detach().numpy()[:, 0] == 2).all()
+    expected = logits.sigmoid().gather(1, indices)
+    np.testing.assert_allclose(weights.detach().numpy(), expected.detach().numpy(), atol=1e-15)
+    weights.backward(mt.Tensor(np.random.default_rng(2).standard_normal(weights.shape)))
+    assert bias.grad is None
+
+
+def test_normalised_weights_are_the_softmax_of_the_chosen():
+    (logits,) = tensors((TOKENS, EXPERTS))
+    weights, indices = F.topk_routing(logits, K, norm_topk_prob=True)
+    expected = logits.gather(1, indices).softmax(1)
+    np.testing.assert_allclose(weights.detach().numpy(), expected.detach().numpy(), atol=1e-15)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gradcheck(options):
+    shapes = (3, 4), (4, 4), (4, 4, 2), (4, 2, 4)
+    assert mt.gradcheck(lambda *p: experts(*p, **options), tensors(*shapes), order=2)
+
+
+def test_half_precision_and_autocast():
+    exact = experts(*tensors(*PARAMETERS)).detach().numpy()
+    with mt.autocast("bfloat16"):
+        lowered = experts(*tensors(*PARAMETERS, dtype=np.float32))
+    np.testing.assert_allclose(
+        lowered.float().detach().numpy(), exact, atol=0.03 * np.abs(exact).max()
+    )
+
+
+def test_errors():
+    x, router, weight_1, _ = tensors(*PARAMETERS)
+    index = mt.zeros(TOKENS, 2, dtype=mt.int64)
+    _, places, offs = F.moe_permute(x, index, EXPERTS)
+    with pytest.raises(ConfigError, match="expected score_function"):
+        F.topk_routing(router, 2, "tanh")
+    with pytest.raises(ShapeError, match="k from 1 to experts"):
+        F.topk_routing(router, 9)
+    with pytest.raises(ShapeError, match="expected expert_bias"):
+        F.topk_routing(router, 2, expert_bias=x)
+    with pytest.raises(DtypeError, match="expected integer indices"):
+        F.moe_permute(x, x, EXPERTS)
+    with pytest.raises(ShapeError, match=r"expected x \(tokens, features\)"):
+        F.moe_permute(x[1:], index, EXPERTS)
+    with pytest.raises(ShapeError, match=r"expected indices in \[0, 5\)"):
+        F.moe_permute(x, index + 5, EXPERTS)
+    with pytest.raises(ShapeError, match="expected rows"):
+        F.moe_unpermute(x, places)
+    with pytest.raises(ShapeError, match=r"expected x \(rows, k\)"):
+        F.grouped_mm(x, weight_1[:2], offs)
+    with pytest.raises(ShapeError, match="expected offs that do not fall"):
+        F.grouped_mm(x, weight_1, offs)
