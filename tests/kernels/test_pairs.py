@@ -1,6 +1,6 @@
-"""The products by pairs of bfloat16, computed with plain instructions where AVX-512 has none for them.
+"""The products by pairs of bfloat16, computed here with plain instructions.
 
-The kernels of the instruction set avx512_bf16 differ from those of avx512 in nothing else.
+Of AVX-512, only avx512_bf16 has one for them; its kernels differ from avx512's in nothing else.
 """
 
 import ctypes
