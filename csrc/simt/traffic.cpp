@@ -6,7 +6,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <set>
 #include <tuple>
 #include <utility>
 
@@ -56,36 +55,48 @@ struct Total {
 auto& open_requests = *new std::map<std::pair<const Block*, unsigned>, std::map<Instruction, Open>>;
 auto& totals = *new std::map<Instruction, Total>;
 
+void keep_different(std::vector<uintptr_t>& numbers) {
+    std::sort(numbers.begin(), numbers.end());
+    numbers.erase(std::unique(numbers.begin(), numbers.end()), numbers.end());
+}
+
+// Which pieces of so many bytes the lanes from `first` to `end` touch.
+std::vector<uintptr_t> pieces(const Request& request, unsigned first, unsigned end, size_t bytes,
+                              size_t piece) {
+    std::vector<uintptr_t> touched;
+    for (unsigned lane = first; lane < std::min(end, kWarp); ++lane)
+        if (request.lanes >> lane & 1)
+            for (uintptr_t at = request.address[lane] / piece;
+                 at <= (request.address[lane] + bytes - 1) / piece; ++at)
+                touched.push_back(at);
+    keep_different(touched);
+    return touched;
+}
+
 Cost cost_in_shared(const Request& request, size_t bytes) {
     Cost cost;
     const unsigned together = unsigned(kBank * kBanks / std::clamp(bytes, kBank, kBank * kBanks));
     for (unsigned first = 0; first < kWarp; first += together) {
-        std::set<uintptr_t> words[kBanks];
-        for (unsigned lane = first; lane < std::min(first + together, kWarp); ++lane) {
-            if (!(request.lanes >> lane & 1)) continue;
-            const uintptr_t begin = request.address[lane] / kBank;
-            const uintptr_t last = (request.address[lane] + bytes - 1) / kBank;
-            for (uintptr_t word = begin; word <= last; ++word) words[word % kBanks].insert(word);
-        }
-        size_t all = 0, most = 0;
-        for (const auto& bank : words) {
-            all += bank.size();
-            most = std::max(most, bank.size());
-        }
-        cost.transfers += most;
-        cost.least += (all + kBanks - 1) / kBanks;
+        const auto words = pieces(request, first, first + together, bytes, kBank);
+        std::array<unsigned, kBanks> asked{};
+        for (const uintptr_t word : words) ++asked[word % kBanks];
+        cost.transfers += *std::max_element(asked.begin(), asked.end());
+        cost.least += (words.size() + kBanks - 1) / kBanks;
     }
     return cost;
 }
 
 Cost cost_in_global(const Request& request, size_t bytes) {
-    std::set<uintptr_t> sectors, wanted;  // the latter byte by byte
+    std::vector<uintptr_t> begins;
     for (unsigned lane = 0; lane < kWarp; ++lane)
-        for (size_t i = 0; request.lanes >> lane & 1 && i < bytes; ++i) {
-            sectors.insert((request.address[lane] + i) / kSector);
-            wanted.insert(request.address[lane] + i);
-        }
-    return {sectors.size(), (wanted.size() + kSector - 1) / kSector};
+        if (request.lanes >> lane & 1) begins.push_back(request.address[lane]);
+    keep_different(begins);
+    uintptr_t wanted = 0, end = 0;  // bytes, up to `end`
+    for (const uintptr_t begin : begins) {
+        wanted += begin + bytes - std::max(begin, end);
+        end = begin + bytes;
+    }
+    return {pieces(request, 0, kWarp, bytes, kSector).size(), (wanted + kSector - 1) / kSector};
 }
 
 void add(const Instruction& instruction, const Request& request) {
