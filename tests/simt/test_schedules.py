@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import minitorch as mt
 from minitorch import kernels
 from minitorch.backend import SimtArray
 from minitorch.kernels.cuda.extension import checked, is_available
+from models.commands.simt import simt
 from models.emulation import compile_program
 from tests.simt.schedules import schedule_that_matters
 
@@ -68,6 +70,12 @@ def test_blocks_are_chosen_by_the_same_list(program, tmp_path):
     found = turns(program, "last_block", [2, 0], tmp_path / "turns.json")
     assert [block for block, _ in found[::32]] == [2, 0, 1, 3]
     assert [thread for _, thread in found[:4]] == [2, 0, 1, 3]
+
+
+def test_the_command_takes_choices(capfd):
+    done = CliRunner().invoke(simt, ["run", str(SOURCE), "--choices", "2,0", "--", "first_come"])
+    assert done.exit_code == 0, done.output
+    assert capfd.readouterr().out.startswith("2 0 1 3 4 ")
 
 
 @pytest.mark.skipif(not is_available("simt"), reason="minitorch._simt was not built")
