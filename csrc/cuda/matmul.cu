@@ -108,7 +108,7 @@ template <typename T, typename O, int micro>
 __global__ void __launch_bounds__(kThreads) registers(Batch<T, O> batch) {
     using C = Compute<T>;
     constexpr int side = 16 * micro;
-    SHARED(C, a, [side][kDepth + 1]);  // so that the rows of a column begin in different banks
+    SHARED(C, a, [side][kDepth]);
     SHARED(C, b, [kDepth][side]);
     const Product<T, O> p = batch.of_this_block();
     const Corner corner(p.n, side, side);

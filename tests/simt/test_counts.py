@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from minitorch import kernels
 from minitorch.backend import SimtArray
 from minitorch.kernels.cuda.extension import is_available
-from minitorch.kernels.cuda.matmul import matmul_step
+from minitorch.kernels.cuda.matmul import STEPS, matmul_step
 from minitorch.kernels.cuda.traffic import Traffic, counted, parse_traffic
 from models.commands.simt import simt
 from models.emulation import compile_program
@@ -115,6 +115,13 @@ def test_counts_of_the_projects_kernels():
     assert total(shared, "global", "read") == 2 * 32 * 4
     assert total(shared, "shared", "read") == 2 * 32 * 32
     assert sum(row.conflicts for row in shared) == 0
+
+
+@needs_emulator
+@pytest.mark.parametrize("step", STEPS)
+def test_products_have_no_bank_conflicts(step):
+    traffic = product(step, 128, 128, 32)
+    assert [row for row in traffic if row.conflicts] == []
 
 
 @needs_emulator
