@@ -176,7 +176,7 @@ __device__ Matrix<T> from_row(const Matrix<T>& x, long row) {
 // knows: there are as many blocks as there can be tiles, and each counts through the groups to its
 // own.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     grouped_mm_kernel(Matrix<const T> x, Experts<const T> weight, Matrix<T> out,
                       const int64_t* ends, int groups, long n, long k) {
     long tile = blockIdx.x, begin = 0;
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // out[e] = x_eᵀ grad_e, of the rows of group e.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     grouped_outer_kernel(Matrix<const T> x, Matrix<const T> grad, Experts<T> out,
                          const int64_t* ends, long m, long n) {
     const int e = blockIdx.y;
