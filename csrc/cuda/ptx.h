@@ -25,7 +25,7 @@ namespace ptx {
 // An address in shared memory as instructions take it.
 __device__ inline uint32_t shared_address(const void* pointer) {
     PTX(return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)),
-        return uint32_t(reinterpret_cast<uintptr_t>(pointer)));
+        return simt::shared_address(pointer));
 }
 
 // Named barriers: `threads` of them, a multiple of 32, wait or only arrive.

@@ -94,6 +94,22 @@ void load_matrices(uint32_t* registers, unsigned count, bool transposed, const v
 void store_matrices(const uint32_t* registers, unsigned count, bool transposed, void* row,
                     Site site);
 
+// Products of a warpgroup, 64 x `columns` x 16, which are done when the thread waits for them. A
+// and B lie in shared memory, as 64 bits describe it; or A in registers, as in mma_16x8.
+struct Wgmma {
+    Kind kind;
+    unsigned columns;
+    bool a_transposed, b_transposed;  // rows (of A) or columns (of B) follow each other in memory
+    bool accumulate;
+};
+void wgmma(const Wgmma& how, float* d, const uint32_t* a_registers, uint64_t a, uint64_t b,
+           Site site);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(unsigned keep);
+// An address in shared memory as instructions take it: how far into it.
+uint32_t shared_address(const void* pointer);
+
 // A function's name without its namespace and parameters, as "sum_rows<float>"; lives for ever.
 const char* name_of(const void* function);
 

@@ -68,13 +68,6 @@ void complete(Thread& thread, Time time, const void* address, unsigned bytes) {
     }
 }
 
-// Where the bytes of a box go: 16-byte pieces change places within 1024 bytes, so that a column of
-// the box lies in different banks. Bits 4 to 6 of the address are combined with bits 7 to 9.
-size_t swizzled(size_t offset, unsigned swizzle) {
-    const size_t mask = swizzle == 128 ? 7 : swizzle == 64 ? 3 : swizzle == 32 ? 1 : 0;
-    return offset ^ (offset >> 7 & mask) << 4;
-}
-
 // visit(offset in the box, address in the tensor or null outside of it) for each element of a box.
 template <typename Visit>
 void each_element(const TensorMap& map, const int* at, Visit visit) {

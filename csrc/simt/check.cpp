@@ -196,7 +196,8 @@ enum class By { thread, atomic, copy, lane_copy };
 
 void check(const void* where, size_t bytes, bool write, By by, const void* code, Site site) {
     Thread* thread = self();
-    if (!thread || !bytes || on_a_stack(where)) return;
+    if (!thread || !bytes) return;
+    if (on_a_stack(where)) return check_registers(*thread, where, bytes, write, code);
     const auto* address = static_cast<const char*>(where);
     const bool atomic = by == By::atomic;
     Access now{thread->block->number, uint16_t(thread->rank), 0, atomic, thread->time, code, site};

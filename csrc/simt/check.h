@@ -55,6 +55,9 @@ void check_lane_copy(const void* address, size_t bytes, bool write, Site site);
 void check_mbarrier(const void* address, Site site);
 // A thread ends, and with the last one its block's shared memory.
 void check_end(Thread& thread);
+// The thread's own variables: those that products of its warpgroup use are not its to touch.
+void check_registers(Thread& thread, const void* address, size_t bytes, bool write,
+                     const void* code);
 void check_volatile(const void* address, size_t bytes, bool write, const void* code);
 
 }  // namespace simt

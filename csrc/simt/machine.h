@@ -42,6 +42,17 @@ struct Copies {
     std::deque<Group> groups;
 };
 
+// Variables of a thread that the products of its warpgroup read or write while it goes on.
+struct Registers {
+    char* begin;
+    size_t bytes;
+    bool written;  // by products: the thread may not even read them
+    Site site;     // of the last product
+    unsigned pending = 0;
+    bool touched = false;       // by the thread, with no fence since
+    std::vector<float> sums{};  // what they will hold
+};
+
 struct Thread {
     enum State { ready, waiting, spinning, done };
 
@@ -59,7 +70,9 @@ struct Thread {
 
     // Copies under way: their time moves on with each, since they are nobody's who waits.
     Time copy_time = 0;
-    Copies loads, stores;
+    Copies loads, stores, products;
+    std::vector<Registers> registers;
+    bool products_fenced = false;  // at all
     unsigned cluster_phase = ~0u;  // in which it last arrived at the cluster's barrier
 
     unsigned lane() const { return rank % kWarp; }
@@ -105,6 +118,14 @@ struct Grid {
     Launch launch;
     std::shared_ptr<const void> arguments;
 };
+
+// Where, of 128, 64, 32 or 0 bytes' swizzle, the byte at an offset in shared memory is: 16-byte
+// pieces change places within 1024 bytes, so that a column lies in different banks. Bits 4 to 6 of
+// the address are combined with bits 7 to 9.
+inline size_t swizzled(size_t offset, unsigned swizzle) {
+    const size_t mask = swizzle == 128 ? 7 : swizzle == 64 ? 3 : swizzle == 32 ? 1 : 0;
+    return offset ^ (offset >> 7 & mask) << 4;
+}
 
 struct Block {
     const Grid* grid = nullptr;
@@ -157,6 +178,9 @@ void wake(Thread& thread);
 void begin_copy(std::function<void()> land);
 // A thread that has ended is waited for no more.
 void leave_cluster(Thread& thread);
+
+// A number of a tensor core's operand, from the registers that hold it.
+float element(const uint32_t* registers, unsigned index, Kind kind);
 
 std::string text(uint3 index);
 std::string describe(const Thread& thread);

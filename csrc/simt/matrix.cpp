@@ -10,6 +10,13 @@
 #include "machine.h"
 
 namespace simt {
+
+float element(const uint32_t* registers, unsigned index, Kind kind) {
+    if (kind == Kind::tf32) return std::bit_cast<float>(registers[index] & 0xFFFFE000);
+    const auto bits = uint16_t(registers[index / 2] >> 16 * (index % 2));
+    return kind == Kind::bf16 ? from_bfloat16(bits) : from_half(bits);
+}
+
 namespace {
 
 struct Product {
@@ -17,12 +24,6 @@ struct Product {
     const uint32_t *a, *b;
     const float* c;
 };
-
-float element(const uint32_t* registers, unsigned index, Kind kind) {
-    if (kind == Kind::tf32) return std::bit_cast<float>(registers[index] & 0xFFFFE000);
-    const auto bits = uint16_t(registers[index / 2] >> 16 * (index % 2));
-    return kind == Kind::bf16 ? from_bfloat16(bits) : from_half(bits);
-}
 
 template <Kind kind>
 void multiply(void** lanes, unsigned) {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = ROOT / "csrc" / "cuda"
 
 
 @pytest.mark.slow
@@ -25,3 +26,16 @@ def test_compiles_without_spills(source, tmp_path):
     spills = re.findall(r"(\d+) bytes spill", done.stdout + done.stderr)
     assert spills, "ptxas said nothing of spills"
     assert set(spills) == {"0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["async", "fragments"])
+def test_instructions_of_hopper_compile(name, tmp_path):
+    """The functions of ptx.h and wgmma.h, as the emulator's own tests use them."""
+    if not shutil.which("nvcc"):
+        pytest.skip("needs nvcc")
+    code = ["-gencode", "arch=compute_90a,code=sm_90a"]
+    source = ROOT / "tests" / "simt" / f"{name}.cu"
+    command = ["nvcc", "-std=c++20", "--expt-relaxed-constexpr", *code, "-c", source]
+    done = subprocess.run([*command, "-o", tmp_path / "program.o"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 // Small kernels about what a GPU does while its threads go on, each wrong in one way, and their correct
 // twins: copies, barriers in memory, clusters, grids that wait for each other. As zoo.cu.
 
-#include "../../csrc/cuda/ptx.h"
+#include "../../csrc/cuda/wgmma.h"
 
 #include <cstring>
 #include <string>
@@ -231,6 +231,101 @@ __global__ void half_of_a_warp_multiplies(const float* in, float* out) {
     out[threadIdx.x] = in[threadIdx.x] + d[0];
 }
 
+// A product of a warpgroup, 64 x 8 x 16, of a and b without a swizzle.
+struct Operands {
+    uint64_t a[256], b[32];  // of 16-bit numbers
+};
+__device__ inline void fill(Operands& operands, bool fenced) {
+    for (int i = threadIdx.x; i < 288; i += 128) reinterpret_cast<uint64_t*>(&operands)[i] = 0;
+    if (fenced) ptx::fence_proxy_async();
+    __syncthreads();
+}
+__device__ inline uint64_t describe(const void* tile) {
+    return ptx::matrix_descriptor(tile, 128, 256, ptx::Swizzle::none);
+}
+#define MULTIPLY(d) ptx::wgmma<__half>(d, describe(operands.a), describe(operands.b), true)
+
+template <bool wrong>
+__global__ void product_without_wait(const float* in, float* out) {
+    __shared__ Operands operands;
+    fill(operands, true);
+    float d[4] = {};
+    ptx::wgmma_fence();
+    MULTIPLY(d);
+    ptx::wgmma_commit();
+    if (!wrong) ptx::wgmma_wait<0>(d);
+    out[threadIdx.x] = in[threadIdx.x % kThreads] + d[0];  // finds race
+}
+
+template <bool wrong>
+__global__ void product_without_commit(const float* in, float* out) {
+    __shared__ Operands operands;
+    fill(operands, true);
+    float d[4] = {};
+    ptx::wgmma_fence();
+    MULTIPLY(d);
+    if (!wrong) ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(d);
+    out[threadIdx.x] = in[threadIdx.x % kThreads] + d[0];  // finds race
+}
+
+template <bool wrong>
+__global__ void product_without_fence(const float* in, float* out) {
+    __shared__ Operands operands;
+    fill(operands, true);
+    float d[4] = {};
+    if (!wrong) ptx::wgmma_fence();
+    MULTIPLY(d);  // finds missing fence
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(d);
+    out[threadIdx.x] = in[threadIdx.x % kThreads] + d[0];
+}
+
+template <bool wrong>
+__global__ void sums_scaled_without_fence(const float* in, float* out) {
+    __shared__ Operands operands;
+    fill(operands, true);
+    float d[4] = {};
+    ptx::wgmma_fence();
+    for (int step = 0; step < 2; ++step) {
+        MULTIPLY(d);  // finds missing fence
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>(d);
+        for (float& sum : d) sum *= in[0];
+        if (!wrong) ptx::wgmma_fence();
+    }
+    out[threadIdx.x] = d[0];
+}
+
+template <bool wrong>
+__global__ void operand_that_products_do_not_see(const float* in, float* out) {
+    __shared__ Operands operands;
+    fill(operands, !wrong);
+    float d[4] = {};
+    ptx::wgmma_fence();
+    MULTIPLY(d);  // finds missing fence
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(d);
+    out[threadIdx.x] = in[threadIdx.x % kThreads] + d[0];
+}
+
+template <bool wrong>
+__global__ void operand_overwritten(const float* in, float* out) {
+    __shared__ Operands operands;
+    fill(operands, true);
+    float d[4] = {};
+    ptx::wgmma_fence();
+    MULTIPLY(d);  // finds race missing fence
+    ptx::wgmma_commit();
+    if (!wrong) {
+        ptx::wgmma_wait<0>(d);
+        __syncthreads();
+    }
+    if (threadIdx.x < 32) operands.b[threadIdx.x] = 1;  // finds race
+    if (wrong) ptx::wgmma_wait<0>(d);
+    out[threadIdx.x] = in[threadIdx.x % kThreads] + d[0];
+}
+
 template <bool wrong>
 __global__ void read_of_a_neighbour(const float* in, float* out) {
     __shared__ float mine;
@@ -333,6 +428,14 @@ void run(const std::string& name, const float* in, float* out, float* parts, uns
     CASE(half_of_a_named_barrier);
     CASE(masks_that_differ);
     CASE(half_of_a_warp_multiplies);
+#undef CASE
+#define CASE(kernel) if (name == #kernel) launch(kernel<wrong>, 1, 128, 0, 0, in, out)
+    CASE(product_without_wait);
+    CASE(product_without_commit);
+    CASE(product_without_fence);
+    CASE(sums_scaled_without_fence);
+    CASE(operand_that_products_do_not_see);
+    CASE(operand_overwritten);
 #undef CASE
 #define CASE(kernel) if (name == #kernel) launch({.cluster = 2}, kernel<wrong>, 4, 32, 0, 0, in, out)
     CASE(read_of_a_neighbour);

@@ -1,0 +1,209 @@
+// What instructions on matrices do with numbers: `fragments NAME` reads a kernel's input from the
+// standard input, and writes what it leaves, as bytes, to the standard output.
+//
+// Fragments are taken apart here as the figures of the PTX ISA have them.
+
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/wgmma.h"
+
+constexpr int kMost = 1 << 18;  // bytes of an output
+
+// in: a (16, 16), b (16, 8) of 16 bits, c (16, 8) of float.
+template <typename Multiply>
+__device__ void multiply_halves(const char* in, float* out, Multiply multiply) {
+    const auto* a = reinterpret_cast<const uint16_t*>(in);
+    const uint16_t* b = a + 256;
+    const auto* c = reinterpret_cast<const float*>(b + 128);
+    const int group = threadIdx.x / 4, member = threadIdx.x % 4;
+    uint32_t a_pieces[4] = {}, b_pieces[2] = {};
+    float c_pieces[4], d_pieces[4];
+    for (uint32_t i = 0; i < 8; ++i) {
+        const int row = i / 2 % 2 == 0 ? group : group + 8;
+        const int k = 2 * member + i % 2 + (i < 4 ? 0 : 8);
+        a_pieces[i / 2] |= uint32_t(a[16 * row + k]) << 16 * (i % 2);
+    }
+    for (uint32_t i = 0; i < 4; ++i) {
+        const int k = 2 * member + i % 2 + (i < 2 ? 0 : 8);
+        b_pieces[i / 2] |= uint32_t(b[8 * k + group]) << 16 * (i % 2);
+        c_pieces[i] = c[8 * (i < 2 ? group : group + 8) + 2 * member + i % 2];
+    }
+    multiply(d_pieces, a_pieces, b_pieces, c_pieces);
+    for (int i = 0; i < 4; ++i)
+        out[8 * (i < 2 ? group : group + 8) + 2 * member + i % 2] = d_pieces[i];
+}
+
+__global__ void mma_bf16(const char* in, float* out) {
+    multiply_halves(in, out, [](auto& d, auto& a, auto& b, auto& c) { ptx::mma_bf16(d, a, b, c); });
+}
+__global__ void mma_f16(const char* in, float* out) {
+    multiply_halves(in, out, [](auto& d, auto& a, auto& b, auto& c) { ptx::mma_f16(d, a, b, c); });
+}
+
+// in: a (16, 8), b (8, 8), c (16, 8), all of float.
+__global__ void mma_tf32(const char* in, float* out) {
+    const auto* a = reinterpret_cast<const uint32_t*>(in);
+    const uint32_t* b = a + 128;
+    const auto* c = reinterpret_cast<const float*>(b + 64);
+    const int group = threadIdx.x / 4, member = threadIdx.x % 4;
+    const uint32_t a_pieces[4] = {a[8 * group + member], a[8 * (group + 8) + member],
+                                  a[8 * group + member + 4], a[8 * (group + 8) + member + 4]};
+    const uint32_t b_pieces[2] = {b[8 * member + group], b[8 * (member + 4) + group]};
+    float c_pieces[4], d_pieces[4];
+    for (int i = 0; i < 4; ++i)
+        c_pieces[i] = c[8 * (group + i / 2 * 8) + 2 * member + i % 2];
+    ptx::mma_tf32(d_pieces, a_pieces, b_pieces, c_pieces);
+    for (int i = 0; i < 4; ++i)
+        out[8 * (group + i / 2 * 8) + 2 * member + i % 2] = d_pieces[i];
+}
+
+// in: four matrices (8, 8) of 16 bits, one after another; out: each lane's registers.
+template <int count, typename Load>
+__device__ void load(const char* in, float* out, Load load) {
+    SHARED(uint4, rows, [32]);
+    rows[threadIdx.x] = reinterpret_cast<const uint4*>(in)[threadIdx.x];
+    __syncwarp();
+    uint32_t to[count];
+    load(to, &rows[threadIdx.x % (8 * count)]);
+    for (int i = 0; i < count; ++i)
+        reinterpret_cast<uint32_t*>(out)[count * threadIdx.x + i] = to[i];
+}
+__global__ void ldmatrix_x4(const char* in, float* out) {
+    load<4>(in, out, [](auto& to, const void* row) { ptx::ldmatrix_x4(to, row); });
+}
+__global__ void ldmatrix_x4_trans(const char* in, float* out) {
+    load<4>(in, out, [](auto& to, const void* row) { ptx::ldmatrix_x4_trans(to, row); });
+}
+__global__ void ldmatrix_x2(const char* in, float* out) {
+    load<2>(in, out, [](auto& to, const void* row) { ptx::ldmatrix_x2(to, row); });
+}
+__global__ void stmatrix_x4(const char* in, float* out) {
+    SHARED(uint4, rows, [32]);
+    uint32_t from[4];
+    for (int i = 0; i < 4; ++i)
+        from[i] = reinterpret_cast<const uint32_t*>(in)[4 * threadIdx.x + i];
+    ptx::stmatrix_x4(&rows[threadIdx.x], from);
+    __syncwarp();
+    reinterpret_cast<uint4*>(out)[threadIdx.x] = rows[threadIdx.x];
+}
+
+// in: what a descriptor says of a, and of b; an accumulate and its float; 64 KiB that hold them.
+struct Operands {
+    unsigned a_offset, a_leading, a_stride, a_swizzle, b_offset, b_leading, b_stride, b_swizzle;
+    unsigned accumulate, a_in_registers;
+    float before[2];
+    uint32_t a[128][4];
+    uint4 memory[4096];
+};
+template <typename T, int columns, bool a_transposed, bool b_transposed>
+__global__ void wgmma(const char* in, float* out) {
+    SHARED_DYNAMIC(uint4, memory);
+    const auto& given = *reinterpret_cast<const Operands*>(in);
+    for (int i = threadIdx.x; i < 4096; i += 128) memory[i] = given.memory[i];
+    ptx::fence_proxy_async();
+    __syncthreads();
+    float d[columns / 2];
+    uint32_t a[4];
+    for (float& sum : d) sum = given.before[0];
+    for (int i = 0; i < 4; ++i) a[i] = given.a[threadIdx.x][i];
+    const char* begin = reinterpret_cast<const char*>(memory);
+    const uint64_t b = ptx::matrix_descriptor(begin + given.b_offset, given.b_leading,
+                                              given.b_stride, ptx::Swizzle(given.b_swizzle));
+    ptx::wgmma_fence();
+    if (given.a_in_registers)
+        ptx::wgmma<T, b_transposed>(d, a, b, given.accumulate);
+    else
+        ptx::wgmma<T, a_transposed, b_transposed>(
+            d,
+            ptx::matrix_descriptor(begin + given.a_offset, given.a_leading, given.a_stride,
+                                   ptx::Swizzle(given.a_swizzle)),
+            b, given.accumulate);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>(d);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int e = 0; e < columns / 2; ++e) {
+        const int row = 16 * warp + lane / 4 + 8 * (e / 2 % 2);
+        out[row * columns + e / 4 * 8 + lane % 4 * 2 + e % 2] = d[e];
+    }
+}
+
+#ifndef __CUDACC__
+// A box of 64 columns and 8 rows of a tensor (20, 100) of 16 bits, beyond its edges, loaded into both
+// blocks of a cluster with a swizzle, and stored elsewhere by the second one.
+__global__ void boxes(const __grid_constant__ CUtensorMap from, const __grid_constant__ CUtensorMap to,
+                      float* out) {
+    SHARED_DYNAMIC(uint4, box);
+    SHARED(uint64_t, barrier, [1]);
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(barrier, 1);
+        ptx::fence_mbarrier_init();
+        ptx::mbarrier_arrive_expect(barrier, 1024);
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    if (threadIdx.x == 0 && ptx::cluster_rank() == 0)
+        ptx::tma_load_multicast(box, &from, barrier, 60, 15, 3);
+    ptx::mbarrier_wait(barrier, 0);
+    for (int i = threadIdx.x; i < 64; i += 32)
+        reinterpret_cast<uint4*>(out)[64 * blockIdx.x + i] = box[i];
+    if (threadIdx.x == 0 && ptx::cluster_rank() == 1) {
+        ptx::tma_store(&to, box, -4, 2);
+        ptx::bulk_commit();
+        ptx::bulk_wait<0>();
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+}
+#endif
+
+template <typename T, int columns>
+void run_wgmma(const std::string& name, const char* in, float* out) {
+#define CASE(a, b) \
+    if (name == std::to_string(columns) + " " #a " " #b) launch(wgmma<T, columns, a, b>, 1, 128, 65536, 0, in, out)
+    CASE(0, 0);
+    CASE(0, 1);
+    CASE(1, 0);
+    CASE(1, 1);
+#undef CASE
+}
+
+int main(int argc, char** argv) {
+    if (argc != 2) return 2;
+    const std::string name = argv[1];
+    std::vector<char> input(1 << 20);
+    input.resize(std::fread(input.data(), 1, input.size(), stdin));
+    std::vector<char> output(kMost);
+    char* in;
+    float* out;
+    cudaMalloc(&in, input.size());
+    cudaMalloc(&out, kMost);
+    cudaMemcpy(in, input.data(), input.size(), cudaMemcpyHostToDevice);
+    cudaMemset(out, 0, kMost);
+#define CASE(kernel) if (name == #kernel) launch(kernel, 1, 32, 0, 0, in, out)
+    CASE(mma_bf16);
+    CASE(mma_f16);
+    CASE(mma_tf32);
+    CASE(ldmatrix_x4);
+    CASE(ldmatrix_x4_trans);
+    CASE(ldmatrix_x2);
+    CASE(stmatrix_x4);
+#undef CASE
+    if (name.rfind("bfloat16 ", 0) == 0) {
+        run_wgmma<__nv_bfloat16, 8>(name.substr(9), in, out);
+        run_wgmma<__nv_bfloat16, 64>(name.substr(9), in, out);
+        run_wgmma<__nv_bfloat16, 256>(name.substr(9), in, out);
+    }
+    if (name.rfind("float16 ", 0) == 0) run_wgmma<__half, 32>(name.substr(8), in, out);
+#ifndef __CUDACC__
+    if (name == "boxes") {
+        const CUtensorMap from{in, 2, 2, {100, 20}, {64, 8}, {2, 200}, 128};
+        const CUtensorMap to{out + 512, 2, 2, {100, 20}, {64, 8}, {2, 200}, 128};
+        launch({.cluster = 2}, boxes, 2, 32, 1024, 0, from, to, out);
+    }
+#endif
+    cudaMemcpy(output.data(), out, kMost, cudaMemcpyDeviceToHost);
+    std::fwrite(output.data(), 1, kMost, stdout);
+}
