@@ -5,6 +5,7 @@ Every weight of a matrix is read once for each token, so the memory's bandwidth 
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Decoder:
 
 
 def cases(peers: Sequence[str], seed: int) -> Iterator[Case]:
-    """One case in float32 and one in bfloat16. peers: torch."""
+    """One case in float32 and one in bfloat16. peers: torch, and with it transformers."""
     config = GPT2Config.preset("gpt2")
     for dtype in ("float32", "bfloat16"):
         read = config.num_parameters() - config.n_positions * config.n_embd
@@ -59,4 +60,8 @@ def _build(
         from models.bench import torch_gpt
 
         runs["torch"] = torch_gpt.Decoder(config, CONTEXT, getattr(torch, dtype))
+        if find_spec("transformers"):
+            runs["transformers"] = torch_gpt.TransformersDecoder(
+                config, CONTEXT, getattr(torch, dtype)
+            )
     return runs

@@ -104,3 +104,34 @@ class Decoder:
         with torch.inference_mode():
             logits, _ = self.model(self.token, self.past)
         return int(logits[:, -1].argmax())
+
+
+class TransformersDecoder:
+    """The same by transformers' GPT2LMHeadModel; begins again when its positions are used up."""
+
+    def __init__(self, config: GPT2Config, context: int, dtype: torch.dtype):
+        from transformers import GPT2Config as Config
+        from transformers import GPT2LMHeadModel
+
+        torch.manual_seed(0)
+        model: Any = GPT2LMHeadModel(
+            Config(
+                vocab_size=config.vocab_size,
+                n_positions=config.n_positions,
+                n_embd=config.n_embd,
+                n_layer=config.n_layer,
+                n_head=config.n_head,
+            )
+        )
+        self.model = model.to(dtype).eval()
+        self.prompt = torch.randint(0, config.vocab_size, (1, context))
+        self.length = config.n_positions
+
+    def __call__(self) -> int:
+        with torch.inference_mode():
+            if self.length == self.model.config.n_positions:
+                self.past, self.token, self.length = None, self.prompt, 0
+            out = self.model(self.token, past_key_values=self.past, use_cache=True)
+            self.past, self.length = out.past_key_values, self.length + self.token.shape[1]
+            self.token = out.logits[:, -1:].argmax(-1)
+        return int(self.token)
