@@ -1,6 +1,8 @@
 """What tests of CUDA kernels share: the emulator's check build, and the float64 reference."""
 
 import sys
+from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -18,9 +20,15 @@ from tests.cuda import cupy_of_numpy
 TOLERANCE = {mt.float64: 1e-13, mt.float32: 4e-6, mt.bfloat16: 1e-2, mt.float16: 2e-3}
 
 
-@pytest.fixture(params=[("forward", 0), ("reversed", 0), ("random", 7)], ids=lambda order: order[0])
+ORDERS = {"forward": ("forward", 0), "reversed": ("reversed", 0), "random": ("random", 7)}
+"""In which order the emulator's threads run."""
+
+
+@pytest.fixture(params=[*ORDERS, "cuda"])
 def hold(request):
-    """hold(name, *arrays, **options): a kernel in the check build, held against its reference.
+    """hold(name, *arrays, **options): a kernel held against its reference.
+
+    In the check build, in three orders; and on the device "cuda".
 
     The reference computes in float64 what the kernel is given in any dtype; `like` (of the first
     array unless given) is the dtype whose bound counts. Returns what the kernel did.
@@ -28,10 +36,18 @@ def hold(request):
     if not is_available("simt"):
         pytest.skip("minitorch._simt was not built: no C++20 compiler at installation")
 
+    device = "cuda" if request.param == "cuda" else "simt"
+    if device == "cuda" and not is_usable("cuda"):
+        request.getfixturevalue("stand_in")
+    watch = nullcontext if device == "cuda" else partial(checked, *ORDERS[request.param])
+
     def run(name, *arrays, like=None, **options):
         like = like or next(x.dtype for x in arrays if hasattr(x, "dtype"))
-        with np.errstate(all="ignore"), checked(*request.param):
-            results = flat(kernels.lookup(name, "simt")(*map(_emulated, arrays), **options))
+        given = [placed(x, device) for x in arrays]
+        settings = {key: placed(x, device) for key, x in options.items()}
+        with np.errstate(all="ignore"), watch():
+            results = flat(kernels.lookup(name, device)(*given, **settings))
+        results = [placed(x, "cpu") if device == "cuda" else x for x in results]
         with np.errstate(all="ignore"):
             reference = kernels.implementations(name)["numpy"]
             expected = flat(reference(*map(wide, arrays), **options))
@@ -61,8 +77,12 @@ def wide(x):
     return np.asarray(x, np.float64) if getattr(x, "dtype", None) in TOLERANCE else x
 
 
-def _emulated(x):
-    return to_device(np.asarray(x), "simt") if hasattr(x, "dtype") else x
+def placed(x, device):
+    """Arrays on the device, also those in lists; everything else as it is."""
+    if isinstance(x, list | tuple):
+        return type(x)(placed(item, device) for item in x)
+    x = np.asarray(x) if isinstance(x, np.generic) else x
+    return to_device(x, device) if hasattr(x, "shape") else x
 
 
 @pytest.fixture(params=["simt", "cuda"])

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minitorch.backend import device_of, to_device
 from minitorch.kernels.philox import stream
 from minitorch.kernels.table import register
 
@@ -16,7 +17,7 @@ def dropout(x: Array, *, p: float, seed: int, offset: int) -> Array:
     mask need not be kept, and dropout is its own backward, on the gradient.
     """
     keep = stream(seed, offset).random(x.shape, np.float32) >= p
-    out = x * keep
+    out = x * to_device(keep, device_of(x))
     if p < 1:
         out *= 1 / (1 - p)
     return out

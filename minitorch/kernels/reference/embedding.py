@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minitorch.backend import device_of, to_device
 from minitorch.errors import ShapeError
 from minitorch.kernels.table import register
 
@@ -30,8 +31,9 @@ def embedding_backward(
     check_rows(index, num_embeddings)
     features = grad.shape[-1]
     if out is None:
-        out = np.zeros((num_embeddings, features), grad.dtype)
-    places = index.reshape(-1, 1).astype(np.int64) * features + np.arange(features)
+        out = np.zeros_like(grad, shape=(num_embeddings, features))
+    columns = to_device(np.arange(features), device_of(index))
+    places = index.reshape(-1, 1).astype(np.int64) * features + columns
     np.add.at(out.reshape(-1), places.reshape(-1), grad.reshape(-1))  # 4 times faster than by rows
     return out
 

@@ -49,7 +49,7 @@ def layer_norm_backward(
     normalised *= rstd.reshape(-1, 1)
 
     dweight = np.einsum("rf,rf->f", grad_rows, normalised)
-    dbias = np.ones(len(grad_rows), grad.dtype) @ grad_rows
+    dbias = np.ones_like(grad, shape=len(grad_rows)) @ grad_rows
 
     dx = grad_rows.copy() if weight is None else grad_rows * weight.reshape(-1)
     projection = np.vecdot(dx, normalised) / normalised.shape[1]
@@ -156,7 +156,7 @@ def add_rms_norm_backward(
 
 def _row_sums(x: Array) -> Array:
     """x.sum(axis=-1), by a product with ones: BLAS is the fastest sum that NumPy has."""
-    return x @ np.ones(x.shape[-1], x.dtype)
+    return x @ np.ones_like(x, shape=x.shape[-1])
 
 
 def _as_rows(x: Array, ndim: int) -> Array:
