@@ -78,6 +78,16 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path):
     assert [row["transfers"] for row in written["traffic"]] == [128, 32, 1024, 128]
 
 
+def test_a_program_in_which_something_is_found_is_counted_all_the_same(tmp_path):
+    path = tmp_path / "found.json"
+    zoo = str(SOURCE.with_name("zoo.cu"))
+    command = ["run", zoo, "--counts", "--json", str(path), "--", "missing_barrier", "wrong"]
+    assert CliRunner().invoke(simt, command).exit_code == 1
+    written = json.loads(path.read_text())
+    assert {finding["kind"] for finding in written["findings"]} == {"race", "uninitialised"}
+    assert {row["kernel"] for row in written["traffic"]} == {"missing_barrier<wrong>"}
+
+
 def test_there_are_no_counts_without_the_checks():
     done = CliRunner().invoke(simt, ["run", str(SOURCE), "--counts", "--unchecked"])
     assert done.exit_code == 2
