@@ -35,7 +35,7 @@ def compile_program(source: Path, folder: Path, *, checked: bool = True) -> Path
     objects = _emulator_objects(compiler)
     translated = folder / f"{source.stem}.cpp"
     with atomic_write(translated, "w") as file:
-        file.write(f'#line 1 "{source}"\n' + translate(source.read_text()))
+        file.write(f'#line 1 "{source.resolve()}"\n' + translate(source.read_text()))
     program = folder / source.stem
     includes = [f"-I{EMULATOR}", f"-I{EMULATOR / 'include'}", f"-I{source.parent}"]
     flags = ["-std=c++20", "-O1", "-g", "-w", "-include", "simt.h", *includes]
