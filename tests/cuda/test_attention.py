@@ -6,6 +6,7 @@ import pytest
 import minitorch as mt
 from minitorch import kernels
 from minitorch.backend import SimtArray
+from minitorch.errors import ShapeError
 from minitorch.gradcheck import gradcheck
 from minitorch.kernels.cuda.extension import checked
 from minitorch.kernels.reference import attention as reference
@@ -192,3 +193,28 @@ def test_gradients_through_the_operation():
             lambda *t: F.scaled_dot_product_attention(*t, is_causal=True, enable_gqa=True),
             (query, key, value),
         )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_wide_heads_of_halves(dtype):
+    """Wider than the kernel takes: the formula in float32, on the device, forward and backward."""
+    rng, results = np.random.default_rng(0), []
+    arrays = [rng.standard_normal((1, 2, 3, 300)) for _ in range(4)]
+    for where, kind in (("cpu", "float64"), ("simt", dtype)):
+        *leaves, grad = (mt.Tensor(x).to(where, getattr(mt, kind)).detach() for x in arrays)
+        for leaf in leaves:
+            leaf.requires_grad_()
+        out = F.scaled_dot_product_attention(*leaves, is_causal=True)
+        out.backward(grad)
+        found = [out.detach(), *(leaf.grad for leaf in leaves)]
+        assert {(x.device, str(x.dtype)) for x in found} == {(where, kind)}
+        results.append([x.to("cpu", mt.float64).numpy() for x in found])
+    bound = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 3e-3}[dtype]
+    for exact, ours in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=bound * np.abs(exact).max())
+
+
+def test_wide_heads_on_a_gpu(stand_in):
+    query = mt.zeros(1, 2, 3, 300).to("cuda")
+    with pytest.raises(ShapeError, match=r"at most 256 features.* got \(1, 2, 3, 300\) float32"):
+        F.scaled_dot_product_attention(query, query, query)

@@ -4,11 +4,14 @@ Results lie in memory as (batch, time, heads, head_dim), whatever the order of t
 that is how a model puts the heads together again, and how it took them apart.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minitorch.backend import array_module, beside, float32, float64, int64
+from minitorch.errors import ShapeError
+from minitorch.kernels.cuda.elementwise import cast
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
 from minitorch.kernels.reference import attention as reference
 from minitorch.kernels.reference.attention import (
@@ -34,7 +37,9 @@ def scaled_dot_product_attention(
 ) -> tuple[Array, Array]:
     """The reference's."""
     if not _takes(query, key, value):
-        return reference.scaled_dot_product_attention(query, key, value, mask, sinks, **options)
+        return _by_formula(
+            reference.scaled_dot_product_attention, query, key, value, mask, sinks, **options
+        )
     q, k, v = (_four(x) for x in (query, key, value))
     out, lse = _by_time(q, v.shape[3]), empty(q, q.shape[:3], _compute(q))
     bias, logits = _bias(mask, query, key), _sinks(sinks, q)
@@ -58,7 +63,8 @@ def scaled_dot_product_attention_backward(
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """The reference's. The scores' gradient is kept only for a mask that needs its own."""
     if not _takes(query, key, value):
-        return reference.scaled_dot_product_attention_backward(
+        return _by_formula(
+            reference.scaled_dot_product_attention_backward,
             grad,
             query,
             key,
@@ -100,7 +106,8 @@ def varlen_attention(
 ) -> tuple[Array, Array]:
     """The reference's; nothing is padded."""
     if not _takes(query, key, value):
-        return reference.varlen_attention(query, key, value, sinks, starts_q, starts_k, **options)
+        arrays = query, key, value, sinks, starts_q, starts_k
+        return _by_formula(reference.varlen_attention, *arrays, **options)
     out = empty(query, (*query.shape[:2], value.shape[2]))
     lse = empty(query, (1, query.shape[1], query.shape[0]), _compute(query))
     q, k, v, o = (_one_batch(x) for x in (query, key, value, out))
@@ -124,9 +131,8 @@ def varlen_attention_backward(
 ) -> tuple[Array, Array, Array, Array | None]:
     """The reference's."""
     if not _takes(query, key, value):
-        return reference.varlen_attention_backward(
-            grad, query, key, value, sinks, starts_q, starts_k, out, log_normaliser, **options
-        )
+        arrays = grad, query, key, value, sinks, starts_q, starts_k, out, log_normaliser
+        return _by_formula(reference.varlen_attention_backward, *arrays, **options)
     dquery, dkey, dvalue = (empty(x) for x in (query, key, value))
     q, k, v, g, o = (_one_batch(x) for x in (query, key, value, grad, out))
     dsinks = _backward(
@@ -166,9 +172,9 @@ def attention_qkvpacked_backward(
     query, key, value = unpack_qkv(contiguous(qkv), heads, kv_heads)
     (by_head,) = split_heads(contiguous(grad), heads)
     if not _takes(query, key, value):
-        return reference.attention_qkvpacked_backward(
-            grad, qkv, sinks, out, log_normaliser, heads=heads, kv_heads=kv_heads, **options
-        )
+        arrays = grad, qkv, sinks, out, log_normaliser
+        run = reference.attention_qkvpacked_backward
+        return _by_formula(run, *arrays, heads=heads, kv_heads=kv_heads, **options)
     packed = empty(qkv)
     dsinks = _backward(
         *(query, key, value, None, sinks, None, None),
@@ -192,6 +198,28 @@ def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:
     if dsinks is None:
         return None
     return beside(dsinks.sum(0).astype(sinks.dtype, copy=False), query)
+
+
+def _by_formula(run: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+    """What heads wider than the kernel's get in the emulator: the reference, of halves in float32.
+
+    The log_normaliser, which has a dimension less than the query, stays in float32.
+    """
+    if not isinstance(arrays[0], np.ndarray):
+        given = ", ".join(f"{x.shape} {x.dtype}" for x in arrays if hasattr(x, "dtype"))
+        raise ShapeError(
+            "attention: expected on a GPU arrays of one dtype, some elements, and heads of at most "
+            f"256 features, 128 in float64; got {given}; use smaller heads, or the CPU"
+        )
+    half = arrays[0].dtype
+    if half.itemsize != 2:
+        return run(*arrays, **options)
+    rank = arrays[0].ndim
+    wide = [cast(x, dtype=float32) if getattr(x, "dtype", None) == half else x for x in arrays]
+    return tuple(
+        cast(x, dtype=half) if x is not None and x.ndim != rank - 1 else x
+        for x in run(*wide, **options)
+    )
 
 
 def _takes(query: Array, key: Array, value: Array) -> bool:
