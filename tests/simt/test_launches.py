@@ -1,0 +1,18 @@
+"""What a launch may ask for, and the errors where it asks for more."""
+
+import subprocess
+from pathlib import Path
+
+from models.emulation import compile_program
+
+TOO_LARGE = "too many threads for a cooperative launch"
+
+
+def test_errors_of_launches_and_ranks_in_clusters(tmp_path):
+    program = compile_program(Path(__file__).with_name("launches.cu"), tmp_path)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines == [*["invalid argument"] * 4, *[TOO_LARGE] * 2, "no error", "0", "11", "2", "13"]
+    assert "simt: launch: the clusters do not divide the grid" in done.stderr
+    assert "at most 16384 threads run at once, and 32768 are to" in done.stderr
