@@ -259,10 +259,10 @@ max = _with_indices("max", amax, argmax)
 min = _with_indices("min", amin, argmin)
 
 
-def _truth(name: str, ufunc: Any, symbol: str, doc: str) -> Any:
+def _truth(name: str, function: Any, symbol: str, doc: str) -> Any:
     primitive = nondifferentiable(
         name,
-        lambda x, *, dim, keepdim: ufunc.reduce(x.astype(bool), axis=dim, keepdims=keepdim),
+        lambda x, *, dim, keepdim: function(x.astype(bool), axis=dim, keepdims=keepdim),
         formula=rf"\{symbol}_i x_i",
         samples=lambda: [sample(real(3, 4) > 0, dim=(1,), keepdim=False)],
         why="truth values are piecewise constant",
@@ -277,8 +277,8 @@ def _truth(name: str, ufunc: Any, symbol: str, doc: str) -> Any:
     return method(reduce)
 
 
-any_ = _truth("any", np.logical_or, "bigvee", "Whether any element over dim is true.")
-all_ = _truth("all", np.logical_and, "bigwedge", "Whether all elements over dim are true.")
+any_ = _truth("any", np.any, "bigvee", "Whether any element over dim is true.")
+all_ = _truth("all", np.all, "bigwedge", "Whether all elements over dim are true.")
 
 
 @method
@@ -301,7 +301,10 @@ def logcumsumexp(x: Tensor, dim: int) -> Tensor:
 
 _logcumsumexp = general(
     "logcumsumexp",
-    lambda x, *, dim: np.logaddexp.accumulate(x, dim),
+    lambda x, *, dim: backend.to_device(
+        np.logaddexp.accumulate(backend.to_device(x, "cpu"), dim),  # which CuPy lacks
+        backend.device_of(x),
+    ),
     lambda grad, x, out, dim: _logcumsumexp_vjp(grad, x, out, dim),
     formula=r"y_i = \ln \sum_{j \le i} e^{x_j}",
     jacobian=r"\partial y_i / \partial x_j = e^{x_j - y_i}, \; j \le i",

@@ -75,6 +75,8 @@ class ndarray:
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if not hasattr(sys.modules[__name__], ufunc.__name__):
             return NotImplemented
+        if method in ("reduce", "accumulate") and ufunc not in (np.add, np.multiply):
+            raise NotImplementedError(f"`cupy_{ufunc.__name__}.{method}` is not supported yet")
         return _call(getattr(ufunc, method), inputs, options)
 
     def __array_function__(self, function, types, args, options):
