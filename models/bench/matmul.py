@@ -30,9 +30,9 @@ SHAPES = (
     (1, 2304, 768, "NT"),
     (1, 3072, 768, "NT"),
     (1, 768, 3072, "NT"),
-    *[(n, n, n, "NN") for n in (16, 32, 64, 128, 256, 512, 1024, 2048)],
+    *[(n, n, n, "NN") for n in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)],
 )
-"""30 shapes: m, n, k, and the layouts of a and b."""
+"""m, n, k, and the layouts of a and b."""
 
 
 def cases(peers: Sequence[str], seed: int) -> Iterator[Case]:
