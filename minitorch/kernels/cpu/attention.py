@@ -12,9 +12,8 @@ from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import attention as reference
 from minitorch.kernels.reference.attention import (
-    EVERYTHING,
-    Window,
     join_heads,
+    kernel_numbers,
     split_heads,
     sum_to,
     unpack_qkv,
@@ -43,7 +42,7 @@ def scaled_dot_product_attention(
     out = _by_time((batch, heads, time, v.shape[3]), q.dtype)
     lse = np.empty((batch, heads, time), _compute(q.dtype))
     bias, sinks = _bias(mask, query, key), _sinks(sinks, q.dtype)
-    extension.attention(q, k, v, bias, sinks, None, None, out, lse, *_numbers(q, **options))
+    extension.attention(q, k, v, bias, sinks, None, None, out, lse, *kernel_numbers(q, **options))
     return out.reshape(*query.shape[:-1], v.shape[3]), lse.reshape(query.shape[:-1])
 
 
@@ -87,7 +86,7 @@ def scaled_dot_product_attention_backward(
     extension.attention_backward(
         *(q, k, v, bias, logits, None, None),
         *(g, o, lse, dq, dk, dv, dbias, dsinks),
-        *_numbers(q, **options),
+        *kernel_numbers(q, **options),
     )
     if mask is not None and dmask is not None:
         dmask = sum_to(dmask, mask.shape).astype(mask.dtype, copy=False)
@@ -118,7 +117,7 @@ def varlen_attention(
     q, k, v, o = (_one_batch(x) for x in (query, key, value, out))
     extension.attention(
         *(q, k, v, None, _sinks(sinks, q.dtype), _starts(starts_q), _starts(starts_k), o, lse),
-        *_numbers(q, **options),
+        *kernel_numbers(q, **options),
     )
     return out, lse[0]
 
@@ -151,7 +150,7 @@ def varlen_attention_backward(
         *(g, o, np.ascontiguousarray(log_normaliser)[None]),
         *(_one_batch(x) for x in (dquery, dkey, dvalue)),
         *(None, dsinks),
-        *_numbers(q, **options),
+        *kernel_numbers(q, **options),
     )
     return dquery, dkey, dvalue, _over_sequences(dsinks, sinks)
 
@@ -194,7 +193,7 @@ def attention_qkvpacked_backward(
         *(by_head, out, log_normaliser),
         *unpack_qkv(packed, heads, kv_heads),
         *(None, dsinks),
-        *_numbers(query, **options),
+        *kernel_numbers(query, **options),
     )
     return packed, _over_sequences(dsinks, sinks)
 
@@ -227,20 +226,6 @@ def _by_time(shape: tuple[int, ...], dtype: np.dtype) -> Array:
 
 def _compute(dtype: np.dtype) -> np.dtype:
     return float64 if dtype == float64 else float32
-
-
-def _numbers(
-    query: Array,
-    *,
-    causal: bool = False,
-    scale: float | None = None,
-    window: Window = EVERYTHING,
-    softcap: float = 0.0,
-    lower_right: bool = False,
-) -> tuple[float, float, int, int, bool]:
-    """What the kernel wants to know."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return scale, softcap, window[0], 0 if causal else window[1], lower_right
 
 
 def _starts(starts: Array) -> Array:

@@ -10,19 +10,11 @@ from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels.cpu.activations import gelu, gelu_backward, silu, silu_backward
 from minitorch.kernels.cpu.matmul import linear, linear_backward
 from minitorch.kernels.reference import mlp as reference
-from minitorch.kernels.reference.mlp import Activations, backward_with
+from minitorch.kernels.reference.mlp import activations_of, backward_with
 from minitorch.kernels.table import register
 
 _DTYPES = frozenset({float32, float64, bfloat16})
-_ACTIVATIONS: Activations = {
-    "relu": reference.ACTIVATIONS["relu"],
-    "silu": (silu, silu_backward),
-    "gelu": (gelu, gelu_backward),
-    "gelu_tanh": (
-        lambda x: gelu(x, approximate="tanh"),
-        lambda grad, x: gelu_backward(grad, x, approximate="tanh"),
-    ),
-}
+_ACTIVATIONS = activations_of(gelu, gelu_backward, silu, silu_backward)
 
 Array = np.ndarray
 

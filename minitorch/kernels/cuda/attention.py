@@ -15,9 +15,8 @@ from minitorch.kernels.cuda.elementwise import cast
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
 from minitorch.kernels.reference import attention as reference
 from minitorch.kernels.reference.attention import (
-    EVERYTHING,
-    Window,
     join_heads,
+    kernel_numbers,
     split_heads,
     sum_to,
     unpack_qkv,
@@ -43,7 +42,7 @@ def scaled_dot_product_attention(
     q, k, v = (_four(x) for x in (query, key, value))
     out, lse = _by_time(q, v.shape[3]), empty(q, q.shape[:3], _compute(q))
     bias, logits = _bias(mask, query, key), _sinks(sinks, q)
-    call("attention", q, k, v, bias, logits, None, None, out, lse, *_numbers(q, **options))
+    call("attention", q, k, v, bias, logits, None, None, out, lse, *kernel_numbers(q, **options))
     return out.reshape(*query.shape[:-1], v.shape[3]), lse.reshape(query.shape[:-1])
 
 
@@ -112,7 +111,9 @@ def varlen_attention(
     lse = empty(query, (1, query.shape[1], query.shape[0]), _compute(query))
     q, k, v, o = (_one_batch(x) for x in (query, key, value, out))
     starts = _starts(starts_q, q), _starts(starts_k, q)
-    call("attention", q, k, v, None, _sinks(sinks, q), *starts, o, lse, *_numbers(q, **options))
+    call(
+        "attention", q, k, v, None, _sinks(sinks, q), *starts, o, lse, *kernel_numbers(q, **options)
+    )
     return out, lse[0]
 
 
@@ -194,7 +195,13 @@ def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:
     if logits is not None:
         dsinks = empty(query, (sequences, *logits.shape), logits.dtype)
     given = [*arrays[:4], logits, *arrays[5:]]
-    call("attention_backward", *given, dsinks, empty(log_normaliser), *_numbers(query, **options))
+    call(
+        "attention_backward",
+        *given,
+        dsinks,
+        empty(log_normaliser),
+        *kernel_numbers(query, **options),
+    )
     if dsinks is None:
         return None
     return beside(dsinks.sum(0).astype(sinks.dtype, copy=False), query)
@@ -254,20 +261,6 @@ def _by_time(x: Array, dim: int) -> Array:
 
 def _compute(x: Array) -> np.dtype:
     return float64 if x.dtype == float64 else float32
-
-
-def _numbers(
-    query: Array,
-    *,
-    causal: bool = False,
-    scale: float | None = None,
-    window: Window = EVERYTHING,
-    softcap: float = 0.0,
-    lower_right: bool = False,
-) -> tuple[float, float, int, int, bool]:
-    """What the kernel wants to know."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return scale, softcap, window[0], 0 if causal else window[1], lower_right
 
 
 def _starts(starts: Array, query: Array) -> Array:

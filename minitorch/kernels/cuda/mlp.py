@@ -6,17 +6,9 @@ from minitorch.kernels.cuda.activations import gelu, gelu_backward, silu, silu_b
 from minitorch.kernels.cuda.extension import FLOATS, device_kernel, empty
 from minitorch.kernels.cuda.matmul import linear, linear_backward, matmul
 from minitorch.kernels.reference import mlp as reference
-from minitorch.kernels.reference.mlp import Activations, backward_with
+from minitorch.kernels.reference.mlp import activations_of, backward_with
 
-_ACTIVATIONS: Activations = {
-    "relu": reference.ACTIVATIONS["relu"],
-    "silu": (silu, silu_backward),
-    "gelu": (gelu, gelu_backward),
-    "gelu_tanh": (
-        lambda x: gelu(x, approximate="tanh"),
-        lambda grad, x: gelu_backward(grad, x, approximate="tanh"),
-    ),
-}
+_ACTIVATIONS = activations_of(gelu, gelu_backward, silu, silu_backward)
 
 Array = Any
 

@@ -222,6 +222,20 @@ def attention_qkvpacked_backward(
     return np.concatenate([join_heads(gradient) for gradient in gradients], axis=2), dsinks
 
 
+def kernel_numbers(
+    query: Array,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    window: Window = EVERYTHING,
+    softcap: float = 0.0,
+    lower_right: bool = False,
+) -> tuple[float, float, int, int, bool]:
+    """The options as the compiled kernels take them: scale, softcap, left, right, lower_right."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return scale, softcap, window[0], 0 if causal else window[1], lower_right
+
+
 def unpack_qkv(qkv: Array, heads: int, kv_heads: int) -> list[Array]:
     """Views of the three parts, (batch, heads, time, head_dim) each."""
     return split_heads(qkv, heads, kv_heads, kv_heads)

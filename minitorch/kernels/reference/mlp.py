@@ -12,16 +12,21 @@ from minitorch.kernels.table import register
 Array = np.ndarray
 Activations = dict[str, tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]]
 
-ACTIVATIONS: Activations = {
-    "relu": (lambda x: np.maximum(x, 0), lambda grad, x: grad * (~(x <= 0)).astype(grad.dtype)),
-    "silu": (silu, silu_backward),
-    "gelu": (gelu, gelu_backward),
-    "gelu_tanh": (
-        lambda x: gelu(x, approximate="tanh"),
-        lambda grad, x: gelu_backward(grad, x, approximate="tanh"),
-    ),
-}
-"""By name: f(x), and grad f'(x)."""
+
+def activations_of(gelu: Any, gelu_backward: Any, silu: Any, silu_backward: Any) -> Activations:
+    """By name: f(x), and grad f'(x), of these kernels."""
+    return {
+        "relu": (lambda x: np.maximum(x, 0), lambda grad, x: grad * (~(x <= 0)).astype(grad.dtype)),
+        "silu": (silu, silu_backward),
+        "gelu": (gelu, gelu_backward),
+        "gelu_tanh": (
+            lambda x: gelu(x, approximate="tanh"),
+            lambda grad, x: gelu_backward(grad, x, approximate="tanh"),
+        ),
+    }
+
+
+ACTIVATIONS = activations_of(gelu, gelu_backward, silu, silu_backward)
 
 
 @register("mlp", "numpy")
