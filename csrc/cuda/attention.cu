@@ -17,8 +17,7 @@
 // Scores are made three times in the backward's two kernels instead of twice in one, and nothing has
 // to be added up by atomics: the same bits each time.
 
-#include "device.h"
-#include "reduce.h"
+#include "attention.h"
 
 namespace minitorch {
 
@@ -28,122 +27,6 @@ constexpr int kRows = kWarps * kOwn;   // rows of a block
 constexpr int kTile = 32;              // rows of a tile, one to a lane
 template <typename C>                  // columns of a lane: 256 in all, 128 in float64
 constexpr int kColumns = 32 / sizeof(C);
-
-// Element (t, d) of a head at data[batch * batch_stride + head * head_stride + t * time_stride + d].
-template <typename T>
-struct Heads {
-    T* data;
-    long batch_stride, head_stride, time_stride;
-    int dim;
-
-    __device__ T* row(long batch, long head, long t) const {
-        return data + batch * batch_stride + head * head_stride + t * time_stride;
-    }
-};
-
-// Rows of a head, of which the first `count` exist.
-template <typename T>
-struct Piece {
-    T* data;
-    long stride, count;
-    int dim;
-};
-
-// A number for each query and key, or, with strides of 0, for many of them.
-template <typename T>
-struct Scores {
-    T* data;
-    long batch, head, query, key;
-};
-
-template <typename T>
-struct Attention {
-    using C = Compute<T>;
-    Heads<const T> query, key, value;
-    Scores<const C> bias;                // -inf where a query must not look; or null
-    const C* sinks;                      // (heads,), or null
-    const int64_t *starts_q, *starts_k;  // where each sequence begins, and the last one ends; or null
-    long sequences, time_q, time_k, heads, group;  // group: heads that read from one head of keys
-    C scale, softcap;                    // softcap 0: none
-    long left, right;                    // how many keys a query sees on each side; all if negative
-    bool lower_right;                    // the last query stands at the last key
-};
-
-// What a block works on: rows `first` to first + kRows of one sequence.
-template <typename T>
-struct Work {
-    using C = Compute<T>;
-    const Attention<T>& p;
-    long batch, sequence, q_begin, k_begin, time_q, time_k, offset, first;
-
-    // With sequences one after another, blocks are dealt out to each in turn, and a few are left over:
-    // their first row is past the last one.
-    __device__ Work(const Attention<T>& p, bool rows_are_keys) : p(p) {
-        batch = sequence = blockIdx.z, q_begin = k_begin = 0;
-        time_q = p.time_q, time_k = p.time_k;
-        long block = blockIdx.x;
-        if (p.starts_q) {
-            batch = 0;
-            for (sequence = 0; sequence < p.sequences; ++sequence) {
-                q_begin = p.starts_q[sequence], k_begin = p.starts_k[sequence];
-                time_q = p.starts_q[sequence + 1] - q_begin;
-                time_k = p.starts_k[sequence + 1] - k_begin;
-                const long blocks = ((rows_are_keys ? time_k : time_q) + kRows - 1) / kRows;
-                if (block < blocks) break;
-                block -= blocks;
-            }
-            if (sequence == p.sequences) time_q = time_k = 0;
-        }
-        offset = p.lower_right ? time_k - time_q : 0;
-        first = block * kRows;
-    }
-
-    __device__ bool sees(long query, long key) const {
-        const long distance = key - query - offset;
-        return query < time_q && key < time_k && (p.left < 0 || distance >= -p.left) &&
-               (p.right < 0 || distance <= p.right);
-    }
-    // The keys that any of the queries from `query` on to `last` see, and the other way round.
-    __device__ long first_key(long query) const {
-        return p.left < 0 ? 0 : max(0l, query + offset - p.left);
-    }
-    __device__ long end_of_keys(long last) const {
-        return p.right < 0 ? time_k : min(time_k, last + offset + p.right + 1);
-    }
-    __device__ long first_query(long key) const {
-        return p.right < 0 ? 0 : max(0l, key - offset - p.right);
-    }
-    __device__ long end_of_queries(long last) const {
-        return p.left < 0 ? time_q : min(time_q, last - offset + p.left + 1);
-    }
-
-    __device__ Piece<const T> queries(const Heads<const T>& x, long head, long from) const {
-        return {x.row(batch, head, q_begin + from), x.time_stride, time_q - from, x.dim};
-    }
-    __device__ Piece<const T> keys(const Heads<const T>& x, long head, long from) const {
-        return {x.row(batch, head, k_begin + from), x.time_stride, time_k - from, x.dim};
-    }
-    // Where a number for each query lies, in (batch, heads, time).
-    __device__ long statistic(long head, long query) const {
-        return (batch * p.heads + head) * p.time_q + q_begin + query;
-    }
-
-    // The score that a product becomes, and its slope.
-    __device__ C score(C product, long head, long query, long key, C& slope) const {
-        slope = p.scale;
-        if (!sees(query, key)) return -INFINITY;
-        C s = product * p.scale;
-        if (p.softcap != C(0)) {
-            const C capped = tanh(s / p.softcap);
-            slope *= C(1) - capped * capped;
-            s = p.softcap * capped;
-        }
-        if (p.bias.data)
-            s += p.bias.data[batch * p.bias.batch + head * p.bias.head + query * p.bias.query +
-                             key * p.bias.key];
-        return s;
-    }
-};
 
 // Rows in shared memory lie an odd number apart: 32 lanes that read one column of 32 rows find them in
 // 32 banks.
@@ -202,7 +85,7 @@ __global__ void __launch_bounds__(kThreads)
     C* const queries = memory;
     C* const keys = queries + kRows * pitch(p.query.dim);
     C* const values = keys + kTile * pitch(p.key.dim);
-    const Work<T> work(p, false);
+    const Work<T> work(p, false, kRows);
     const long head = blockIdx.y, kv_head = head / p.group;
     const int own = threadIdx.x / 32 * kOwn, lane = threadIdx.x % 32;
     if (work.first >= work.time_q) return;
@@ -252,14 +135,6 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// What forward left, and what comes from above.
-template <typename T>
-struct Above {
-    Heads<const T> grad, out;
-    const Compute<T>* log_normaliser;
-    Compute<T>* delta;  // D: written with dQ, read for dK
-};
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     backward_queries(Attention<T> p, Above<T> above, Heads<T> dquery, Scores<Compute<T>> dbias) {
@@ -270,7 +145,7 @@ __global__ void __launch_bounds__(kThreads)
     C* const grads = queries + kRows * pitch(p.query.dim);
     C* const keys = grads + kRows * pitch(p.value.dim);
     C* const values = keys + kTile * pitch(p.key.dim);
-    const Work<T> work(p, false);
+    const Work<T> work(p, false, kRows);
     const long head = blockIdx.y, kv_head = head / p.group;
     const int own = threadIdx.x / 32 * kOwn, lane = threadIdx.x % 32;
     if (work.first >= work.time_q) return;
@@ -336,7 +211,7 @@ __global__ void __launch_bounds__(kThreads)
     C* const values = keys + kRows * pitch(p.key.dim);
     C* const queries = values + kRows * pitch(p.value.dim);
     C* const grads = queries + kTile * pitch(p.query.dim);
-    const Work<T> work(p, true);
+    const Work<T> work(p, true, kRows);
     const long kv_head = blockIdx.y;
     const int own = threadIdx.x / 32 * kOwn, lane = threadIdx.x % 32;
     if (work.first >= work.time_k) return;
@@ -379,62 +254,6 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// A block to a head and a sequence. dsinks: (sequences, heads).
-template <typename T>
-__global__ void backward_sinks(Attention<T> p, Above<T> above, Compute<T>* dsinks) {
-    using C = Compute<T>;
-    const long head = blockIdx.x, sequence = blockIdx.y;
-    const long batch = p.starts_q ? 0 : sequence;
-    const long begin = p.starts_q ? p.starts_q[sequence] : 0;
-    const long end = p.starts_q ? p.starts_q[sequence + 1] : p.time_q;
-    const long row = (batch * p.heads + head) * p.time_q;
-    C sum = 0;
-    for (long t = begin + threadIdx.x; t < end; t += blockDim.x)
-        sum += exp(p.sinks[head] - above.log_normaliser[row + t]) * above.delta[row + t];
-    sum = reduce_block<Plus>(sum, C(0));
-    if (threadIdx.x == 0) dsinks[sequence * p.heads + head] = -sum;
-}
-
-template <typename T>
-static Heads<T> heads_of(const Array& x) {
-    return {x.as<T>(), x.strides[0], x.strides[1], x.strides[2], int(x.shape[3])};
-}
-
-template <typename T>
-static Scores<T> scores_of(const Array& x) {
-    return {x.as<T>(), x.strides[0], x.strides[1], x.strides[2], x.strides[3]};
-}
-
-template <typename T>
-static Attention<T> attention_of(const Array* arrays, const double* numbers) {
-    using C = Compute<T>;
-    const Array &query = arrays[0], &key = arrays[1], &starts_q = arrays[5];
-    return {heads_of<const T>(query),
-            heads_of<const T>(key),
-            heads_of<const T>(arrays[2]),
-            scores_of<const C>(arrays[3]),
-            arrays[4].as<const C>(),
-            starts_q.as<const int64_t>(),
-            arrays[6].as<const int64_t>(),
-            starts_q ? starts_q.shape[0] - 1 : query.shape[0],
-            query.shape[2],
-            key.shape[2],
-            query.shape[1],
-            query.shape[1] / key.shape[1],
-            C(numbers[0]),
-            C(numbers[1]),
-            long(numbers[2]),
-            long(numbers[3]),
-            numbers[4] != 0};
-}
-
-// Blocks for rows of all sequences: with starts, a sequence may leave its last block half empty.
-template <typename T>
-static dim3 grid_of(const Attention<T>& p, long rows, long heads) {
-    if (p.starts_q) return dim3(unsigned(rows / kRows + p.sequences), unsigned(heads));
-    return dim3(ceil_div(rows, kRows), unsigned(heads), unsigned(p.sequences));
-}
-
 template <typename T>
 static size_t shared_bytes(const Attention<T>& p, long keys, long values) {
     return sizeof(Compute<T>) * (keys * pitch(p.key.dim) + values * pitch(p.value.dim));
@@ -449,7 +268,7 @@ DEVICE_KERNEL(attention) {
     by_dtype(arrays[0], [&](auto kind) {
         using T = decltype(kind);
         const auto p = attention_of<T>(arrays, numbers);
-        launch(forward<T>, grid_of(p, p.time_q, p.heads), kThreads,
+        launch(forward<T>, grid_of(p, p.time_q, p.heads, kRows), kThreads,
                shared_bytes(p, kRows + kTile, kTile), stream, p, heads_of<T>(arrays[7]),
                arrays[8].as<Compute<T>>());
     });
@@ -465,10 +284,10 @@ DEVICE_KERNEL(attention_backward) {
         const auto p = attention_of<T>(arrays, numbers);
         const Above<T> above{heads_of<const T>(arrays[7]), heads_of<const T>(arrays[8]),
                              arrays[9].as<const C>(), arrays[15].as<C>()};
-        launch(backward_queries<T>, grid_of(p, p.time_q, p.heads), kThreads,
+        launch(backward_queries<T>, grid_of(p, p.time_q, p.heads, kRows), kThreads,
                shared_bytes(p, kRows + kTile, kRows + kTile), stream, p, above,
                heads_of<T>(arrays[10]), scores_of<C>(arrays[13]));
-        launch(backward_keys<T>, grid_of(p, p.time_k, p.heads / p.group), kThreads,
+        launch(backward_keys<T>, grid_of(p, p.time_k, p.heads / p.group, kRows), kThreads,
                shared_bytes(p, kRows + kTile, kRows + kTile), stream, p, above,
                heads_of<T>(arrays[11]), heads_of<T>(arrays[12]));
         if (arrays[14])

@@ -209,6 +209,12 @@ __device__ inline void stmatrix_x4(void* row, const uint32_t (&from)[4] SITE) {
         simt::store_matrices(from, 4, false, row, site));
 }
 
+// 2 to the x, to 22 bits.
+__device__ inline float exp2(float x) {
+    PTX(float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y,
+        return std::exp2(x));
+}
+
 // d = a b + c: a 16 x 16, b 16 x 8, c and d 16 x 8 in float, each in pieces over the warp.
 __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                 const float (&c)[4] SITE) {

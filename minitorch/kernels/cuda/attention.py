@@ -1,4 +1,8 @@
-"""Attention on the device (csrc/cuda/attention.cu): memory linear in time, forward and backward.
+"""Attention on the device: memory linear in time, forward and backward.
+
+    attention_mma.cu   bfloat16 and float16, on tensor cores: heads of a multiple of 8 features,
+                       rows at multiples of 16 bytes, a scale above 0
+    attention.cu       everything else
 
 Results lie in memory as (batch, time, heads, head_dim), whatever the order of their dimensions:
 that is how a model puts the heads together again, and how it took them apart.
@@ -12,7 +16,14 @@ import numpy as np
 from minitorch.backend import array_module, beside, float32, float64, int64
 from minitorch.errors import ShapeError
 from minitorch.kernels.cuda.elementwise import cast
-from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.cuda.extension import (
+    FLOATS,
+    address,
+    call,
+    contiguous,
+    device_kernel,
+    empty,
+)
 from minitorch.kernels.reference import attention as reference
 from minitorch.kernels.reference.attention import (
     join_heads,
@@ -42,7 +53,7 @@ def scaled_dot_product_attention(
     q, k, v = (_four(x) for x in (query, key, value))
     out, lse = _by_time(q, v.shape[3]), empty(q, q.shape[:3], _compute(q))
     bias, logits = _bias(mask, query, key), _sinks(sinks, q)
-    call("attention", q, k, v, bias, logits, None, None, out, lse, *kernel_numbers(q, **options))
+    _forward(q, k, v, bias, logits, None, None, out, lse, **options)
     return out.reshape(*query.shape[:-1], v.shape[3]), lse.reshape(query.shape[:-1])
 
 
@@ -111,9 +122,7 @@ def varlen_attention(
     lse = empty(query, (1, query.shape[1], query.shape[0]), _compute(query))
     q, k, v, o = (_one_batch(x) for x in (query, key, value, out))
     starts = _starts(starts_q, q), _starts(starts_k, q)
-    call(
-        "attention", q, k, v, None, _sinks(sinks, q), *starts, o, lse, *kernel_numbers(q, **options)
-    )
+    _forward(q, k, v, None, _sinks(sinks, q), *starts, o, lse, **options)
     return out, lse[0]
 
 
@@ -186,6 +195,22 @@ def attention_qkvpacked_backward(
         **options,
     )
     return packed, dsinks
+
+
+def _forward(*arrays: Any, **options: Any) -> None:
+    numbers = kernel_numbers(arrays[0], **options)
+    fits = numbers[0] > 0 and _fit_tensor_cores(*arrays[:3])
+    call("attention_mma" if fits else "attention", *arrays, *numbers)
+
+
+def _fit_tensor_cores(*arrays: Array) -> bool:
+    """Whether rows can be copied by 16 bytes, and multiplied as they are."""
+    return all(
+        x.dtype.itemsize == 2
+        and x.shape[-1] % 8 == 0
+        and all(n % 16 == 0 for n in (address(x), *x.strides[:-1]))
+        for x in arrays
+    )
 
 
 def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:

@@ -72,7 +72,7 @@ def call(name: str, *arguments: Any) -> None:
         module, stream = _load(_emulator), 0
     else:
         module, stream = _load("minitorch._cuda"), array_module(first).cuda.get_current_stream().ptr
-    getattr(module, name)(stream, *[_described(x, emulated) for x in arguments])
+    getattr(module, name)(stream, *[_described(x) for x in arguments])
 
 
 def empty(like: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) -> Any:
@@ -146,12 +146,26 @@ def _flat(arguments: Any) -> Iterator[Any]:
             yield x
 
 
-def _described(x: Any, emulated: bool) -> Any:
+def _described(x: Any) -> Any:
     """An array as the extension takes it: address, dtype, shape, strides in elements."""
     if isinstance(x, list):
-        return [_described(item, emulated) for item in x]
+        return [_described(item) for item in x]
     if not hasattr(x, "dtype"):
         return x
-    address = x.ctypes.data if emulated else x.data.ptr
     strides = tuple(stride // x.itemsize for stride in x.strides)
-    return address, _CODES[str(x.dtype)], x.shape, strides
+    return address(x), _CODES[str(x.dtype)], x.shape, strides
+
+
+def address(x: Any) -> int:
+    """Where an array's first element is."""
+    return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
+
+
+@cache
+def _capability_of(device: int) -> int:
+    return int(import_module("cupy").cuda.Device(device).compute_capability)
+
+
+def capability(x: Any) -> int:
+    """Of the device where x is: 80, 90, ...; the emulator's is 90."""
+    return 90 if isinstance(x, np.ndarray) else _capability_of(x.device.id)
