@@ -7,7 +7,8 @@ from types import FrameType, TracebackType
 class Interrupts:
     """While entered, the first SIGINT or SIGTERM is noted in `received` instead of acting.
 
-    A second one acts as if this were not here: Ctrl-C raises KeyboardInterrupt at once.
+    A second one acts as if this were not here: Ctrl-C raises KeyboardInterrupt at once. A signal
+    that was ignored stays so: a shell has its background jobs ignore Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -16,7 +17,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

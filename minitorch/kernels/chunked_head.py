@@ -14,19 +14,22 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import float32, float64
+from minitorch.kernels.reference import linear_cross_entropy as reference
 from minitorch.kernels.reference.linear_cross_entropy import Gradients
 
 Array = Any
 
 
-@dataclass(frozen=True)
+@dataclass
 class Device:
     """What a head is made of: the kernels of a device, and the size of its chunks.
 
+    takes(x, weight, lower): whether these kernels take such arrays, that are not empty.
     differentiate(grad, logits, target, log_normaliser, dtype, **options): the gradient for logits,
     which it may overwrite, in dtype. empty(like, shape, dtype): a new array.
     """
 
+    takes: Callable[[Array, Array, np.dtype | None], bool]
     matmul: Callable[..., Array]
     cross_entropy: Callable[..., tuple[Array, Array]]
     differentiate: Callable[..., Array]
@@ -36,20 +39,64 @@ class Device:
     chunk_bytes: int
 
 
-def forward(
-    device: Device,
-    x: Array,
-    weight: Array,
-    target: Array,
-    bias: Array | None,
-    *,
-    reduction: str,
-    lower: np.dtype | None,
-    ahead: tuple[bool, bool, bool],
-    **options: Any,
+def kernels(device: Device) -> tuple[Callable[..., Any], Callable[..., Gradients]]:
+    """`linear_cross_entropy` and its backward there; the reference's where it cannot take them."""
+
+    def forward(
+        x: Array,
+        weight: Array,
+        target: Array,
+        bias: Array | None = None,
+        *,
+        lower: np.dtype | None = None,
+        ahead: tuple[bool, bool, bool] = (False, False, False),
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        **options: Any,
+    ) -> tuple[Array, Array, Gradients]:
+        options["ignore_index"] = ignore_index
+        if not _takes(device, x, weight, lower):
+            return reference.linear_cross_entropy(
+                x, weight, target, bias,
+                lower=lower, ahead=ahead, reduction=reduction, **options,
+            )  # fmt: skip
+        head = Head(device, x, weight, bias, lower, ahead)
+        return _forward(head, target, reduction, any(ahead), options)
+
+    def backward(
+        grad: Array,
+        x: Array,
+        weight: Array,
+        target: Array,
+        bias: Array | None,
+        log_normaliser: Array,
+        *,
+        needs: tuple[bool, bool, bool],
+        lower: np.dtype | None = None,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        **options: Any,
+    ) -> Gradients:
+        options["ignore_index"] = ignore_index
+        if not _takes(device, x, weight, lower):
+            return reference.linear_cross_entropy_backward(
+                grad, x, weight, target, bias, log_normaliser,
+                lower=lower, needs=needs, reduction=reduction, **options,
+            )  # fmt: skip
+        head = Head(device, x, weight, bias, lower, needs)
+        return _backward(head, grad, target, log_normaliser, reduction, options)
+
+    return forward, backward
+
+
+def _takes(device: Device, x: Array, weight: Array, lower: np.dtype | None) -> bool:
+    return x.size > 0 and weight.size > 0 and device.takes(x, weight, lower)
+
+
+def _forward(
+    head: "Head", target: Array, reduction: str, ahead: bool, options: dict[str, Any]
 ) -> tuple[Array, Array, Gradients]:
-    """The reference's, with at most a chunk of logits in memory; of halves, in float32."""
-    head = Head(device, x, weight, bias, lower, ahead)
+    device, x = head.device, head.x
     count = (target != options["ignore_index"]).sum(keepdims=True).astype(head.wide)
     scale = 1 / np.maximum(count, 1) if reduction == "mean" else np.ones_like(count)
     loss, log_normaliser = (device.empty(x, (len(x),), head.wide) for _ in range(2))
@@ -57,7 +104,7 @@ def forward(
         loss[rows], log_normaliser[rows] = device.cross_entropy(
             logits, target[rows], reduction="none", **options
         )
-        if any(ahead):
+        if ahead:
             head.differentiate(rows, logits, target, log_normaliser, scale.reshape(()), options)
     if reduction != "none":
         loss = loss.sum(keepdims=True)
@@ -68,22 +115,14 @@ def forward(
     return head.rounded(loss), log_normaliser, head.gradients()
 
 
-def backward(
-    device: Device,
+def _backward(
+    head: "Head",
     grad: Array,
-    x: Array,
-    weight: Array,
     target: Array,
-    bias: Array | None,
     log_normaliser: Array,
-    *,
-    needs: tuple[bool, bool, bool],
     reduction: str,
-    lower: np.dtype | None,
-    **options: Any,
+    options: dict[str, Any],
 ) -> Gradients:
-    """The reference's, with at most a chunk of logits in memory."""
-    head = Head(device, x, weight, bias, lower, needs)
     scale = grad.astype(head.wide)
     if reduction == "mean":
         count = (target != options["ignore_index"]).sum(keepdims=True).astype(head.wide)

@@ -111,6 +111,7 @@ def test_tensorboard_files_are_written(cli, tiny, tmp_path):
     assert b"train_loss" in events.read_bytes()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_saves_and_says_how_to_go_on(
     cli, tiny, tmp_path, whole, at_step, monkeypatch, number, code
@@ -167,6 +168,12 @@ def test_a_second_ctrl_c_does_not_wait(cli, tiny, tmp_path, at_step):
     assert result.exit_code == 130
     assert "interrupted" in result.stderr
     assert checkpoints.newest(tmp_path / "run").name == "step-00000002"
+
+
+def test_an_ignored_ctrl_c_stays_ignored(cli, tiny, tmp_path, at_step, ctrl_c):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    at_step(3, lambda: signal.raise_signal(signal.SIGINT))
+    assert cli(*tiny, "--out", tmp_path / "run").exit_code == 0
 
 
 KILLED = """

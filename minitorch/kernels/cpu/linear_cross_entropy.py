@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels.chunked_head import Device, backward, forward
+from minitorch.kernels.chunked_head import Device, kernels
 from minitorch.kernels.cpu.cross_entropy import cross_entropy, cross_entropy_backward
 from minitorch.kernels.cpu.elementwise import cast
 from minitorch.kernels.cpu.matmul import matmul
-from minitorch.kernels.reference import linear_cross_entropy as reference
-from minitorch.kernels.reference.linear_cross_entropy import Gradients
 from minitorch.kernels.table import register
 
 _DTYPES = frozenset({float32, float64, bfloat16})
@@ -25,70 +23,11 @@ _DTYPES = frozenset({float32, float64, bfloat16})
 Array = np.ndarray
 
 
-@register("linear_cross_entropy", "cpu", half=(bfloat16,))
-def linear_cross_entropy(
-    x: Array,
-    weight: Array,
-    target: Array,
-    bias: Array | None = None,
-    *,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    reduction: str = "mean",
-    lower: np.dtype | None = None,
-    ahead: tuple[bool, bool, bool] = (False, False, False),
-) -> tuple[Array, Array, Gradients]:
-    """The reference's, in chunks."""
-    options: dict[str, Any] = {
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "z_loss": z_loss,
-        "reduction": reduction,
-        "lower": lower,
-    }
-    if not _takes(x, weight, lower):
-        return reference.linear_cross_entropy(x, weight, target, bias, ahead=ahead, **options)
-    return forward(_DEVICE, x, weight, target, bias, ahead=ahead, **options)
-
-
-@register("linear_cross_entropy_backward", "cpu", half=(bfloat16,))
-def linear_cross_entropy_backward(
-    grad: Array,
-    x: Array,
-    weight: Array,
-    target: Array,
-    bias: Array | None,
-    log_normaliser: Array,
-    *,
-    needs: tuple[bool, bool, bool],
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    reduction: str = "mean",
-    lower: np.dtype | None = None,
-) -> Gradients:
-    """The reference's, in chunks."""
-    options: dict[str, Any] = {
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "z_loss": z_loss,
-        "reduction": reduction,
-        "lower": lower,
-    }
-    arrays = grad, x, weight, target, bias, log_normaliser
-    if not _takes(x, weight, lower):
-        return reference.linear_cross_entropy_backward(*arrays, needs=needs, **options)
-    return backward(_DEVICE, *arrays, needs=needs, **options)
-
-
 def _takes(x: Array, weight: Array, lower: np.dtype | None) -> bool:
     return (
         x.dtype in _DTYPES
         and weight.dtype == x.dtype
         and (lower is None or (lower == bfloat16 and x.dtype == float32))
-        and x.size > 0
-        and weight.size > 0
     )
 
 
@@ -109,6 +48,7 @@ def _differentiate(
 
 
 _DEVICE = Device(
+    takes=_takes,
     matmul=matmul,
     cross_entropy=cross_entropy,
     differentiate=_differentiate,
@@ -117,3 +57,6 @@ _DEVICE = Device(
     least_rows=256,
     chunk_bytes=4 << 20,
 )
+_forward, _backward = kernels(_DEVICE)
+register("linear_cross_entropy", "cpu", half=(bfloat16,))(_forward)
+register("linear_cross_entropy_backward", "cpu", half=(bfloat16,))(_backward)
