@@ -16,7 +16,13 @@ from minitorch.ops.attention import (
 )
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
-from minitorch.ops.experts import grouped_mm, moe_permute, moe_unpermute, topk_routing
+from minitorch.ops.experts import (
+    grouped_mm,
+    moe_permute,
+    moe_unpermute,
+    routing_weights,
+    topk_routing,
+)
 from minitorch.ops.feed_forward import mlp
 from minitorch.ops.fused import (
     apply_rotary_emb,
@@ -72,6 +78,7 @@ __all__ = [
     "pad",
     "relu",
     "rms_norm",
+    "routing_weights",
     "scaled_dot_product_attention",
     "sigmoid",
     "silu",

@@ -172,10 +172,7 @@ def topk_routing(
     Source: Shazeer et al. 2017, section 2; DeepSeek-AI 2024, "DeepSeek-V3", equations 13 to 16. In
     Megatron-LM: topk_routing_with_score_function; the options are named as in transformers.
     """
-    if score_function not in ("softmax", "sigmoid"):
-        raise ConfigError(
-            f'topk_routing: expected score_function "softmax" or "sigmoid"; got {score_function!r}'
-        )
+    _check_score_function("topk_routing", score_function)
     if logits.ndim != 2 or not 1 <= k <= logits.shape[1]:
         raise ShapeError(
             f"topk_routing: expected logits (tokens, experts), and k from 1 to experts; got "
@@ -190,12 +187,41 @@ def topk_routing(
         scores = ranks.sigmoid() if score_function == "sigmoid" else softmax(ranks, -1)
         ranks = scores + expert_bias.detach()
     indices = topk(ranks, k).indices
+    weights = routing_weights(logits, indices, score_function, norm_topk_prob, scaling_factor)
+    return weights, indices
+
+
+def routing_weights(
+    logits: Tensor,
+    indices: Tensor,
+    score_function: str = "softmax",
+    norm_topk_prob: bool = False,
+    scaling_factor: float = 1.0,
+) -> Tensor:
+    """The weights of experts that were chosen in any way; the options are topk_routing's.
+
+    logits: (tokens, experts); indices: (tokens, k), the experts of each token, whose shape is
+    returned. Raises ConfigError and ShapeError for what does not fit.
+    """
+    _check_score_function("routing_weights", score_function)
+    if logits.ndim != 2 or indices.ndim != 2 or len(logits) != len(indices):
+        raise ShapeError(
+            "routing_weights: expected logits (tokens, experts) and indices (tokens, k); got "
+            f"{logits.shape} and {indices.shape}"
+        )
     meta = {
         "score_function": score_function,
         "norm_topk_prob": norm_topk_prob,
         "scaling_factor": scaling_factor,
     }
-    return apply(_routing_weights, [logits, indices], meta), indices
+    return apply(_routing_weights, [logits, indices], meta)
+
+
+def _check_score_function(operation: str, score_function: str) -> None:
+    if score_function not in ("softmax", "sigmoid"):
+        raise ConfigError(
+            f'{operation}: expected score_function "softmax" or "sigmoid"; got {score_function!r}'
+        )
 
 
 def moe_permute(x: Tensor, indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""The parts that decoders are composed of: one idea to a file."""

@@ -1,0 +1,301 @@
+r"""Routers: which experts a token goes to, how much each counts, and what keeps the load even.
+
+    s = f(W x)                            an affinity for each of E experts; f: softmax or sigmoid
+    chosen = top-k of s + b               perhaps out of a few groups of experts alone
+    g_e = λ s_e   or   λ s_e / Σ_chosen s
+    y = Σ_chosen g_e expert_e(x)
+
+| router | f | weights | chosen by |
+|---|---|---|---|
+| Switch (k = 1), GShard (k = 2) | softmax | Switch: s; GShard: divided by their sum | s |
+| Mixtral, MiniMax-01 | softmax | divided by their sum: a softmax over the chosen logits | s |
+| Qwen2-MoE, DeepSeekMoE | softmax | s: they do not sum to 1 | s |
+| DeepSeek-V2 | softmax | λ s | s, in the groups (devices) with the largest s |
+| DeepSeek-V3 | sigmoid | λ s / Σ s | s + b, in the groups whose two largest s + b sum highest |
+
+Left alone a router sends more and more to the experts that learnt first. Against it stand losses on
+the way the load is spread, which have a gradient through s; a capacity, beyond which an expert
+takes no more; the bias b, without a gradient, raised for experts with too little load after each
+step; and letting experts choose tokens.
+
+Sources: Lepikhin et al. 2020 (GShard, arXiv 2006.16668), algorithm 1; Fedus et al. 2021 (Switch,
+2101.03961), section 2.2; Zoph et al. 2022 (z-loss, 2202.08906), equation 5; Zhou et al. 2022
+(expert choice, 2202.09368), section 3.2; Dai et al. 2024 (DeepSeekMoE, 2401.06066), section 3;
+DeepSeek-AI 2024 (V2, 2405.04434), section 2.2; Wang et al. 2024 (bias, 2408.15664), algorithm 1;
+DeepSeek-AI 2024 (V3, 2412.19437), section 2.1.2. Names of options are those of Hugging Face's
+configurations.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from minitorch import nn
+from minitorch.backend import DEFAULT_FLOAT, half_precision
+from minitorch.errors import ConfigError
+from minitorch.nn import functional as F
+from minitorch.random import Generator
+from minitorch.tensor import Tensor
+
+INIT_STD = 0.02
+
+
+class Routing(NamedTuple):
+    """Where tokens go.
+
+    weights, indices: (tokens, k), the experts of a token in descending order of what chose them;
+    scores: (tokens, experts), affinities that sum to 1, which losses spread; logits: W x.
+    """
+
+    weights: Tensor
+    indices: Tensor
+    scores: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """A router: see the table above.
+
+    groups, kept_groups: a token's experts are in kept_groups of so many equal groups, those whose
+    group_best highest scores sum highest. bias: whether there is a b. capacity_factor: in training,
+    no expert counts for more than this many times its even share of tokens; None: no bound.
+    """
+
+    num_experts: int
+    k: int
+    score_function: str = "softmax"
+    norm_topk_prob: bool = False
+    scaling_factor: float = 1.0
+    groups: int = 1
+    kept_groups: int = 1
+    group_best: int = 1
+    bias: bool = False
+    capacity_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        size, rest = divmod(self.num_experts, max(self.groups, 1))
+        if self.groups < 1 or rest or not 1 <= self.group_best <= size:
+            raise ConfigError(
+                "router: expected groups that divide the experts, and group_best from 1 to the "
+                f"experts of a group; got {self.num_experts} experts, {self.groups} groups and "
+                f"group_best {self.group_best}"
+            )
+        if not (1 <= self.kept_groups <= self.groups and 1 <= self.k <= self.kept_groups * size):
+            raise ConfigError(
+                f"router: expected 1 to {self.groups} kept_groups and k from 1 to the experts in "
+                f"them; got {self.kept_groups} kept_groups of {size} experts and k = {self.k}"
+            )
+
+
+class Router(nn.Module):
+    """Scores of a linear map, and the experts chosen by them: (tokens, width) -> Routing.
+
+    It computes in float32 at least. In training it counts the load of each expert, for
+    `update_bias`; `e_score_correction_bias` (b) and the counts are buffers, not parameters.
+    """
+
+    e_score_correction_bias: Tensor
+    load: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        config: RouterConfig,
+        dtype: np.dtype = DEFAULT_FLOAT,
+        generator: Generator | None = None,
+    ):
+        self.config = config
+        self.weight = nn.Parameter(np.empty((config.num_experts, width), dtype))
+        nn.init.normal_(self.weight, std=INIT_STD, generator=generator)
+        if config.bias:
+            zeros = np.zeros(config.num_experts, np.float32)
+            self.register_buffer("e_score_correction_bias", Tensor(zeros))
+            self.register_buffer("load", Tensor(zeros.copy()), persistent=False)
+
+    def forward(self, x: Tensor) -> Routing:
+        config = self.config
+        logits = _wide(x) @ _wide(self.weight).mT
+        scores = logits.sigmoid() if config.score_function == "sigmoid" else logits.softmax(-1)
+        indices = self._choose(scores.detach())
+        options = config.score_function, config.norm_topk_prob, config.scaling_factor
+        weights = F.routing_weights(logits, indices, *options)
+        if self.training and config.capacity_factor is not None:
+            kept = within_capacity(indices, capacity(config, len(x)), config.num_experts)
+            weights = weights * kept
+        if self.training and config.bias:
+            self.load.data += counts(indices, config.num_experts).data
+        if config.score_function == "sigmoid":
+            scores = scores / scores.sum(-1, keepdim=True)
+        return Routing(weights, indices, scores, logits)
+
+    def _choose(self, scores: Tensor) -> Tensor:
+        config = self.config
+        if config.bias:
+            scores = scores + self.e_score_correction_bias
+        if config.kept_groups < config.groups:
+            scores = within_groups(scores, config.groups, config.kept_groups, config.group_best)
+        return scores.topk(config.k).indices
+
+    def update_bias(self, rate: float) -> None:
+        """b += rate sign(mean load - load), after an optimizer step; the counts begin anew.
+
+        The counts are of all batches since the last call: one step may have several.
+        """
+        bias, load = self.e_score_correction_bias.data, self.load.data
+        bias += rate * np.sign(load.mean() - load)
+        load[...] = 0
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.config.num_experts}, k={self.config.k}"
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if half_precision(x.dtype) else x
+
+
+def within_groups(scores: Tensor, groups: int, kept: int, best: int) -> Tensor:
+    """scores, but -inf outside of the kept groups: those whose best highest scores sum highest.
+
+    scores: (tokens, experts), the groups one after another. It bounds how many devices a token is
+    sent to. (transformers' DeepSeek-V2 writes 0 for -inf, which is no different for a softmax.)
+    """
+    tokens, experts = scores.shape
+    by_group = scores.reshape(tokens, groups, experts // groups)
+    strength = by_group.topk(best).values.sum(-1)
+    chosen = F.one_hot(strength.topk(kept).indices, groups).sum(1) > 0
+    return by_group.masked_fill(~chosen.unsqueeze(-1), -math.inf).reshape(tokens, experts)
+
+
+def counts(indices: Tensor, num_experts: int) -> Tensor:
+    """How many tokens of each sequence chose each expert: (..., experts) float32, no gradient.
+
+    indices: (..., tokens, k).
+    """
+    return F.one_hot(indices, num_experts).sum((-3, -2)).float()
+
+
+def max_violation(load: Tensor) -> float:
+    """(max load - mean load) / mean load: 0 when even. Source: Wang et al. 2024, equation 4."""
+    return (load.max() / load.mean()).item() - 1
+
+
+def update_biases(model: nn.Module, rate: float = 1e-3) -> None:
+    """update_bias of every router that has one; to be called after each optimizer step."""
+    for module in model.modules():
+        if isinstance(module, Router) and module.config.bias:
+            module.update_bias(rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """The losses that spread the load, each with its factor; 0: without it.
+
+    sequence_wise: experts are balanced within each sequence, not over the batch. devices: groups of
+    experts that device and communication, DeepSeek-V2's, balance.
+    """
+
+    expert: float = 0.0
+    z: float = 0.0
+    device: float = 0.0
+    communication: float = 0.0
+    sequence_wise: bool = False
+    devices: int = 1
+
+    def loss(self, routing: Routing, config: RouterConfig, sequences: int) -> Tensor | None:
+        """The sum of the losses of one layer's routing; None where there are none."""
+        rows = sequences if self.sequence_wise else 1
+        scores, indices = (
+            part.reshape(rows, -1, part.shape[-1]) for part in (routing.scores, routing.indices)
+        )
+        parts = []
+        if self.expert:
+            parts.append(self.expert * load_balancing_loss(scores, indices))
+        if self.z:
+            parts.append(self.z * router_z_loss(routing.logits))
+        if self.device:
+            parts.append(self.device * device_loss(scores, indices, self.devices))
+        if self.communication:
+            limit = config.kept_groups
+            parts.append(
+                self.communication * communication_loss(scores, indices, self.devices, limit)
+            )
+        return sum(parts[1:], parts[0]) if parts else None
+
+
+def _shares(scores: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """f and P: how often each expert is chosen, 1 when even, and the mean of its scores."""
+    experts = scores.shape[-1]
+    chosen = counts(indices, experts).to(scores.dtype)
+    return chosen * (experts / (indices.shape[-2] * indices.shape[-1])), scores.mean(-2)
+
+
+def load_balancing_loss(scores: Tensor, indices: Tensor) -> Tensor:
+    """Σ_e f_e P_e, the mean over sequences; f_e = experts / (k tokens) · tokens that chose e.
+
+    scores: (..., tokens, experts), which sum to 1; indices: (..., tokens, k). P_e is the mean score
+    and alone has a gradient. 1 when even, up to experts / k. In transformers,
+    load_balancing_loss_func, f counts k times as much, and the tokens of all layers are one.
+    Source: Fedus et al. 2021, equation 4; with k > 1, Dai et al. 2024, equations 12 to 14.
+    """
+    often, mean = _shares(scores, indices)
+    return (often * mean).sum(-1).mean()
+
+
+def device_loss(scores: Tensor, indices: Tensor, devices: int) -> Tensor:
+    """Σ_d f_d P_d; f_d: the mean f of its experts, P_d: the sum of their P.
+
+    Shapes as for load_balancing_loss. Source: DeepSeek-V2, equations 26 to 28.
+    """
+    often, mean = (x.reshape(*x.shape[:-1], devices, -1) for x in _shares(scores, indices))
+    return (often.mean(-1) * mean.sum(-1)).sum(-1).mean()
+
+
+def communication_loss(scores: Tensor, indices: Tensor, devices: int, limit: int) -> Tensor:
+    """Σ_d f_d P_d; f_d = devices / (limit tokens) · tokens sent to device d, P_d as in device_loss.
+
+    limit: how many devices a token may be sent to. Source: DeepSeek-V2, equations 29 to 31.
+    """
+    size = scores.shape[-1] // devices
+    sent = (F.one_hot(indices // size, devices).sum(-2) > 0).to(scores.dtype).sum(-2)
+    often = sent * (devices / (limit * indices.shape[-2]))
+    mean = scores.mean(-2)
+    return (often * mean.reshape(*mean.shape[:-1], devices, -1).sum(-1)).sum(-1).mean()
+
+
+def router_z_loss(logits: Tensor) -> Tensor:
+    """The mean of log(Σ_e exp(logit_e))², which keeps logits small. logits: (..., experts)."""
+    return F.logsumexp(logits, -1).square().mean()
+
+
+def capacity(config: RouterConfig, tokens: int) -> int:
+    """ceil(capacity_factor · k · tokens / experts)."""
+    factor = config.capacity_factor or math.inf
+    return math.ceil(min(factor * config.k * tokens / config.num_experts, tokens))
+
+
+def within_capacity(indices: Tensor, capacity: int, num_experts: int) -> Tensor:
+    """Which choices their experts have room for: (tokens, k) bool.
+
+    First come the first choices of all tokens in order, then their second choices, and so on. What
+    is dropped weighs 0: the token passes by its residual connection alone. (Accelerators with fixed
+    buffers save the computation; here only the effect on learning is reproduced.)
+    Source: Lepikhin et al. 2020, algorithm 1.
+    """
+    by_priority = F.one_hot(indices.mT.reshape(-1), num_experts)
+    place = (by_priority.cumsum(0) * by_priority).sum(-1)
+    return (place <= capacity).reshape(indices.shape[1], indices.shape[0]).mT
+
+
+def expert_choice(logits: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """Each expert takes the tokens with the highest scores: weights, tokens, (experts, capacity).
+
+    logits: (tokens, experts); scores are the softmax over experts. The load is even by
+    construction; a token may get several experts or none. Which tokens an expert takes depends on
+    later ones, so that a language model trained with it sees the future.
+    Source: Zhou et al. 2022, equation 2.
+    """
+    weights, tokens = logits.softmax(-1).mT.topk(capacity)
+    return weights, tokens
