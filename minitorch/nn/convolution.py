@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from minitorch.backend import DEFAULT_FLOAT, as_dtype
+from minitorch.backend import DEFAULT_FLOAT
 from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
 from minitorch.nn import init
@@ -49,8 +49,8 @@ class Conv1d(Module):
         shape = (out_channels, in_channels // groups, *kernel)
         self.stride, self.padding = stride, padding
         self.dilation, self.groups = dilation, groups
-        self.weight = Parameter(np.empty(shape, as_dtype(dtype)))
-        self.bias = Parameter(np.empty(out_channels, as_dtype(dtype))) if bias else None
+        self.weight = Parameter(init.empty(shape, dtype))
+        self.bias = Parameter(init.empty((out_channels,), dtype)) if bias else None
         bound = 1 / math.sqrt(init.fans(self.weight)[0])
         for param in self.parameters():
             init.uniform_(param, -bound, bound, generator)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minitorch.backend import DEFAULT_FLOAT, as_dtype
+from minitorch.backend import DEFAULT_FLOAT
 from minitorch.nn import functional as F
 from minitorch.nn import init
 from minitorch.nn.module import Module, Parameter
@@ -26,7 +26,7 @@ class Embedding(Module):
         generator: Generator | None = None,
     ):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.weight = Parameter(np.empty((num_embeddings, embedding_dim), as_dtype(dtype)))
+        self.weight = Parameter(init.empty((num_embeddings, embedding_dim), dtype))
         init.normal_(self.weight, generator=generator)
 
     def forward(self, indices: Tensor) -> Tensor:

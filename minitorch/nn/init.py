@@ -14,8 +14,11 @@ distribution over [-b, b] has variance b² / 3. Numbers come from `generator`, o
 global one.
 """
 
+import contextlib
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +27,40 @@ from minitorch import random as streams
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
+
+_allocating = True
+
+
+@contextlib.contextmanager
+def unallocated() -> Iterator[None]:
+    """Within the block, layers are made with parameters that have a shape and no memory.
+
+    They read as 0 and cannot be written; initialisers pass over them. For counting what a model of
+    any size would hold, and for one whose parameters are going to be loaded. In PyTorch:
+    torch.device("meta").
+    """
+    global _allocating
+    before, _allocating = _allocating, False
+    try:
+        yield
+    finally:
+        _allocating = before
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory for a parameter, not yet initialised; none of it where `unallocated()` is on."""
+    dtype = backend.as_dtype(dtype)
+    return np.empty(shape, dtype) if _allocating else np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _writes(initialise: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The initialiser, which passes over tensors that have no memory."""
+
+    @functools.wraps(initialise)
+    def unless_unallocated(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return initialise(tensor, *args, **kwargs) if _allocating else tensor
+
+    return unless_unallocated
 
 
 def zeros_(tensor: Tensor) -> Tensor:
@@ -36,11 +73,13 @@ def ones_(tensor: Tensor) -> Tensor:
     return constant_(tensor, 1.0)
 
 
+@_writes
 def constant_(tensor: Tensor, value: float) -> Tensor:
     """Fill with value."""
     return _write(tensor, np.asarray(value))
 
 
+@_writes
 def uniform_(
     tensor: Tensor, low: float = 0.0, high: float = 1.0, generator: Generator | None = None
 ) -> Tensor:
@@ -49,6 +88,7 @@ def uniform_(
     return _fill(tensor, lambda count: low + (high - low) * draw.random(count))
 
 
+@_writes
 def normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None
 ) -> Tensor:
@@ -57,6 +97,7 @@ def normal_(
     return _fill(tensor, lambda count: mean + std * draw.standard_normal(count))
 
 
+@_writes
 def trunc_normal_(
     tensor: Tensor,
     mean: float = 0.0,
@@ -129,6 +170,7 @@ def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> floa
     return calculate_gain(nonlinearity, a) / math.sqrt(fan_in if mode == "fan_in" else fan_out)
 
 
+@_writes
 def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
     """gain times a random matrix with orthonormal rows (or columns, if there are more rows).
 

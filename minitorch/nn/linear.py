@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minitorch.backend import DEFAULT_FLOAT, as_dtype
+from minitorch.backend import DEFAULT_FLOAT
 from minitorch.nn import functional as F
 from minitorch.nn import init
 from minitorch.nn.module import Module, Parameter
@@ -27,10 +27,9 @@ class Linear(Module):
         dtype: np.dtype = DEFAULT_FLOAT,
         generator: Generator | None = None,
     ):
-        dtype = as_dtype(dtype)
         self.in_features, self.out_features = in_features, out_features
-        self.weight = Parameter(np.empty((out_features, in_features), dtype))
-        self.bias = Parameter(np.empty(out_features, dtype)) if bias else None
+        self.weight = Parameter(init.empty((out_features, in_features), dtype))
+        self.bias = Parameter(init.empty((out_features,), dtype)) if bias else None
         bound = 1 / math.sqrt(max(in_features, 1))
         for param in self.parameters():
             init.uniform_(param, -bound, bound, generator)

@@ -40,10 +40,10 @@ class RNNCell(Module):
     ):
         dtype, rows = as_dtype(dtype), self.gates * hidden_size
         self.input_size, self.hidden_size = input_size, hidden_size
-        self.weight_ih = Parameter(np.empty((rows, input_size), dtype))
-        self.weight_hh = Parameter(np.empty((rows, hidden_size), dtype))
-        self.bias_ih = Parameter(np.empty(rows, dtype))
-        self.bias_hh = Parameter(np.empty(rows, dtype))
+        self.weight_ih = Parameter(init.empty((rows, input_size), dtype))
+        self.weight_hh = Parameter(init.empty((rows, hidden_size), dtype))
+        self.bias_ih = Parameter(init.empty((rows,), dtype))
+        self.bias_hh = Parameter(init.empty((rows,), dtype))
         bound = 1 / math.sqrt(hidden_size)
         for param in self.parameters():
             init.uniform_(param, -bound, bound, generator)

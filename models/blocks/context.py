@@ -1,0 +1,80 @@
+"""Where the tokens of one step stand, from which follows what each of them may see.
+
+A batch is a table of columns, and a column holds one token of every row, or padding. Before a
+token's own column lie those that the cache holds. Each real token has a position, counted from 0
+over the real tokens of its row; padding has -1. A key is visible to a query if
+
+    0 <= position(key) <= position(query)  and  position(query) - position(key) < window
+
+so that padding on the left, on the right or in the middle changes nothing for the row that has it.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minitorch.tensor import Tensor
+
+PADDING = -1
+
+
+@dataclass
+class Context:
+    """What the blocks of one step share.
+
+    query: positions of the step's tokens, (1 or batch, time). key: the same of all columns, those
+    in the cache first, (1 or batch, past + time). One row stands for all where none is padded.
+    planned: how long the sequence will be, which dynamic scaling of positions depends on.
+    losses: what blocks add to the loss of the step, such as a router's balance.
+    """
+
+    query: np.ndarray
+    key: np.ndarray
+    planned: int
+    device: str
+    losses: list[Tensor] = field(default_factory=list)
+    _memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def padded(self) -> bool:
+        """Whether the rows differ, so that columns alone do not say what is visible."""
+        return len(self.key) > 1
+
+    def real(self) -> np.ndarray:
+        """Which tokens of the step are no padding: (1 or batch, time) bool."""
+        return self.query != PADDING
+
+    def once(self, name: Hashable, compute: Callable[[], Any]) -> Any:
+        """compute(), by the first block that asks for this name in this step."""
+        if name not in self._memo:
+            self._memo[name] = compute()
+        return self._memo[name]
+
+    def distance(self, columns: int) -> np.ndarray:
+        """position(query) - position(key) for the last columns: (1 or batch, time, columns)."""
+        return self.query[:, :, None] - self.key[:, None, -columns:]
+
+    def visible(self, columns: int, window: int | None = None) -> np.ndarray:
+        """Which of the last columns each token may see: (1 or batch, time, columns) bool."""
+        distance = self.distance(columns)
+        seen = (distance >= 0) & (self.key[:, None, -columns:] != PADDING)
+        return seen if window is None else seen & (distance < window)
+
+
+def place(
+    time: int, mask: np.ndarray | None, past: np.ndarray, planned: int | None, device: str
+) -> Context:
+    """The context of a step of `time` columns after those of `past`: (1 or batch, columns).
+
+    mask: (batch, time), true where a token is real; None: everywhere.
+    """
+    count = (past != PADDING).sum(1, keepdims=True)
+    if mask is None:
+        query = count + np.arange(time)
+    else:
+        query = np.where(mask, count + np.cumsum(mask, 1) - 1, PADDING)
+        past = np.broadcast_to(past, (len(query), past.shape[1]))
+    key = np.concatenate([past, query], 1)
+    return Context(query, key, max(planned or 0, int(key.max(initial=0)) + 1), device)
