@@ -108,7 +108,7 @@ class Router(nn.Module):
         generator: Generator | None = None,
     ):
         self.config = config
-        self.weight = nn.Parameter(np.empty((config.num_experts, width), dtype))
+        self.weight = nn.Parameter(nn.init.empty((config.num_experts, width), dtype))
         nn.init.normal_(self.weight, std=INIT_STD, generator=generator)
         if config.bias:
             zeros = np.zeros(config.num_experts, np.float32)

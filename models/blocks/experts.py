@@ -1,0 +1,138 @@
+"""Mixture of experts: a feed-forward layer of which each token sees a small part.
+
+    y = Σ_chosen g_e(x) expert_e(x)  [+ shared(x)]  [· sigmoid(w x) on the shared part]
+    expert(x) = W_down (silu(W_gate x) * W_up x)
+
+Tokens are sorted by expert, so that all experts together are two grouped matrix products, whatever
+their number; `minitorch.ops.experts` has the operations. Source: Shazeer et al. 2017 (arXiv
+1701.06538); with shared experts, Dai et al. 2024 (DeepSeekMoE, 2401.06066); with a gate on them,
+Qwen2-MoE (transformers, modeling_qwen2_moe.py).
+
+Weights are stacked over experts as in transformers since version 5: gate_up_proj (experts, 2
+hidden, width) and down_proj (experts, width, hidden).
+"""
+
+import numpy as np
+
+from minitorch import nn
+from minitorch.backend import DEFAULT_FLOAT
+from minitorch.errors import ConfigError
+from minitorch.nn import functional as F
+from minitorch.random import Generator
+from minitorch.tensor import Tensor
+from models.blocks.context import Context
+from models.blocks.routing import INIT_STD, Balance, Router, RouterConfig, expert_choice
+
+
+class Experts(nn.Module):
+    """SwiGLU experts over rows sorted by expert: (rows, width) -> the same."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        num_experts: int,
+        dtype: np.dtype = DEFAULT_FLOAT,
+        generator: Generator | None = None,
+    ):
+        self.gate_up_proj = nn.Parameter(nn.init.empty((num_experts, 2 * hidden, width), dtype))
+        self.down_proj = nn.Parameter(nn.init.empty((num_experts, width, hidden), dtype))
+        for param in self.parameters():
+            nn.init.normal_(param, std=INIT_STD, generator=generator)
+
+    def forward(self, rows: Tensor, offs: Tensor) -> Tensor:
+        """offs: (experts,), where the rows of each expert end."""
+        gate, up = F.grouped_mm(rows, self.gate_up_proj.mT, offs).chunk(2, -1)
+        return F.grouped_mm(F.swiglu(gate, up), self.down_proj.mT, offs)
+
+    def extra_repr(self) -> str:
+        count, width, hidden = self.down_proj.shape
+        return f"{count}, width={width}, hidden={hidden}"
+
+
+class MixtureOfExperts(nn.Module):
+    """Routed experts, and what every token sees besides: (batch, time, width) -> the same.
+
+    hidden: of one expert. shared: a module of what all tokens see, or None; shared_gate: whether
+    sigmoid(w x) scales it. In training the losses of balance go to the context.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        router: RouterConfig,
+        balance: Balance | None = None,
+        shared: nn.Module | None = None,
+        shared_gate: bool = False,
+        dtype: np.dtype = DEFAULT_FLOAT,
+        generator: Generator | None = None,
+    ):
+        if shared_gate and shared is None:
+            raise ConfigError("mixture of experts: a shared_gate needs shared experts; got none")
+        self.balance = balance or Balance()
+        self.gate = Router(width, router, dtype, generator)
+        self.experts = Experts(width, hidden, router.num_experts, dtype, generator)
+        self.shared_experts = shared
+        self.shared_expert_gate = (
+            nn.Linear(width, 1, False, dtype, generator) if shared_gate else None
+        )
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        routing = self.gate(flat)
+        rows, places, offs = F.moe_permute(flat, routing.indices, self.gate.config.num_experts)
+        out = F.moe_unpermute(self.experts(rows, offs), places, routing.weights).reshape(x.shape)
+        if self.training:
+            loss = self.balance.loss(routing, self.gate.config, sequences=len(x))
+            context.losses += [] if loss is None else [loss]
+        if self.shared_experts is None:
+            return out
+        shared = self.shared_experts(x, context)
+        if self.shared_expert_gate is not None:
+            shared = self.shared_expert_gate(x).sigmoid() * shared
+        return out + shared
+
+
+def choose_tokens(experts: Experts, x: Tensor, logits: Tensor, capacity: int) -> Tensor:
+    """A mixture in which every expert takes `capacity` tokens: (tokens, width) -> the same.
+
+    logits: (tokens, experts). See `routing.expert_choice`.
+    """
+    weights, tokens = expert_choice(logits, capacity)
+    offs = Tensor(np.arange(1, len(weights) + 1) * capacity).to(x.device)
+    chosen = tokens.reshape(-1)
+    rows = experts(F.embedding(chosen, x), offs) * weights.reshape(-1, 1)
+    return (x * 0).index_add(0, chosen, rows)
+
+
+def upcycled(
+    gate_up: np.ndarray,
+    down: np.ndarray,
+    num_experts: int,
+    hidden: int,
+    reinitialised: float = 0.0,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Experts cut from a trained dense layer: gate_up_proj and down_proj of `Experts`.
+
+    gate_up: (2 dense_hidden, width); down: (width, dense_hidden). hidden: of one expert. The dense
+    layer's hidden units, shuffled anew for every copy of it that is needed, are dealt out to the
+    experts; of each expert the fraction `reinitialised` of its units starts at random, with the
+    standard deviation of the trained ones. With hidden = dense_hidden and none reinitialised every
+    expert computes what the dense layer did.
+    Source: Komatsuzaki et al. 2022 (arXiv 2212.05055); units shuffled, half of them reinitialised:
+    Qwen2 technical report 2024 (2407.10671), section 2.2.2.
+    """
+    rng = np.random.default_rng(seed)
+    dense = down.shape[1]
+    copies = -(-num_experts * hidden // dense)
+    units = np.concatenate([rng.permutation(dense) for _ in range(copies)])
+    units = units[: num_experts * hidden].reshape(num_experts, hidden)
+    gate, up = np.split(gate_up, 2)
+    gates, ups, downs = gate[units], up[units], down.T[units]
+    fresh = rng.permuted(np.tile(np.arange(hidden), (num_experts, 1)), axis=1)
+    fresh = fresh < round(reinitialised * hidden)
+    for array in (gates, ups, downs):
+        array[fresh] = array.std() * rng.standard_normal((int(fresh.sum()), array.shape[-1]))
+    return np.concatenate([gates, ups], 1), np.ascontiguousarray(downs.swapaxes(1, 2))
