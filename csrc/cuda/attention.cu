@@ -282,17 +282,14 @@ DEVICE_KERNEL(attention_backward) {
         using T = decltype(kind);
         using C = Compute<T>;
         const auto p = attention_of<T>(arrays, numbers);
-        const Above<T> above{heads_of<const T>(arrays[7]), heads_of<const T>(arrays[8]),
-                             arrays[9].as<const C>(), arrays[15].as<C>()};
+        const auto above = above_of<T>(arrays);
         launch(backward_queries<T>, grid_of(p, p.time_q, p.heads, kRows), kThreads,
                shared_bytes(p, kRows + kTile, kRows + kTile), stream, p, above,
                heads_of<T>(arrays[10]), scores_of<C>(arrays[13]));
         launch(backward_keys<T>, grid_of(p, p.time_k, p.heads / p.group, kRows), kThreads,
                shared_bytes(p, kRows + kTile, kRows + kTile), stream, p, above,
                heads_of<T>(arrays[11]), heads_of<T>(arrays[12]));
-        if (arrays[14])
-            launch(backward_sinks<T>, dim3(unsigned(p.heads), unsigned(p.sequences)), 128, 0, stream,
-                   p, above, arrays[14].as<C>());
+        if (arrays[14]) start_sinks(p, above, arrays[14], stream);
     });
 }
 

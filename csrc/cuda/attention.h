@@ -205,6 +205,20 @@ Attention<T> attention_of(const Array* arrays, const double* numbers) {
             numbers[4] != 0};
 }
 
+// The arrays of attention_backward.
+template <typename T>
+Above<T> above_of(const Array* arrays) {
+    return {heads_of<const T>(arrays[7]), heads_of<const T>(arrays[8]),
+            arrays[9].as<const Compute<T>>(), arrays[15].as<Compute<T>>()};
+}
+
+template <typename T>
+void start_sinks(const Attention<T>& p, const Above<T>& above, const Array& dsinks,
+                 cudaStream_t stream) {
+    launch(backward_sinks<T>, dim3(unsigned(p.heads), unsigned(p.sequences)), 128, 0, stream, p,
+           above, dsinks.as<Compute<T>>());
+}
+
 // Blocks for rows of all sequences, `per_block` to one: with starts, a sequence may leave its last
 // block half empty.
 template <typename T>

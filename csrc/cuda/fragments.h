@@ -192,13 +192,13 @@ struct Modified {
         if (bias.data) bias.data += work.batch * bias.batch + head * bias.head;
     }
     __device__ operator bool() const { return softcap != 0 || bias.data; }
-    // tanh x = 1 - 2 / (1 + exp 2x)
+    // slope: of the cap. tanh x = 1 - 2 / (1 + exp 2x)
     __device__ float operator()(float product, float& slope) const {
-        slope = scale;
+        slope = 1;
         const float s = product * scale;
         if (softcap == 0) return s;
         const float capped = 1 - __fdividef(2, 1 + ptx::exp2(2 * kLog2e * s / softcap));
-        slope *= 1 - capped * capped;
+        slope = 1 - capped * capped;
         return softcap * capped;
     }
     __device__ float bias_of(long query, long key) const {

@@ -1,14 +1,14 @@
 """Attention on the device: memory linear in time, forward and backward.
 
-    attention_mma.cu   bfloat16 and float16, on tensor cores: heads of a multiple of 8 features,
+    attention_mma*.cu  bfloat16 and float16, on tensor cores: heads of a multiple of 8 features,
                        rows at multiples of 16 bytes, a scale above 0
-    attention.cu       everything else
+    attention.cu       everything else, and what wants the gradient of a mask
 
 Results lie in memory as (batch, time, heads, head_dim), whatever the order of their dimensions:
 that is how a model puts the heads together again, and how it took them apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -199,37 +199,34 @@ def attention_qkvpacked_backward(
 
 def _forward(*arrays: Any, **options: Any) -> None:
     numbers = kernel_numbers(arrays[0], **options)
-    fits = numbers[0] > 0 and _fit_tensor_cores(*arrays[:3])
-    call("attention_mma" if fits else "attention", *arrays, *numbers)
-
-
-def _fit_tensor_cores(*arrays: Array) -> bool:
-    """Whether rows can be copied by 16 bytes, and multiplied as they are."""
-    return all(
-        x.dtype.itemsize == 2
-        and x.shape[-1] % 8 == 0
-        and all(n % 16 == 0 for n in (address(x), *x.strides[:-1]))
-        for x in arrays
-    )
+    call(_kernel_for(arrays[:3], numbers[0]), *arrays, *numbers)
 
 
 def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:
     """Run the kernel on its first fourteen arrays; returns the sinks' gradient."""
-    query, sinks, log_normaliser = arrays[0], arrays[4], arrays[9]
+    query, sinks, log_normaliser, dscores = (arrays[i] for i in (0, 4, 9, 13))
     logits, dsinks = _sinks(sinks, query), None
     if logits is not None:
         dsinks = empty(query, (sequences, *logits.shape), logits.dtype)
-    given = [*arrays[:4], logits, *arrays[5:]]
-    call(
-        "attention_backward",
-        *given,
-        dsinks,
-        empty(log_normaliser),
-        *kernel_numbers(query, **options),
-    )
+    given = [*arrays[:4], logits, *arrays[5:], dsinks, empty(log_normaliser)]
+    numbers = kernel_numbers(query, **options)
+    rows = (*arrays[:3], *arrays[7:9], *arrays[10:13])
+    kernel = "attention" if dscores is not None else _kernel_for(rows, numbers[0])
+    call(f"{kernel}_backward", *given, *numbers)
     if dsinks is None:
         return None
     return beside(dsinks.sum(0).astype(sinks.dtype, copy=False), query)
+
+
+def _kernel_for(rows: Sequence[Array], scale: float) -> str:
+    """Tensor cores take rows that can be copied by 16 bytes, and multiplied as they are."""
+    fits = scale > 0 and all(
+        x.dtype.itemsize == 2
+        and x.shape[-1] % 8 == 0
+        and all(n % 16 == 0 for n in (address(x), *x.strides[:-1]))
+        for x in rows
+    )
+    return "attention_mma" if fits else "attention"
 
 
 def _by_formula(run: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
