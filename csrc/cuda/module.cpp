@@ -145,15 +145,16 @@ void bind_emulator(py::module_& extension) {
     extension.def(
         "set_schedule",
         [](const std::string& order, uint64_t seed, unsigned processors,
-           const std::vector<unsigned>& choices) {
+           const std::vector<unsigned>& choices, int capability) {
             simt::options() = {order == "reversed" ? simt::Order::reversed
                                : order == "random" ? simt::Order::random
                                                    : simt::Order::forward,
-                               seed, processors, choices};
+                               seed, processors, choices, capability};
         },
         py::arg("order"), py::arg("seed") = 0, py::arg("processors") = 0,
-        py::arg("choices") = std::vector<unsigned>{},
-        "In which order threads that could all run do: forward, reversed or random, after `choices`.");
+        py::arg("choices") = std::vector<unsigned>{}, py::arg("capability") = 90,
+        "In which order threads that could all run do: forward, reversed or random, after `choices`; "
+        "and of which compute capability the device says it is.");
     extension.def(
         "count_traffic",
         [](bool on) {

@@ -20,6 +20,13 @@ using CUtensorMap = simt::TensorMap;
 #define ONLY_SITE simt::Site site = {}
 #endif
 
+// What older GPUs do not have: host code does not launch it there, but it is compiled for them too.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define PTX_90(device, ...) __trap()
+#else
+#define PTX_90(device, ...) PTX(device, __VA_ARGS__)
+#endif
+
 namespace ptx {
 
 // An address in shared memory as instructions take it.
@@ -36,6 +43,19 @@ __device__ inline void bar_sync(int id, int threads SITE) {
 __device__ inline void bar_arrive(int id, int threads SITE) {
     PTX(asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"),
         simt::barrier(id, threads, false, site));
+}
+
+// Flags in global memory, between grids of one device or of several. All that was done before a flag
+// was stored, by this thread or by those that it has waited for, is seen by who has loaded it.
+__device__ inline void store_release(uint32_t* flag, uint32_t value SITE) {
+    PTX(asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory"),
+        simt::store_release(flag, value, site));
+}
+__device__ inline uint32_t load_acquire(const uint32_t* flag SITE) {
+    PTX(uint32_t value;
+        asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+        return value,
+        return simt::load_acquire(flag, site));
 }
 
 // Copies from global to shared memory that the thread need not wait for. Of 4, 8 or 16 bytes; what is
@@ -157,24 +177,24 @@ __device__ inline void bulk_wait() {
 
 // Clusters. sm_90.
 __device__ inline unsigned cluster_rank() {
-    PTX(unsigned rank; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank)); return rank,
-        return simt::cluster_rank());
+    unsigned rank = 0;
+    PTX_90(asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank)), rank = simt::cluster_rank());
+    return rank;
 }
 __device__ inline void cluster_arrive(ONLY_SITE) {
-    PTX(asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"),
-        simt::cluster_arrive(site));
+    PTX_90(asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"),
+           simt::cluster_arrive(site));
 }
 __device__ inline void cluster_wait(ONLY_SITE) {
-    PTX(asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"),
-        simt::cluster_wait(site));
+    PTX_90(asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"),
+           simt::cluster_wait(site));
 }
 // Where the same variable of another block of the cluster is.
 template <typename T>
 __device__ inline T* in_block(T* pointer, unsigned rank) {
-    PTX(uint64_t address;
-        asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(pointer), "r"(rank));
-        return reinterpret_cast<T*>(address),
-        return static_cast<T*>(simt::in_block(pointer, rank)));
+    PTX_90(asm("mapa.u64 %0, %0, %1;" : "+l"(pointer) : "r"(rank)),
+           pointer = static_cast<T*>(simt::in_block(pointer, rank)));
+    return pointer;
 }
 
 // Wait for all threads of the grid, which was launched as cooperative.

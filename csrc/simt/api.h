@@ -43,6 +43,11 @@ void report_absent_lane(unsigned lane, Site site);
 // Let others run while this thread looks again and again for a change.
 void spin(const char* what, Site site);
 
+// Flags between threads of any grids: what a thread knew when it stored a number is known to those
+// who have loaded it. A load looks once, after others have had their turn.
+void store_release(uint32_t* flag, uint32_t value, Site site);
+uint32_t load_acquire(const uint32_t* flag, Site site);
+
 // The block's array of this name; `key` is the same for all threads that ask.
 void* shared_array(const void* key, const char* name, size_t bytes, size_t alignment, Site site);
 void* dynamic_shared();

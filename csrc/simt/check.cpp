@@ -292,6 +292,21 @@ void check_atomic(const void* address, size_t bytes, Site site) {
     meet(address);
 }
 
+// A store ends what earlier ones of the location have told; an update would hand it on.
+void check_release(const uint32_t* flag, Site site) {
+    check(flag, sizeof *flag, true, By::atomic, nullptr, site);
+    const std::lock_guard lock(guard);
+    Location& location = locations[flag];
+    location = {};
+    release(*self(), location.everywhere);
+}
+
+void check_acquire(const uint32_t* flag, Site site) {
+    check(flag, sizeof *flag, false, By::atomic, nullptr, site);
+    const std::lock_guard lock(guard);
+    acquire(*self(), locations[flag].everywhere);
+}
+
 void check_access(const void* address, size_t bytes, bool write, Site site) {
     check(address, bytes, write, By::thread, nullptr, site);
 }

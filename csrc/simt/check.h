@@ -51,6 +51,9 @@ void check_access(const void* address, size_t bytes, bool write, Site site);
 void check_copy(const void* address, size_t bytes, bool write, Site site);
 // The same of a copy that all lanes of a warp begin at once, each its own bytes.
 void check_lane_copy(const void* address, size_t bytes, bool write, Site site);
+// A flag that is stored with all that the thread knows, and loaded so.
+void check_release(const uint32_t* flag, Site site);
+void check_acquire(const uint32_t* flag, Site site);
 // What a thread does to a barrier in memory: ordered by the barrier's making alone.
 void check_mbarrier(const void* address, Site site);
 // A thread ends, and with the last one its block's shared memory.

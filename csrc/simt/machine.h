@@ -162,6 +162,7 @@ struct Options {
     // thread of this number, of those that can run, and the i-th block is that of this number of
     // the rest.
     std::vector<unsigned> choices{};
+    int capability = 90;  // of the device, as host code is told: kernels find all there is
 };
 
 Options& options();

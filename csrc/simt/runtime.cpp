@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "check.h"
+#include "machine.h"
 
 namespace {
 
@@ -48,6 +49,11 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
 cudaError_t cudaMemset(void* memory, int value, size_t bytes) {
     std::memset(memory, value, bytes);
     simt::mark_written(memory, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+    *value = simt::options().capability / 10;
     return cudaSuccess;
 }
 

@@ -24,7 +24,9 @@ enum cudaMemcpyKind {
     cudaMemcpyDefault,
 };
 struct simt_stream;
+struct simt_event;
 using cudaStream_t = simt_stream*;
+using cudaEvent_t = simt_event*;
 
 cudaError_t simt_malloc(void** memory, size_t bytes, const char* name);
 cudaError_t cudaFree(void* memory);
@@ -49,6 +51,26 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
 inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t = nullptr) {
     return cudaMemset(memory, value, bytes);
 }
+// Streams and events are names for what is done already.
+constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+    return *stream = nullptr, cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+    return *event = nullptr, cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t = nullptr) {
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) {
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+    return *device = 0, cudaSuccess;
+}
+// The one device is what the emulator's options say.
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 template <typename T>
 cudaError_t cudaMemcpyToSymbol(T& symbol, const void* from, size_t bytes) {
     return cudaMemcpy(&symbol, from, bytes, cudaMemcpyHostToDevice);

@@ -29,7 +29,7 @@ def test_compiles_without_spills(source, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["async", "fragments", "launches"])
+@pytest.mark.parametrize("name", ["async", "flags", "fragments", "launches"])
 def test_instructions_of_hopper_compile(name, tmp_path):
     """The functions of ptx.h and wgmma.h, as the emulator's own tests use them."""
     if not shutil.which("nvcc"):

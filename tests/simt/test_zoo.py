@@ -11,7 +11,7 @@ import pytest
 
 from models.emulation import compile_program
 
-ZOOS = [Path(__file__).with_name(name) for name in ("zoo.cu", "async.cu")]
+ZOOS = [Path(__file__).with_name(name) for name in ("zoo.cu", "async.cu", "flags.cu")]
 SCHEDULES = [("forward", 0), ("reversed", 0), ("random", 1), ("random", 2)]
 KERNEL = re.compile(r"__global__ void (\w+)(<false>)?\(")
 

@@ -2,6 +2,7 @@
 
 from minitorch.kernels.cuda import activations as activations
 from minitorch.kernels.cuda import attention as attention
+from minitorch.kernels.cuda import collectives as collectives
 from minitorch.kernels.cuda import cross_entropy as cross_entropy
 from minitorch.kernels.cuda import dropout as dropout
 from minitorch.kernels.cuda import elementwise as elementwise

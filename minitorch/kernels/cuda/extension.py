@@ -89,18 +89,21 @@ def contiguous(x: Any) -> Any:
 
 
 @contextmanager
-def checked(order: str = "forward", seed: int = 0, choices: Sequence[int] = ()) -> Iterator[None]:
+def checked(
+    order: str = "forward", seed: int = 0, choices: Sequence[int] = (), capability: int = 90
+) -> Iterator[None]:
     """Run the emulated kernels in the check build; raises KernelError for what it finds.
 
     order: in which threads that could all run do: "forward", "reversed" or "random" from seed.
     choices: whose turns come before that: the i-th turn of a block is that of the thread choices[i]
     of those that can run, modulo how many these are, and so are the first blocks chosen. Any list
     of natural numbers is a schedule; a shorter one, or one of smaller numbers, is simpler.
+    capability: of the GPU that is emulated, by which some kernels choose how to go about it.
     """
     global _emulator
     module = check_build()
     module.clear_findings()
-    module.set_schedule(order, seed, choices=list(choices))
+    module.set_schedule(order, seed, choices=list(choices), capability=capability)
     before, _emulator = _emulator, "minitorch._simt_checked"
     try:
         yield

@@ -8,6 +8,7 @@ that has a backward returns what that needs after its result, and never the inpu
 
 from minitorch.kernels.reference import activations as activations
 from minitorch.kernels.reference import attention as attention
+from minitorch.kernels.reference import collectives as collectives
 from minitorch.kernels.reference import cross_entropy as cross_entropy
 from minitorch.kernels.reference import dropout as dropout
 from minitorch.kernels.reference import elementwise as elementwise
