@@ -54,6 +54,7 @@ DTYPES = {
         bool,
     )
 }
+_KNOWN = frozenset(DTYPES.values())
 FLOATS = frozenset({float16, bfloat16, float32, float64})
 DEFAULT_FLOAT = float32
 """What Python floats, and integers divided by integers, become."""
@@ -73,7 +74,7 @@ def cast(array: Any, dtype: np.dtype) -> Any:
 
 def as_dtype(dtype: Any) -> np.dtype:
     """The dtype meant by a dtype, a NumPy scalar type, or a name such as "bfloat16"."""
-    if isinstance(dtype, np.dtype) and str(dtype) in DTYPES:
+    if isinstance(dtype, np.dtype) and dtype in _KNOWN:
         return dtype
     if dtype is float or dtype is int or dtype is _pybool:
         return DEFAULT_FLOAT if dtype is float else int64 if dtype is int else bool

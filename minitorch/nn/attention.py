@@ -13,12 +13,13 @@ import numpy as np
 from minitorch import modes
 from minitorch.backend import DEFAULT_FLOAT
 from minitorch.errors import ConfigError, GraphError, ShapeError
+from minitorch.kernels.reference.attention import join_heads, unpack_qkv
 from minitorch.nn import functional as F
 from minitorch.nn.dropout import Dropout
 from minitorch.nn.linear import Linear
 from minitorch.nn.module import Module
 from minitorch.random import Generator
-from minitorch.tensor import Tensor
+from minitorch.tensor import Tensor, wrap
 
 
 class KVCache:
@@ -38,8 +39,7 @@ class KVCache:
         Raises ShapeError past the capacity and for another batch, GraphError where gradients are
         recorded: they would not reach the positions stored before.
         """
-        if modes.is_grad_enabled() and (key.requires_grad or value.requires_grad):
-            raise GraphError("KVCache: expected no_grad(); the cache keeps no tape")
+        self.check(key, value)
         if self.length == 0:
             shape = (*key.shape[:2], self.capacity, key.shape[3])
             self._keys = np.empty_like(key.data, shape=shape)
@@ -54,6 +54,11 @@ class KVCache:
         self._values[:, :, start:end] = value.data
         self.length = end
         return Tensor(self._keys[:, :, :end]), Tensor(self._values[:, :, :end])
+
+    def check(self, *tensors: Tensor) -> None:
+        """Raises GraphError where gradients of one of them are recorded."""
+        if modes.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise GraphError("KVCache: expected no_grad(); the cache keeps no tape")
 
 
 class CausalSelfAttention(Module):
@@ -84,18 +89,28 @@ class CausalSelfAttention(Module):
         """With a cache, x are the positions that follow those in it, and are added to it."""
         qkv = self.c_attn(x)
         dropout = self.dropout.p if self.training else 0.0
-        if cache is None and dropout == 0:
-            return self.c_proj(F.attention_qkvpacked(qkv, self.n_head, is_causal=True))
-        batch, time, n_embd = x.shape
-        heads = qkv.reshape(batch, time, 3, self.n_head, n_embd // self.n_head)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
         if cache is not None:
-            key, value = cache.append(key, value)
+            y = self._attend_cached(qkv, cache, dropout)
+        elif dropout == 0:
+            y = F.attention_qkvpacked(qkv, self.n_head, is_causal=True)
+        else:
+            batch, time, n_embd = x.shape
+            heads = qkv.reshape(batch, time, 3, self.n_head, n_embd // self.n_head)
+            query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
+            y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+            y = y.transpose(1, 2).reshape(batch, time, n_embd)
+        return self.dropout(self.c_proj(y))
+
+    def _attend_cached(self, qkv: Tensor, cache: KVCache, dropout: float) -> Tensor:
+        """There is no tape, so that what only moves data can do without operations of the engine:
+        a token takes so little time that each of them counts."""
+        cache.check(qkv)
+        query, key, value = map(wrap, unpack_qkv(qkv.data, self.n_head, self.n_head))
+        key, value = cache.append(key, value)
         y = F.scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, align="lower_right"
         )
-        y = y.transpose(1, 2).reshape(batch, time, n_embd)
-        return self.dropout(self.c_proj(y))
+        return wrap(join_heads(y.data))
 
     def extra_repr(self) -> str:
         return f"n_head={self.n_head}"

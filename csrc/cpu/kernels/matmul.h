@@ -353,6 +353,12 @@ struct Product {
 // A few rows of A (m, at most `rows`) against all of B, which is read where it is.
 constexpr long kFewRows = 8;
 
+// Columns of B that a thread takes at a time, a multiple of `step`: four times what is worth it, since
+// at every jump to another place the processor has to find out again what to fetch ahead.
+inline long columns_at_once(long k, long step) {
+    return ceil_div(4 * rows_per_piece(k), step) * step;
+}
+
 // B's columns contiguous along k: every element of the result is a product of two vectors.
 template <typename T, typename O, long rows>
 void few_rows_by_dots(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
@@ -360,7 +366,7 @@ void few_rows_by_dots(long m, long n, long k, Matrix<const T> a, Matrix<const T>
     using C = Compute<T>;
     constexpr long lanes = Lanes<C>::count;
     constexpr long together = rows <= 4 && lanes >= 4 ? 4 : 2;
-    parallel_ranges(n, ceil_div(rows_per_piece(k), lanes) * lanes, [&](long begin, long end) {
+    parallel_ranges(n, columns_at_once(k, lanes), [&](long begin, long end) {
         for (long j = begin; j < end; j += lanes) {
             const long count = end - j < lanes ? end - j : lanes;
             Vector<C> dots[rows][lanes] = {};
@@ -410,7 +416,7 @@ void few_rows_by_tiles(long m, long n, long k, Matrix<const T> a, Matrix<const T
     constexpr long lanes = Lanes<C>::count;
     constexpr long vectors = rows == 1 ? 8 : rows <= 2 ? 4 : 2;
     constexpr long width = vectors * lanes;
-    parallel_ranges(n, ceil_div(rows_per_piece(k), width) * width, [&](long begin, long end) {
+    parallel_ranges(n, columns_at_once(k, width), [&](long begin, long end) {
         for (long j = begin; j < end; j += width) {
             const long left = end - j;
             Vector<C> sum[rows][vectors] = {};
