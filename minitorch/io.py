@@ -181,22 +181,56 @@ def load_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
     is allocated before the file has been seen to be long enough to fill it.
     """
     with _open(path) as (file, size):
-        header, metadata, start = _read_header(path, file, size)
-        layout = {name: _entry(path, name, entry) for name, entry in header.items()}
-        end = 0
-        tensors = {}
-        for name in sorted(layout, key=lambda name: layout[name][2:]):
-            dtype, shape, begin, stop = layout[name]
-            if begin != end:
-                raise _damaged(path, f"tensor {name!r} begins at {begin}, expected {end}")
-            end = stop
-        if start + end != size:
-            problem = "truncated" if start + end > size else "followed by something else"
-            raise _damaged(path, f"{problem}: {size:,} bytes, expected {start + end:,}")
-        for name in sorted(layout, key=lambda name: layout[name][2:]):
-            dtype, shape, _, _ = layout[name]
-            tensors[name] = _read_tensor(path, file, name, dtype, shape)
+        layout, metadata, _ = _read_layout(path, file, size)
+        tensors = {
+            name: _read_tensor(path, file, name, dtype, shape)
+            for name, (dtype, shape, _) in layout.items()
+        }
     return tensors, metadata
+
+
+def map_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a file without reading them: the system fetches each page when it is used.
+
+    The arrays can be written to, and the file then stays as it is: pages are copied on writing.
+    Tensors that are not aligned to their own size, and booleans, which have to be checked, are
+    read. Raises what load_safetensors does.
+    """
+    with _open(path) as (file, size):
+        layout, metadata, start = _read_layout(path, file, size)
+        pages = np.memmap(file, np.uint8, "c") if size else np.empty(0, np.uint8)
+        tensors = {}
+        for name, (dtype, shape, begin) in layout.items():
+            if (start + begin) % dtype.itemsize or dtype == np.bool_:
+                file.seek(start + begin)
+                tensors[name] = _read_tensor(path, file, name, dtype, shape)
+            else:
+                stop = start + begin + math.prod(shape) * dtype.itemsize
+                memory = np.asarray(pages[start + begin : stop])
+                with _shape_exists(path, name, shape):
+                    tensors[name] = memory.view(dtype).reshape(shape)
+    return tensors, metadata
+
+
+def _read_layout(
+    path: str | os.PathLike, file: IO[bytes], size: int
+) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int]], dict[str, str], int]:
+    """(dtype, shape, begin) of each tensor in the order of the data; metadata; the data's start.
+
+    Checked: that the tensors fill the file, without holes or overlaps.
+    """
+    header, metadata, start = _read_header(path, file, size)
+    entries = {name: _entry(path, name, entry) for name, entry in header.items()}
+    layout, end = {}, 0
+    for name in sorted(entries, key=lambda name: entries[name][2:]):
+        dtype, shape, begin, stop = entries[name]
+        if begin != end:
+            raise _damaged(path, f"tensor {name!r} begins at {begin}, expected {end}")
+        layout[name], end = (dtype, shape, begin), stop
+    if start + end != size:
+        problem = "truncated" if start + end > size else "followed by something else"
+        raise _damaged(path, f"{problem}: {size:,} bytes, expected {start + end:,}")
+    return layout, metadata, start
 
 
 def _read_header(
@@ -246,16 +280,22 @@ def _entry(
 def _read_tensor(
     path: str | os.PathLike, file: IO[bytes], name: str, dtype: np.dtype, shape: tuple[int, ...]
 ) -> np.ndarray:
-    try:
+    with _shape_exists(path, name, shape):
         array = np.empty(shape, dtype)
-    except ValueError as error:  # more dimensions than NumPy has, or zero times too many elements
-        raise _damaged(path, f"tensor {name!r} of shape {list(shape)}: {error}") from error
     memory = _bytes_of(array)
     if file.readinto(memory) != array.nbytes:  # type: ignore[attr-defined]
         raise _damaged(path, f"truncated while tensor {name!r} was being read")
     if dtype == np.bool_ and memory.size and memory.max() > 1:
         raise _damaged(path, f"tensor {name!r} is of booleans and holds neither 0 nor 1")
     return array
+
+
+@contextlib.contextmanager
+def _shape_exists(path: str | os.PathLike, name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # more dimensions than NumPy has, or zero times too many elements
+        raise _damaged(path, f"tensor {name!r} of shape {list(shape)}: {error}") from error
 
 
 @contextlib.contextmanager

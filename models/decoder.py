@@ -9,10 +9,12 @@ dataclass that derives from `DecoderConfig` and makes blocks of the parts in mod
 Parameters have the names of Hugging Face's files, without a leading "model.".
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -26,9 +28,13 @@ from minitorch.tensor import Tensor
 from models.blocks.cache import Cache
 from models.blocks.context import Context, place
 from models.blocks.residual import Residual, pre_norm
+from models.pretrained import SHARD_BYTES, check_fixed, save
 
 INTO_STREAM = re.compile(r"\b(o_proj|down_proj)(\.weight)?$")
 """Projections that write into the residual stream: they start smaller, as in GPT-2."""
+
+DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+"""What old files hold although it follows from the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,8 @@ class DecoderConfig:
 
     max_position_embeddings: the longest text that the model is meant for; with rotated positions
     nothing breaks beyond it, but quality. initializer_range: the standard deviation of the weights
-    at the start.
+    at the start. Of the class: model_type and architecture are Hugging Face's names of the family;
+    `fixed` says what config.json may hold under keys that have no field here; `presets` are sizes.
     """
 
     vocab_size: int
@@ -48,6 +55,9 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 
+    model_type: ClassVar[str]
+    architecture: ClassVar[str]
+    fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __post_init__(self) -> None:
@@ -69,10 +79,53 @@ class DecoderConfig:
         """A norm over the model's width."""
         return nn.RMSNorm(self.hidden_size, eps=self.rms_norm_eps, dtype=dtype)
 
+    def build(self, dtype: np.dtype, generator: Generator | None) -> "Decoder":
+        """A model of this configuration, with random weights."""
+        return Decoder(self, dtype, generator)
+
+    @classmethod
+    def from_hugging_face(cls, content: Mapping[str, Any]) -> Self:
+        """From the content of a config.json, whose keys are the names of the fields.
+
+        Raises ConfigError for a variant of the family that this is not, and for a missing size.
+        """
+        check_fixed(content, cls.fixed)
+        known = cls.settings(content)
+        for field in dataclasses.fields(cls):
+            needed = field.default is field.default_factory is dataclasses.MISSING
+            if needed and field.name not in known:
+                raise ConfigError(f"expected {field.name}; got none")
+        return cls(**known)
+
+    @classmethod
+    def settings(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that a config.json gives; null stands for the default."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return {k: value for k, value in content.items() if k in fields and value is not None}
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        """What config.json holds."""
+        names = {"architectures": [self.architecture], "model_type": self.model_type}
+        only = {key: allowed[0] for key, allowed in self.fixed.items()}
+        return {**names, **dataclasses.asdict(self), **only}
+
+    def from_files(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The tensors of Hugging Face's files under the names that they have in the model."""
+        kept = {name: array for name, array in arrays.items() if not DERIVED.search(name)}
+        return {name.removeprefix("model."): array for name, array in kept.items()}
+
+    def to_files(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The other way round."""
+        return {_file_name(name): array for name, array in arrays.items()}
+
     def num_parameters(self) -> int:
         """How many numbers a model of this size has, tied ones once; nothing is allocated."""
         with nn.init.unallocated():
-            return Decoder(self).num_parameters()
+            return self.build(DEFAULT_FLOAT, None).num_parameters()
+
+
+def _file_name(name: str) -> str:
+    return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 def check_size(name: str, value: Any) -> None:
@@ -218,6 +271,10 @@ class Decoder(nn.Module):
         if cache is not None:
             return cache.extend(ids.shape[1], real, ids.device)
         return place(ids.shape[1], real, np.empty((1, 0), np.int64), None, ids.device)
+
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int = SHARD_BYTES) -> None:
+        """Write config.json and the weights, which transformers loads (models/pretrained.py)."""
+        save(self, folder, max_shard_bytes)
 
     def new_cache(self, planned: int | None = None) -> Cache:
         """An empty cache for forward(). planned: the length of the text to come, if it is known."""

@@ -21,17 +21,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from minitorch import nn
 from minitorch.backend import DEFAULT_FLOAT
-from minitorch.errors import CheckpointError, ConfigError, DtypeError, ShapeError
-from minitorch.io import load_safetensors, read_json, save_safetensors, write_json
+from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
+from models.pretrained import SHARD_BYTES, check_fixed, load, save
 
 PRESETS: dict[str, dict[str, int]] = {
     "nano": {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 64},
@@ -61,6 +61,8 @@ class GPT2Config:
     dropout: float = 0.0
     bias: bool = True
     layer_norm_epsilon: float = 1e-5
+
+    model_type: ClassVar[str] = "gpt2"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
@@ -123,25 +125,40 @@ class GPT2Config:
 
         Raises ConfigError for another architecture, or a variant of GPT-2 that this is not.
         """
-        for key, allowed in (
-            ("model_type", ("gpt2",)),
-            ("activation_function", ("gelu_new", "gelu_pytorch_tanh")),
-            ("n_inner", (None, 4 * config.get("n_embd", cls.n_embd))),
-            ("tie_word_embeddings", (True,)),
-            ("scale_attn_weights", (True,)),
-            ("scale_attn_by_inverse_layer_idx", (False,)),
-            ("add_cross_attention", (False,)),
-        ):
-            if key in config and config[key] not in allowed:
-                raise ConfigError(
-                    f"config.json: expected {key} to be {' or '.join(map(repr, allowed))}; "
-                    f"got {config[key]!r}"
-                )
-        if "model_type" not in config:
-            raise ConfigError("config.json: expected model_type 'gpt2'; got none")
+        fixed = {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "n_inner": (None, 4 * config.get("n_embd", cls.n_embd)),
+            "tie_word_embeddings": (True,),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,),
+        }
+        check_fixed(config, fixed)
         fields = {field.name for field in dataclasses.fields(cls)}
         known = {key: value for key, value in config.items() if key in fields}
         return cls(**{"dropout": config.get("resid_pdrop", 0.1), **known})
+
+    def build(self, dtype: np.dtype, generator: Generator | None) -> "GPT2":
+        """A model of this configuration, with random weights."""
+        return GPT2(self, dtype, generator)
+
+    def from_files(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Without the prefix, the causal masks that old files hold, and biases of 0 we lack."""
+        found = {}
+        for key, array in arrays.items():
+            name = key.removeprefix("transformer.")
+            absent = not self.bias and name.endswith(".bias") and not array.any()
+            if not MASKS.search(name) and not absent:
+                found[name] = _exchange(name, array)
+        return found
+
+    def to_files(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The other way round. Theirs always have biases: they are 0 where a model has none."""
+        found = dict(arrays)
+        for name, array in arrays.items():
+            if BIASED.search(name):
+                found.setdefault(f"{name[:-6]}bias", np.zeros(array.shape[:1], array.dtype))
+        return {f"transformer.{name}": _exchange(name, array) for name, array in found.items()}
 
 
 INIT_STD = 0.02
@@ -260,64 +277,24 @@ class GPT2(nn.Module):
         """An empty cache for forward(), one part for each layer."""
         return [nn.KVCache(self.config.n_positions) for _ in self.h]
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors, which transformers' GPT2LMHeadModel loads.
-
-        A model without biases is written with biases of 0, since theirs always has them.
-        """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"save {folder}: {error.strerror or error}") from error
-        arrays = {name: tensor.numpy() for name, tensor in self.state_dict().items()}
-        if not self.config.bias:
-            config = dataclasses.replace(self.config, bias=True)
-            biased = GPT2(config, generator=Generator(0)).state_dict()
-            arrays |= {
-                name: np.zeros(tensor.shape, self.wte.weight.dtype)
-                for name, tensor in biased.items()
-                if name.endswith(".bias")
-            }
-        arrays = {f"transformer.{name}": _exchange(name, array) for name, array in arrays.items()}
-        save_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
-        write_json(folder / "config.json", self.config.to_hugging_face())
+    def save_pretrained(self, folder: str | Path, max_shard_bytes: int = SHARD_BYTES) -> None:
+        """Write config.json and the weights, which transformers' GPT2LMHeadModel loads."""
+        save(self, folder, max_shard_bytes)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: np.dtype = DEFAULT_FLOAT) -> Self:
-        """Read what save_pretrained, or transformers, wrote into a folder.
+        """Read what save_pretrained, or transformers, wrote into a folder (models/pretrained.py).
 
-        Weights are converted to dtype. Raises CheckpointError for files that are missing or
-        damaged, and lists the tensors that are missing, unexpected or of another shape.
+        Weights are converted to dtype.
         """
-        folder = Path(folder)
-        content = read_json(folder / "config.json")
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{folder / 'config.json'}: expected an object of settings")
-        config = GPT2Config.from_hugging_face(content)
-        arrays, _ = load_safetensors(folder / "model.safetensors")
-        model = cls(config, dtype, Generator(0))  # the global generator is left alone
-        model.load_state_dict(_from_hugging_face(arrays, config))
-        return model
+        return load(folder, [GPT2Config], dtype)  # type: ignore[return-value]
 
 
 CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+BIASED = re.compile(r"(ln_\w+|c_attn|c_proj|c_fc)\.weight$")
 MASKS = re.compile(r"\.attn\.(bias|masked_bias)$")
 
 
 def _exchange(name: str, array: np.ndarray) -> np.ndarray:
     """Between Linear's (out, in) and Conv1D's (in, out); its own inverse."""
     return np.ascontiguousarray(array.T) if CONV1D.search(name) else array
-
-
-def _from_hugging_face(
-    arrays: Mapping[str, np.ndarray], config: GPT2Config
-) -> dict[str, np.ndarray]:
-    """Without the prefix, the causal masks that old files hold, and biases of 0 that we lack."""
-    found = {}
-    for key, array in arrays.items():
-        name = key.removeprefix("transformer.")
-        absent = not config.bias and name.endswith(".bias") and not array.any()
-        if not MASKS.search(name) and not absent:
-            found[name] = _exchange(name, array)
-    return found

@@ -19,7 +19,7 @@ from minitorch.errors import ConfigError
 from minitorch.random import Generator
 from models.blocks.attention import Attention, AttentionConfig
 from models.blocks.feed_forward import GatedFeedForward
-from models.blocks.positions import Rotary
+from models.blocks.positions import Rotary, read_rope
 from models.decoder import Block, DecoderConfig, check_size
 
 LLAMA_2: dict[str, Any] = {
@@ -56,9 +56,10 @@ DEEPSEEK: dict[str, Any] = {
 }
 
 
-def _size(
+def size(
     width: int, layers: int, heads: int, kv_heads: int, hidden: int, **others: Any
 ) -> dict[str, Any]:
+    """The settings of a size, and others, by their names."""
     return {
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -73,13 +74,14 @@ def _size(
 class LlamaConfig(DecoderConfig):
     """The sizes of a Llama; Hugging Face's names.
 
-    head_dim: hidden_size / num_attention_heads unless given. rope_scaling: {"rope_type": ...} and
+    num_key_value_heads: num_attention_heads unless given. head_dim: hidden_size /
+    num_attention_heads unless given. rope_scaling: {"rope_type": ...} and
     its settings (models/blocks/positions.py). Raises ConfigError for sizes that do not fit.
     """
 
     intermediate_size: int
     num_attention_heads: int
-    num_key_value_heads: int
+    num_key_value_heads: int | None = None
     head_dim: int | None = None
     rope_theta: float = 10_000.0
     rope_scaling: Mapping[str, Any] | None = None
@@ -87,24 +89,29 @@ class LlamaConfig(DecoderConfig):
     mlp_bias: bool = False
     attention_dropout: float = 0.0
 
+    model_type: ClassVar[str] = "llama"
+    architecture: ClassVar[str] = "LlamaForCausalLM"
+    fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {"hidden_act": ("silu",)}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "toy": _size(128, 4, 4, 2, 352, vocab_size=256, max_position_embeddings=64),
-        "llama-2-7b": _size(4096, 32, 32, 32, 11_008, **LLAMA_2),
-        "llama-2-13b": _size(5120, 40, 40, 40, 13_824, **LLAMA_2),
-        "llama-2-70b": _size(8192, 80, 64, 8, 28_672, **LLAMA_2),
-        "llama-3-8b": _size(4096, 32, 32, 8, 14_336, **LLAMA_3),
-        "llama-3-70b": _size(8192, 80, 64, 8, 28_672, **LLAMA_3),
-        "llama-3.1-8b": _size(4096, 32, 32, 8, 14_336, **LLAMA_3_1),
-        "llama-3.1-70b": _size(8192, 80, 64, 8, 28_672, **LLAMA_3_1),
-        "llama-3.1-405b": _size(16_384, 126, 128, 8, 53_248, **LLAMA_3_1),
-        "llama-3.2-1b": _size(2048, 16, 32, 8, 8192, **LLAMA_3_2),
-        "llama-3.2-3b": _size(3072, 28, 24, 8, 8192, **LLAMA_3_2),
-        "deepseek-llm-7b": _size(4096, 30, 32, 32, 11_008, **DEEPSEEK),
-        "deepseek-llm-67b": _size(8192, 95, 64, 8, 22_016, **DEEPSEEK),
+        "toy": size(128, 4, 4, 2, 352, vocab_size=256, max_position_embeddings=64),
+        "llama-2-7b": size(4096, 32, 32, 32, 11_008, **LLAMA_2),
+        "llama-2-13b": size(5120, 40, 40, 40, 13_824, **LLAMA_2),
+        "llama-2-70b": size(8192, 80, 64, 8, 28_672, **LLAMA_2),
+        "llama-3-8b": size(4096, 32, 32, 8, 14_336, **LLAMA_3),
+        "llama-3-70b": size(8192, 80, 64, 8, 28_672, **LLAMA_3),
+        "llama-3.1-8b": size(4096, 32, 32, 8, 14_336, **LLAMA_3_1),
+        "llama-3.1-70b": size(8192, 80, 64, 8, 28_672, **LLAMA_3_1),
+        "llama-3.1-405b": size(16_384, 126, 128, 8, 53_248, **LLAMA_3_1),
+        "llama-3.2-1b": size(2048, 16, 32, 8, 8192, **LLAMA_3_2),
+        "llama-3.2-3b": size(3072, 28, 24, 8, 8192, **LLAMA_3_2),
+        "deepseek-llm-7b": size(4096, 30, 32, 32, 11_008, **DEEPSEEK),
+        "deepseek-llm-67b": size(8192, 95, 64, 8, 22_016, **DEEPSEEK),
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         for name in ("intermediate_size", "num_attention_heads", "num_key_value_heads"):
             check_size(name, getattr(self, name))
         if self.head_dim is None:
@@ -119,6 +126,7 @@ class LlamaConfig(DecoderConfig):
     def attention(self, layer: int) -> AttentionConfig:
         """What the attention of a layer is."""
         assert self.head_dim is not None
+        assert self.num_key_value_heads is not None
         return AttentionConfig(
             hidden_size=self.hidden_size,
             num_heads=self.num_attention_heads,
@@ -136,6 +144,11 @@ class LlamaConfig(DecoderConfig):
         return Rotary(
             self.head_dim, self.rope_theta, self.rope_scaling, self.max_position_embeddings
         )
+
+    @classmethod
+    def settings(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        theta, scaling = read_rope(content)
+        return {**super().settings(content), "rope_theta": theta, "rope_scaling": scaling}
 
     def block(self, layer: int, dtype: np.dtype, generator: Generator | None) -> Block:
         feed_forward = GatedFeedForward(

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minitorch.errors import CheckpointError, DtypeError
-from minitorch.io import atomic_write, load_safetensors, read_json, save_safetensors, write_json
+from minitorch.io import (
+    atomic_write,
+    load_safetensors,
+    map_safetensors,
+    read_json,
+    save_safetensors,
+    write_json,
+)
 from minitorch.tensor import Tensor
 
 DTYPES = [
@@ -180,24 +187,48 @@ BAD_FILES = {
 }
 
 
+both_readers = pytest.mark.parametrize("load", [load_safetensors, map_safetensors])
+
+
+@both_readers
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_damaged_file_is_an_error_that_names_it(tmp_path, name):
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path, name, load):
     content, message = BAD_FILES[name]
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as caught:
-        load_safetensors(path)
+        load(path)
     assert str(path) in str(caught.value)
 
 
-def test_every_truncation_is_noticed(tmp_path):
+@both_readers
+def test_every_truncation_is_noticed(tmp_path, load):
     path = tmp_path / "m.safetensors"
     save_safetensors(path, {"w": np.arange(4.0), "b": np.ones(3, bool)}, {"step": "1"})
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError):
-            load_safetensors(path)
+            load(path)
+
+
+@pytest.mark.parametrize("odd", [0, 1, 4])
+def test_mapped_is_read(tmp_path, tensors, odd):
+    """Of every dtype, and where the data begin at an odd place."""
+    path = tmp_path / "m.safetensors"
+    save_safetensors(path, tensors, {"a": "b"})
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + length] + b" " * odd, content[8 + length :]
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    mapped, metadata = map_safetensors(path)
+    assert_same(mapped, tensors)
+    assert metadata == {"a": "b"}
+    assert all(array.flags.aligned for array in mapped.values())
+    before = path.read_bytes()
+    for array in mapped.values():
+        array[...] = 1
+    assert path.read_bytes() == before
 
 
 @given(st.data())

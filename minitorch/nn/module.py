@@ -221,12 +221,15 @@ class Module:
                 found.setdefault(id(tensor), (tensor, []))[1].append(name)
         return found
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> LoadReport:
         """Copy arrays or tensors into the parameters and buffers of the same names.
 
         Values are converted to the dtype of the parameter. strict=False tolerates names that are
-        missing or unexpected; shapes must agree in any case. Raises CheckpointError with the full
-        list of what does not fit, and then nothing has been changed.
+        missing or unexpected; shapes must agree in any case. assign: the parameters take over the
+        given arrays, which are copied only where the dtype or the device differs. Raises
+        CheckpointError with the full list of what does not fit, and then nothing has been changed.
         """
         writes: list[tuple[Tensor, Any]] = []
         missing, misfits = [], []
@@ -244,7 +247,11 @@ class Module:
         if misfits or (strict and (missing or unexpected)):
             raise CheckpointError(_report(self, missing, unexpected, misfits))
         for tensor, value in writes:
-            tensor.data[...] = backend.to_device(value, tensor.device).astype(tensor.dtype)
+            value = backend.to_device(value, tensor.device).astype(tensor.dtype, copy=False)
+            if assign:
+                tensor.data = value
+            else:
+                tensor.data[...] = value
             tensor.bump_version()
         return LoadReport(missing, unexpected)
 

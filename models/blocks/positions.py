@@ -45,8 +45,8 @@ def frequencies(dim: int, base: float) -> np.ndarray:
 
 
 def ntk_base(base: float, factor: float, dim: int) -> float:
-    """The base with which the slowest pair turns factor times as slowly."""
-    return base * factor ** (dim / (dim - 2))
+    """The base with which the slowest pair turns factor times as slowly; of one pair none can."""
+    return base * factor ** (dim / (dim - 2)) if dim > 2 else base
 
 
 def linear(dim: int, base: float, length: int, *, factor: float) -> Scaled:
@@ -150,6 +150,22 @@ SCALINGS: dict[str, Callable[..., Scaled]] = {
 
 
 TRAINED_LENGTH = "original_max_position_embeddings"
+
+
+def read_rope(content: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
+    """Base and scaling that a config.json names: rope_theta and rope_scaling, or rope_parameters.
+
+    The latter, of newer files, holds both. Raises ConfigError where it is by kinds of layers.
+    """
+    scaling = dict(content.get("rope_parameters") or content.get("rope_scaling") or {})
+    if any(isinstance(value, Mapping) for value in scaling.values()):
+        raise ConfigError("rope_parameters: expected one kind of rotation for all layers")
+    theta = scaling.pop("rope_theta", content.get("rope_theta"))
+    kind = scaling.pop("type", None)
+    scaling = {"rope_type": scaling.pop("rope_type", kind or "default"), **scaling}
+    return 10_000.0 if theta is None else theta, None if scaling[
+        "rope_type"
+    ] == "default" else scaling
 
 
 class Rotary:

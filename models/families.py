@@ -1,0 +1,29 @@
+"""The families of models, by the names that their files give them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitorch.backend import DEFAULT_FLOAT
+from models import pretrained
+from models.gpt2 import GPT2Config
+from models.llama import LlamaConfig
+from models.mistral import MistralConfig
+from models.qwen import Qwen2Config, QwenConfig
+
+FAMILIES: dict[str, type[Any]] = {
+    family.model_type: family
+    for family in (GPT2Config, LlamaConfig, MistralConfig, QwenConfig, Qwen2Config)
+}
+"""model_type in config.json -> the family's configuration."""
+
+
+def from_pretrained(folder: str | Path, dtype: np.dtype = DEFAULT_FLOAT) -> Any:
+    """The model in a folder that save_pretrained, or transformers, wrote; of any family.
+
+    Weights are converted to dtype; those that have it in the files are mapped into memory, and
+    read when they are used. Raises ConfigError for another architecture, and CheckpointError for
+    what is missing, damaged or does not fit; then nothing is loaded.
+    """
+    return pretrained.load(folder, FAMILIES.values(), dtype)
