@@ -105,3 +105,26 @@ AGGREGATIONS = {
 def test_aggregations(name):
     mine, his = AGGREGATIONS[name]
     compare(lambda x: mine(x, ours(MASK)), lambda x: his(x, theirs(MASK)), rand(B, T))
+
+
+ESTIMATORS = {
+    "k1": lambda p, q: p - q,
+    "k2": lambda p, q: 0.5 * (p - q) ** 2,
+    "k3": lambda p, q: torch.exp(q - p) - (q - p) - 1,
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_kl_estimators(name):
+    compare(getattr(rl, name), ESTIMATORS[name], rand(B, T), rand(B, T, seed=1))
+
+
+def test_kl_divergence():
+    compare(
+        lambda p, q: rl.kl_divergence(p.log_softmax(-1), q.log_softmax(-1)),
+        lambda p, q: torch.distributions.kl_divergence(
+            torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)
+        ),
+        rand(B, T, V),
+        rand(B, T, V, seed=1),
+    )
