@@ -49,7 +49,7 @@ def k2(log_probs: Tensor, reference: Tensor) -> Tensor:
 
 
 def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """q / p - 1 - log(q / p), never negative, unbiased, its gradient that of KL(q || p). Both (...).
+    """q / p - 1 - log(q / p), never negative, unbiased; its gradient is KL(q || p)'s. Both (...).
 
     Source: Schulman 2020; as a loss DeepSeekMath (arXiv 2402.03300), eq. 4.
     """

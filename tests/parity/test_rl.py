@@ -39,6 +39,10 @@ def compare(ours, theirs, *arrays, tolerance=1e-9):
         np.testing.assert_allclose(*gradients, atol=tolerance)
 
 
+def agree(found, expected, tolerance=1e-9):
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=tolerance)
+
+
 def ours(array):
     return mt.tensor(array)
 
@@ -128,3 +132,35 @@ def test_kl_divergence():
         rand(B, T, V),
         rand(B, T, V, seed=1),
     )
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0)])
+def test_gae(gamma, lam):
+    """The recursion over whole sequences, as in spinningup, one sequence at a time."""
+    rewards, values = rand(B, T) * MASK, rand(B, T, seed=1)
+    found = rl.gae(ours(rewards), ours(values), ours(MASK), gamma=gamma, lam=lam)
+    for i, length in enumerate(MASK.sum(1)):
+        deltas = theirs(
+            rewards[i, :length] + gamma * np.append(values[i, 1:length], [0.0])[:length]
+        )
+        deltas = deltas - theirs(values[i, :length])
+        powers = (gamma * lam) ** torch.arange(length, dtype=torch.float64)
+        expected = [(deltas[t:] * powers[: length - t]).sum() for t in range(length)]
+        agree(found.advantages[i, : int(length)], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_whitening():
+    values = theirs(rand(B, T))
+    kept = values[theirs(MASK)]
+    expected = torch.zeros(B, T, dtype=torch.float64)
+    expected[theirs(MASK)] = (kept - kept.mean()) / (kept.var() + 1e-8).sqrt()
+    agree(rl.whiten(ours(values.numpy()), ours(MASK)), expected)
+
+
+def test_advantages_of_groups():
+    rewards = rand(3, 4)
+    his = theirs(rewards)
+    centred = his - his.mean(1, keepdim=True)
+    agree(rl.grpo_advantages(ours(rewards)), centred / (his.std(1, keepdim=True) + 1e-4))
+    agree(rl.dr_grpo_advantages(ours(rewards)), centred)
+    agree(rl.rloo_advantages(ours(rewards)), his - (his.sum(1, keepdim=True) - his) / 3)
