@@ -22,6 +22,7 @@ from typing import Any
 from minitorch.backend import DEVICES
 from minitorch.errors import ConfigError
 from minitorch.io import atomic_write
+from models.families import FAMILIES
 
 LIMITS = {
     "at_least": ("at least", operator.ge),
@@ -68,12 +69,15 @@ class TrainConfig:
         1337, "of the weights, the order of the data, dropout", at_least=0, fixed=True
     )
 
+    model: str = option(
+        "gpt2", "family of the model, in the sizes below", choices=tuple(FAMILIES), fixed=True
+    )
     n_layer: int = option(4, "number of transformer blocks", at_least=1, fixed=True)
     n_head: int = option(4, "attention heads; divides n_embd", at_least=1, fixed=True)
     n_embd: int = option(128, "width of the model", at_least=1, fixed=True)
     block_size: int = option(64, "tokens of context", at_least=1, fixed=True)
-    bias: bool = option(True, "biases in linear layers and layer norms", fixed=True)
-    dropout: float = option(0.0, "probability of dropout", at_least=0, below=1)
+    bias: bool = option(True, "with `gpt2`, biases in linear layers and layer norms", fixed=True)
+    dropout: float = option(0.0, "with `gpt2`, probability of dropout", at_least=0, below=1)
 
     steps: int = option(1000, "optimizer steps", at_least=1)
     batch_size: int = option(12, "sequences in one forward pass", at_least=1, fixed=True)

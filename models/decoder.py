@@ -71,6 +71,51 @@ class DecoderConfig:
             raise ConfigError(f"preset: expected one of {', '.join(cls.presets)}; got {name!r}")
         return cls(**{**cls.presets[name], **changes})
 
+    @classmethod
+    def sized(
+        cls,
+        *,
+        vocab_size: int,
+        layers: int,
+        heads: int,
+        width: int,
+        positions: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> Self:
+        """The preset `toy` in another size: what belongs to the width or the heads follows them.
+
+        dropout and bias are GPT-2's: here there is no dropout, and biases are the family's.
+        """
+        if dropout:
+            raise ConfigError(
+                f"dropout: {cls.model_type} models are trained without; got {dropout}. "
+                "Set dropout=0"
+            )
+        toy = cls.presets["toy"]
+        group = toy["num_attention_heads"] // toy.get("num_key_value_heads", 1)
+        changes = {
+            name: max(1, value * width // toy["hidden_size"])
+            for name, value in toy.items()
+            if name.endswith("intermediate_size")
+        }
+        if "num_key_value_heads" in toy:
+            changes["num_key_value_heads"] = heads // math.gcd(heads, group)
+        return cls.preset(
+            "toy",
+            vocab_size=vocab_size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            hidden_size=width,
+            max_position_embeddings=positions,
+            **changes,
+        )
+
+    @property
+    def title(self) -> str:
+        """What the family is called."""
+        return self.architecture.removesuffix("ForCausalLM")
+
     def block(self, layer: int, dtype: np.dtype, generator: Generator | None) -> "Block":
         """The block of a layer, counted from 0."""
         raise NotImplementedError(f"{type(self).__name__} does not define block()")

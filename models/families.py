@@ -7,10 +7,13 @@ import numpy as np
 
 from minitorch.backend import DEFAULT_FLOAT
 from models import pretrained
-from models.gpt2 import GPT2Config
+from models.decoder import Decoder
+from models.gpt2 import GPT2, GPT2Config
 from models.llama import LlamaConfig
 from models.mistral import MistralConfig
 from models.qwen import Qwen2Config, QwenConfig
+
+Model = GPT2 | Decoder
 
 FAMILIES: dict[str, type[Any]] = {
     family.model_type: family
@@ -19,11 +22,11 @@ FAMILIES: dict[str, type[Any]] = {
 """model_type in config.json -> the family's configuration."""
 
 
-def from_pretrained(folder: str | Path, dtype: np.dtype = DEFAULT_FLOAT) -> Any:
+def from_pretrained(folder: str | Path, dtype: np.dtype = DEFAULT_FLOAT) -> Model:
     """The model in a folder that save_pretrained, or transformers, wrote; of any family.
 
     Weights are converted to dtype; those that have it in the files are mapped into memory, and
     read when they are used. Raises ConfigError for another architecture, and CheckpointError for
     what is missing, damaged or does not fit; then nothing is loaded.
     """
-    return pretrained.load(folder, FAMILIES.values(), dtype)
+    return pretrained.load(folder, FAMILIES.values(), dtype)  # type: ignore[return-value]

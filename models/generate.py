@@ -1,9 +1,12 @@
 """Continuing a text, one token at a time: the cache of keys and values, and text as it comes.
 
 Each step runs the model on the newest token alone; the layers' caches hold the keys and values of
-those before. Where the model's context is full, the cache is made anew from its later half: GPT-2's
-positions are absolute, so what is cached cannot be moved. Until then the result is, up to rounding,
-that of running the model on the whole text for every token.
+those before. Where the model's context is full, the cache is made anew from its later half: what is
+cached has its position in it, learned or as a rotation, and cannot be moved. Until then the result
+is, up to rounding, that of running the model on the whole text for every token.
+
+Texts of different lengths can be continued together. They are padded on the left, so that the next
+token of each is in the last column, and each gets what it would get alone.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,14 +17,15 @@ import minitorch as mt
 from minitorch.errors import ConfigError, DataError
 from minitorch.random import Generator
 from minitorch.tokenizers import Tokenizer
-from models.gpt2 import GPT2
+from models.decoder import Decoder
+from models.families import Model
 from models.sampling import Sampler
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def generate(
-    model: GPT2,
+    model: Model,
     prompt: Sequence[int],
     *,
     max_tokens: int,
@@ -38,11 +42,12 @@ def generate(
     if not prompt:
         raise ConfigError("generate: expected a prompt of at least one token; got none")
     model.eval()
-    block, device = model.config.n_positions, model.wte.weight.device
-    tokens, cache, fresh = list(prompt), model.new_cache(), list(prompt)[-block:]
+    block, device = model.config.max_position_embeddings, next(model.parameters()).device
+    tokens, cache, fresh, held = list(prompt), model.new_cache(), list(prompt)[-block:], 0
     for _ in range(max_tokens):
-        if cache[0].length + len(fresh) > block:
-            cache, fresh = model.new_cache(), tokens[-max(block // 2, 1) :]
+        if held + len(fresh) > block:
+            cache, fresh, held = model.new_cache(), tokens[-max(block // 2, 1) :], 0
+        held += len(fresh)
         with mt.no_grad():
             logits, _ = model(mt.from_numpy(np.array([fresh])).to(device), cache=cache)
         last = logits[:, -1, :vocab_size].numpy()
@@ -53,6 +58,47 @@ def generate(
         tokens.append(token)
         fresh = [token]
         yield token, float(log_probs[0])
+
+
+def generate_batch(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    sampler: Sampler,
+    generator: Generator,
+    vocab_size: int | None = None,
+    stop_ids: Collection[int] = (),
+) -> list[list[int]]:
+    """The tokens that follow each prompt, all rows in one pass of the model for every token.
+
+    prompts: of any lengths. A row ends before a token of stop_ids, and all after max_tokens. Raises
+    ConfigError for an empty prompt, and where a row would be longer than the model's context.
+    """
+    longest, context = max(map(len, prompts), default=0), model.config.max_position_embeddings
+    if not all(prompts) or longest + max_tokens > context:
+        raise ConfigError(
+            f"generate: expected prompts of 1 to {context - max_tokens} tokens, so that with "
+            f"{max_tokens} more they fit into {context}; got {[len(p) for p in prompts]}"
+        )
+    model.eval()
+    device = next(model.parameters()).device
+    mask = np.array([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], bool)
+    ids = np.array([[0] * (longest - len(p)) + list(p) for p in prompts], np.int64)
+    cache = model.new_cache(longest + max_tokens)
+    found: list[list[int]] = [[] for _ in prompts]
+    going = np.ones(len(prompts), bool)
+    for _ in range(max_tokens):
+        with mt.no_grad():
+            logits, _ = model(mt.from_numpy(ids).to(device), cache=cache, mask=mt.from_numpy(mask))
+        drawn, _ = sampler(logits[:, -1, :vocab_size].numpy(), prompts, found, generator=generator)
+        going &= ~np.isin(drawn, list(stop_ids))
+        for row in np.flatnonzero(going):
+            found[row].append(int(drawn[row]))
+        if not going.any():
+            break
+        ids, mask = drawn[:, None], np.ones((len(prompts), 1), bool)
+    return found
 
 
 def start_of_text(tokenizer: Tokenizer) -> list[int]:

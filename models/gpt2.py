@@ -63,6 +63,7 @@ class GPT2Config:
     layer_norm_epsilon: float = 1e-5
 
     model_type: ClassVar[str] = "gpt2"
+    title: ClassVar[str] = "GPT-2"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
@@ -88,6 +89,16 @@ class GPT2Config:
         if name not in PRESETS:
             raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}; got {name!r}")
         return cls(**{**PRESETS[name], **changes})
+
+    @classmethod
+    def sized(cls, *, layers: int, heads: int, width: int, positions: int, **others: Any) -> Self:
+        """By the words that all families share."""
+        return cls(n_layer=layers, n_head=heads, n_embd=width, n_positions=positions, **others)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """n_positions, by the name that the other families have for it."""
+        return self.n_positions
 
     def num_parameters(self) -> int:
         """How many numbers the model has, the head counted once with the embedding."""

@@ -15,7 +15,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -123,6 +123,12 @@ class QwenConfig(LlamaConfig):
             object.__setattr__(self, "rope_scaling", scaling)
         super().__post_init__()
 
+    @classmethod
+    def sized(cls, *, positions: int, **sizes: Any) -> Self:
+        sized = super().sized(positions=positions, **sizes)
+        scaling = {"rope_scaling": None, "trained_length": positions}
+        return dataclasses.replace(sized, **scaling)  # type: ignore[arg-type]
+
     def attention(self, layer: int) -> AttentionConfig:
         trained = self.trained_length if self.use_logn_attn else None
         return dataclasses.replace(super().attention(layer), qkv_bias=True, trained_length=trained)
@@ -187,7 +193,7 @@ NAMES = (
     (".mlp.w2.", ".mlp.gate_proj."),
     (".mlp.c_proj.", ".mlp.down_proj."),
 )
-"""Parts of names between dots, theirs and ours. Their feed-forward layer is c_proj(w1(x) ⊙ silu(w2(x)))."""
+"""Parts of names, theirs and ours. Their feed-forward layer is c_proj(w1(x) ⊙ silu(w2(x)))."""
 
 
 def _ours(name: str) -> str:

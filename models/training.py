@@ -24,13 +24,14 @@ import numpy as np
 
 import minitorch as mt
 from minitorch import optim
+from minitorch.backend import DEFAULT_FLOAT
 from minitorch.data import BatchLoader, sequential_batches
 from minitorch.errors import CheckpointError, MinitorchError
 from models import checkpoints
 from models.config import TrainConfig
 from models.corpus import Corpus
 from models.display import Display
-from models.gpt2 import GPT2, GPT2Config
+from models.families import FAMILIES, Model, from_pretrained
 from models.machine import ask, peak_memory
 from models.runlog import RunLog
 
@@ -181,7 +182,7 @@ class Run:
                 "new run with another --out"
             )
         arrays = saved.arrays
-        self.model.load_state_dict(GPT2.from_pretrained(saved.path).state_dict())
+        self.model.load_state_dict(from_pretrained(saved.path).state_dict())
         if self.ema is not None:
             self.ema.load_state_dict(_part(arrays, "ema"))
             self.model.load_state_dict(_part(arrays, "weights"), strict=False)
@@ -201,22 +202,21 @@ def _part(arrays: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
     return {name[len(start) :]: value for name, value in arrays.items() if name.startswith(start)}
 
 
-def build_model(config: TrainConfig, vocab_size: int) -> GPT2:
-    """A GPT-2 of the configured size with random weights."""
-    return GPT2(
-        GPT2Config(
-            vocab_size=vocab_size,
-            n_positions=config.block_size,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            dropout=config.dropout,
-            bias=config.bias,
-        )
+def build_model(config: TrainConfig, vocab_size: int) -> Model:
+    """A model of the configured family and size with random weights."""
+    sizes = FAMILIES[config.model].sized(
+        vocab_size=vocab_size,
+        positions=config.block_size,
+        width=config.n_embd,
+        layers=config.n_layer,
+        heads=config.n_head,
+        dropout=config.dropout,
+        bias=config.bias,
     )
+    return sizes.build(DEFAULT_FLOAT, None)
 
 
-def build_optimizer(config: TrainConfig, model: GPT2) -> optim.Optimizer:
+def build_optimizer(config: TrainConfig, model: Model) -> optim.Optimizer:
     """The configured optimizer. Biases and norms, being vectors, are not decayed.
 
     With Muon the matrices inside the blocks have a learning rate and a decay of their own; AdamW

@@ -13,8 +13,8 @@ from minitorch.random import Generator
 from minitorch.tokenizers import Tokenizer
 from minitorch.tokenizers import load as load_tokenizer
 from models import checkpoints
+from models.families import FAMILIES, Model, from_pretrained
 from models.generate import generate, start_of_text, stream_text
-from models.gpt2 import GPT2
 from models.machine import note_missing_kernels
 from models.sampling import Sampler
 
@@ -31,7 +31,8 @@ RUNS = Path("runs")
     "folder",
     type=click.Path(path_type=Path),
     help="What to load: a folder that `minitorch train` wrote, one of its checkpoints, or a "
-    "Hugging Face GPT-2 with config.json, model.safetensors and tokenizer.json. "
+    f"Hugging Face model ({', '.join(FAMILIES)}) with config.json, its weights as safetensors, "
+    "and tokenizer.json. "
     "[default: the newest run in runs/]",
 )
 @click.option("--best", is_flag=True, help="The checkpoint of the lowest validation loss.")
@@ -119,9 +120,9 @@ def newest_run(runs: Path) -> Path:
     return max(found, key=lambda path: checkpoints.newest(path).stat().st_mtime)
 
 
-def load(path: Path) -> tuple[GPT2, Tokenizer]:
+def load(path: Path) -> tuple[Model, Tokenizer]:
     """The model and the tokenizer in a folder; CheckpointError where they do not fit together."""
-    model, tokenizer = GPT2.from_pretrained(path), load_tokenizer(path / "tokenizer.json")
+    model, tokenizer = from_pretrained(path), load_tokenizer(path / "tokenizer.json")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the model "

@@ -23,6 +23,7 @@ from models import checkpoints
 from models.config import PRESETS, TrainConfig, describe, parse_assignment, resolve, resumed
 from models.corpus import prepare
 from models.display import display
+from models.families import FAMILIES
 from models.generate import generate, start_of_text, stream_text
 from models.interrupts import Interrupts
 from models.loss_curve import draw_loss_curve
@@ -67,12 +68,14 @@ def _list_settings(ctx: click.Context, parameter: click.Parameter, wanted: bool)
     \b
     Examples:
       minitorch train
+      minitorch train --model llama
       minitorch train --data book.txt --preset baby --set steps=2000 --out runs/book
       minitorch train --resume runs/book
       minitorch train --resume runs/book --set steps=4000
     """,
 )
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Sizes to begin with.  [nano]")
+@click.option("--model", type=click.Choice(list(FAMILIES)), help="Family of the model.  [gpt2]")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file of settings.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable."
@@ -94,6 +97,7 @@ def _list_settings(ctx: click.Context, parameter: click.Parameter, wanted: bool)
 )
 def train(
     preset: str | None,
+    model: str | None,
     file: Path | None,
     assignments: tuple[str, ...],
     data: str | None,
@@ -107,11 +111,11 @@ def train(
     """Train a language model on a text. Without options: a small GPT, in a few minutes.
 
     A setting comes from the last of these that names it: the defaults, --preset, --config, --set,
-    and --data, --seed and --device. Ctrl-C saves and stops; --resume goes on as if it never had
-    stopped.
+    and --model, --data, --seed and --device. Ctrl-C saves and stops; --resume goes on as if it
+    never had stopped.
     """
     overrides: dict[str, Any] = dict(map(parse_assignment, assignments))
-    given = {"data": data, "seed": seed, "device": device}
+    given = {"model": model, "data": data, "seed": seed, "device": device}
     overrides |= {key: value for key, value in given.items() if value is not None}
     if data is not None and Path(data).exists():
         overrides["data"] = str(Path(data).absolute())  # the run may go on from another folder
@@ -167,7 +171,8 @@ def _train(console: Console, run: Run, out: Path) -> dict[str, Any]:
         out / "loss.png",
         run.losses,
         log.rows,
-        title=f"GPT-2, {run.model.num_parameters() / 1e6:.2f} M parameters, on {run.corpus.name}",
+        title=f"{run.model.config.title}, {run.model.num_parameters() / 1e6:.2f} M parameters, "
+        f"on {run.corpus.name}",
         unit=f"nats per {run.corpus.unit}",
     )
     last = log.rows[-1]
@@ -253,8 +258,8 @@ def _own(out: Path, overwrite: bool) -> Iterator[None]:
 def _introduce(console: Console, run: Run, out: Path) -> None:
     corpus, config = run.corpus, run.config
     console.print(
-        f"[bold]{out}[/]: GPT-2 with {run.model.num_parameters():,} parameters and a vocabulary of "
-        f"{corpus.tokenizer.vocab_size:,} {corpus.unit}s"
+        f"[bold]{out}[/]: {run.model.config.title} with {run.model.num_parameters():,} parameters "
+        f"and a vocabulary of {corpus.tokenizer.vocab_size:,} {corpus.unit}s"
     )
     console.print(
         f"{corpus.name}: {len(corpus.train):,} {corpus.unit}s to train on, "

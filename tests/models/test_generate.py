@@ -7,8 +7,11 @@ import minitorch as mt
 from minitorch.errors import ConfigError
 from minitorch.random import Generator
 from minitorch.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
-from models.generate import generate, start_of_text, stream_text
+from models.generate import generate, generate_batch, start_of_text, stream_text
 from models.gpt2 import GPT2, GPT2Config
+from models.llama import LlamaConfig
+from models.mistral import MistralConfig
+from models.qwen import Qwen2Config, QwenConfig
 from models.sampling import Sampler
 
 SIZES = {"vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 12}
@@ -53,6 +56,47 @@ def test_a_full_context_goes_on_from_its_later_half(model):
 
     got = tokens(model, [3, 1, 4], max_tokens=30)
     assert got == without_cache(model, [3, 1, 4], 30, window)
+
+
+def decoder(family, **changes):
+    model = family.preset("toy", vocab_size=11, hidden_size=16, **changes).build(
+        np.dtype(np.float64), Generator(1)
+    )
+    with mt.no_grad():
+        for param in model.parameters():
+            param.mul_(8.0 if param.ndim > 1 else 1.0)
+    return model
+
+
+@pytest.fixture(params=[LlamaConfig, MistralConfig, QwenConfig, Qwen2Config])
+def modern(request):
+    small = {"num_hidden_layers": 2, "intermediate_size": 20, "max_position_embeddings": 12}
+    return decoder(request.param, **small)
+
+
+def test_every_family_goes_on(modern):
+    assert tokens(modern, [3, 1, 4], max_tokens=9) == without_cache(
+        modern, [3, 1, 4], 9, lambda length: 0
+    )
+    assert len(tokens(modern, [3, 1, 4], max_tokens=20)) == 20
+
+
+def test_texts_of_different_lengths_are_continued_together(modern):
+    prompts = [[3, 1, 4], [1], [5, 9, 2, 6, 5], [3, 5]]
+    options = {"max_tokens": 7, "sampler": GREEDY, "generator": Generator(0)}
+    together = generate_batch(modern, prompts, **options)
+    assert together == [tokens(modern, prompt, max_tokens=7) for prompt in prompts]
+    stop = together[0][2]
+    stopped = generate_batch(modern, prompts, stop_ids=[stop], **options)
+    for row, whole in zip(stopped, together):
+        assert row == (whole[: whole.index(stop)] if stop in whole else whole)
+
+
+def test_a_batch_has_to_fit(modern):
+    options = {"max_tokens": 7, "sampler": GREEDY, "generator": Generator(0)}
+    for prompts in ([[1], []], [[1], [2] * 6]):
+        with pytest.raises(ConfigError, match="1 to 5 tokens"):
+            generate_batch(modern, prompts, **options)
 
 
 def test_a_long_prompt_is_cropped(model):

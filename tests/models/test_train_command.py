@@ -14,6 +14,7 @@ from minitorch.io import load_safetensors
 from minitorch.kernels.cuda.extension import is_available
 from models import checkpoints
 from models.config import resolve
+from models.families import FAMILIES
 from models.runlog import read_log
 from models.training import Run
 
@@ -409,3 +410,25 @@ def test_a_device_that_is_not_there(tiny, tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: device 'cuda': ")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt2"])
+def test_every_family_can_be_trained_interrupted_and_sampled(cli, tiny, tmp_path, at_step, family):
+    arguments = [*tiny, "--model", family, "--out"]
+    assert cli(*arguments, tmp_path / "whole").exit_code == 0
+    at_step(3, lambda: signal.raise_signal(signal.SIGINT))
+    assert cli(*arguments, tmp_path / "stopped").exit_code == 130
+    at_step(99, lambda: None)
+    assert cli("train", "--resume", tmp_path / "stopped").exit_code == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    result = cli("sample", "--checkpoint", tmp_path / "whole", "--max-tokens", 12)
+    assert len(result.stdout) == 13
+    title = FAMILIES[family].sized(vocab_size=9, layers=1, heads=2, width=8, positions=8).title
+    assert title in cli("train", "--resume", tmp_path / "whole", "--set", "steps=7").stdout
+
+
+def test_dropout_is_of_gpt2(cli, tiny, tmp_path):
+    result = cli(*tiny, "--model", "llama", "--set", "dropout=0.1", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "Set dropout=0" in result.stderr
