@@ -4,7 +4,7 @@ Names and conventions are PyTorch's. `minitorch.tensor` makes tensors, the opera
 of Tensor and functions here, `minitorch.nn` and `minitorch.optim` build and train models.
 """
 
-from minitorch import autograd, debug, distributed, nn, ops, optim, random
+from minitorch import autograd, cuda, debug, distributed, nn, ops, optim, random
 from minitorch.backend import (
     bfloat16,
     bool,

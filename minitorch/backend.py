@@ -15,7 +15,7 @@ Promotion is PyTorch's, not NumPy's (c10/core/ScalarType.h and TensorIterator's 
 * a tensor of no dimensions widens only across categories: float32[3] + float64[] is float32.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import cache
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from minitorch import capture
 from minitorch.errors import DeviceError, DtypeError
 
 _pybool = bool  # the name `bool` below is the dtype, as in PyTorch
@@ -180,25 +181,51 @@ def beside(array: Any, other: Any) -> Any:
 
 def array_module(array: Any) -> Any:
     """NumPy or CuPy, whichever made the array."""
-    return np if isinstance(array, _HOST) else _cupy()
+    return np if isinstance(array, _HOST) else load_cupy()
 
 
 def to_device(array: Any, device: str) -> Any:
-    """The array on the device, copied only if it lives elsewhere."""
+    """The array on the device, copied only if it lives elsewhere.
+
+    A copy out of a captured step raises GraphError; one into it is made once, for all replays.
+    """
     if device not in DEVICES:
         raise DeviceError(f"to: expected a device among {', '.join(DEVICES)}; got {device!r}")
     here = device_of(array)
     if here == device:
         return array
     if here == "cuda":
+        capture.must_not_wait(f"to({device!r})")
         array = array.get()
     if device == "cuda":
-        return _cupy().asarray(np.asarray(array))
+        host = np.asarray(array)
+        under_way = capture.thread.current
+        return load_cupy().asarray(host) if under_way is None else under_way.constant(host)
     return array.copy().view(SimtArray if device == "simt" else np.ndarray)
 
 
+def numbers_on(compute: Callable[[], Sequence[float]], like: Any) -> Any:
+    """compute()'s numbers as float64 where `like` is, for a kernel to read.
+
+    In a captured step they are computed anew before each replay.
+    """
+    if capture.thread.current is not None:
+        return capture.thread.current.renewed(compute)
+    return to_device(np.array(compute(), float64), device_of(like))
+
+
+def number_for(array: Any, compute: Callable[[], float]) -> Any:
+    """compute(), to calculate with the array, whose dtype it does not change.
+
+    In a captured step it lies on the device, computed anew before each replay.
+    """
+    if capture.thread.current is None:
+        return compute()
+    return capture.thread.current.renewed(lambda: [compute()]).astype(array.dtype).reshape(())
+
+
 @cache
-def _cupy() -> Any:
+def load_cupy() -> Any:
     """CuPy, once it is seen that it, a GPU and the kernels are there; else DeviceError."""
     try:
         import cupy

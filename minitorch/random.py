@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.errors import ConfigError
+from minitorch import capture
+from minitorch.errors import ConfigError, GraphError
 from minitorch.kernels.philox import stream
 
 
@@ -60,11 +61,18 @@ class Generator:
         """Seed and offset of the next draw, which this is."""
         if why := _forbidden.get():
             raise ConfigError(why)
+        if capture.thread.current is not None:
+            capture.thread.current.note_draw(self)
         self.offset += 1
         return self.seed, self.offset - 1
 
     def draw(self) -> np.random.Generator:
-        """NumPy's generator for the next draw."""
+        """NumPy's generator for the next draw, whose numbers are in main memory."""
+        if capture.thread.current is not None:
+            raise GraphError(
+                "draw: numbers drawn in main memory would be the same in every replay of a "
+                "captured step. Draw them before, and pass them to the step"
+            )
         return stream(*self.advance())
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from minitorch import backend
+from minitorch import backend, capture
 from minitorch.errors import DtypeError, GraphError, ShapeError
 
 if TYPE_CHECKING:
@@ -178,18 +178,26 @@ class Tensor(Methods):
 
     def numpy(self) -> np.ndarray:
         """The data as a NumPy array that shares memory (on the CPU)."""
+        self._look("numpy")
         if self.requires_grad:
             raise GraphError("numpy: this tensor is on a tape; call detach().numpy()")
         return np.asanyarray(backend.to_device(self.data, "cpu"))
+
+    def _look(self, operation: str) -> None:
+        """Called where a value is asked for, which a captured step does not have."""
+        if capture.thread.current is not None and self.device != "cpu":
+            capture.must_not_wait(operation)
 
     def item(self) -> Any:
         """The Python number in a tensor of one element."""
         if self.numel() != 1:
             raise ShapeError(f"item: expected one element; got shape {self.shape}")
+        self._look("item")
         return self.data.item()
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""
+        self._look("tolist")
         return self.data.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -226,6 +234,7 @@ class Tensor(Methods):
                 f"bool: the truth of a tensor of shape {self.shape} is ambiguous; use .any() or "
                 ".all()"
             )
+        self._look("bool")
         return bool(self.data.item())
 
     def __float__(self) -> float:
@@ -246,6 +255,7 @@ class Tensor(Methods):
         return format(self.item(), spec) if spec else repr(self)
 
     def __repr__(self) -> str:
+        self._look("print")
         values = np.array2string(
             backend.to_device(self.data, "cpu"),
             separator=", ",

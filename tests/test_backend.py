@@ -25,9 +25,9 @@ def fake_cupy(count=1, toolkit=13000, capability="90"):
 
 @pytest.fixture(autouse=True)
 def asked_anew():
-    backend._cupy.cache_clear()
+    backend.load_cupy.cache_clear()
     yield
-    backend._cupy.cache_clear()
+    backend.load_cupy.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ __global__ void dropout_kernel(const T* x, T* out, long count, Philox random, ui
     }
 }
 
-// x, out: contiguous; p, then key and counter, words of 32 bits, the lower half of each 64 first.
+// x, out: contiguous; what is added to the offset, or None; p, then key and counter, words of 32 bits, the lower half of each 64 first.
 DEVICE_KERNEL(dropout) {
     const Array &x = arrays[0], &out = arrays[1];
     const double p = numbers[0];
@@ -44,7 +44,7 @@ DEVICE_KERNEL(dropout) {
         const bool aligned = is_aligned<T>(x.data) && is_aligned<T>(out.data);
         launch(aligned ? dropout_kernel<T, true> : dropout_kernel<T, false>,
                blocks_of_256(ceil_div(x.size, 8)), 256, 0, stream, x.as<const T>(), out.as<T>(),
-               x.size, Philox(numbers + 1), threshold, Compute<T>(p < 1 ? 1 / (1 - p) : 1));
+               x.size, Philox(numbers + 1, arrays[2].as<const double>()), threshold, Compute<T>(p < 1 ? 1 / (1 - p) : 1));
     });
 }
 

@@ -2,7 +2,9 @@
 // the row of the table that it came from.
 //
 // The transpose meets the same row many times. Indices are sorted; one block has all rows of one
-// index, side by side in the sorted order, and adds them in an order that is always the same.
+// index, side by side in the sorted order, and adds them in an order that is always the same. Up to
+// some ten thousand indices are sorted by counting for each how many come before it: quadratic, but
+// one launch, which waits for nothing and so can be part of a CUDA graph.
 //
 // Source: PyTorch's embedding_dense_backward.
 
@@ -24,6 +26,28 @@ __global__ void embedding_kernel(const T* weight, const int64_t* index, T* out, 
             for (int j = 0; j < n; ++j) v[j] = T(float(NAN));
         store(out + at * features + column, v);
     }
+}
+
+// A thread to an index: its place is the number of those that are smaller, or equal and before it. A
+// tile that lies before the block's own counts with its equals, one behind it without.
+__global__ void embedding_order_kernel(const int64_t* index, int64_t* sorted, int64_t* order,
+                                       long count) {
+    constexpr int size = 256;
+    SHARED(int64_t, tile, [size]);
+    const long own = long(blockIdx.x) * size, i = own + threadIdx.x;
+    const int64_t row = i < count ? index[i] : 0;
+    long place = 0;
+    for (long start = 0; start < count; start += size) {
+        __syncthreads();  // the tile before may still be read
+        if (start + threadIdx.x < count) tile[threadIdx.x] = index[start + threadIdx.x];
+        __syncthreads();
+        const int here = int(min(long(size), count - start));
+        const int equals = start < own ? here : start == own ? threadIdx.x : 0;
+        for (int j = 0; j < here; ++j) place += tile[j] < row + (j < equals);
+    }
+    if (i >= count) return;
+    sorted[place] = row;
+    order[place] = i;
 }
 
 // Blocks of 32 x 8: n columns to a thread, the rows of an index interleaved over the eight warps.
@@ -69,6 +93,13 @@ DEVICE_KERNEL(embedding) {  // weight (rows, features), index (count), int64, ou
                    weight.shape[0], weight.shape[1]);
         });
     });
+}
+
+// index, sorted, order: (count), int64.
+DEVICE_KERNEL(embedding_order) {
+    launch(embedding_order_kernel, ceil_div(arrays[0].size, 256), 256, 0, stream,
+           arrays[0].as<const int64_t>(), arrays[1].as<int64_t>(), arrays[2].as<int64_t>(),
+           arrays[0].size);
 }
 
 // grad (count, features), sorted and order (count), int64, out (rows, features), which is added to.

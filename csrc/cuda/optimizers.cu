@@ -8,6 +8,7 @@
 //
 // A model has hundreds of small arrays, and a launch for each would take longer than its work. Here
 // up to kSlots of them go by value with the launch; a block finds in that table whose piece it has.
+// The rules' numbers and the scale lie on the device, so that a captured launch finds new ones there.
 // All arrays are read and written once; on the way the gradient is scaled, which clipping asks for,
 // and the new parameter is written a second time in bfloat16, where a copy for matrix products is
 // wanted.
@@ -27,8 +28,7 @@ struct AdamW {
     C beta1, beta2, keep, rate, unbias, eps;
     C new1, new2;  // 1 - beta, rounded once: in float 1 - 0.999f is wrong in the fifth digit
 
-    AdamW() = default;
-    explicit AdamW(const double* n)
+    __device__ explicit AdamW(const double* n)
         : beta1(n[0]),
           beta2(n[1]),
           keep(n[2]),
@@ -50,8 +50,7 @@ struct Momentum {
     static constexpr int kStates = 1, kNumbers = 5;
     C lr, decay, momentum, fresh, nesterov;
 
-    Momentum() = default;
-    explicit Momentum(const double* n)
+    __device__ explicit Momentum(const double* n)
         : lr(n[0]), decay(n[1]), momentum(n[2]), fresh(n[3]), nesterov(n[4]) {}
 
     __device__ C operator()(C p, C g, C* state) const {
@@ -66,8 +65,7 @@ struct Descent {
     static constexpr int kStates = 0, kNumbers = 2;
     C lr, decay;
 
-    Descent() = default;
-    explicit Descent(const double* n) : lr(n[0]), decay(n[1]) {}
+    __device__ explicit Descent(const double* n) : lr(n[0]), decay(n[1]) {}
 
     __device__ C operator()(C p, C g, C*) const { return p - lr * (g + decay * p); }
 };
@@ -77,8 +75,7 @@ struct Lion {
     static constexpr int kStates = 1, kNumbers = 4;
     C beta1, beta2, keep, lr, new1, new2;
 
-    Lion() = default;
-    explicit Lion(const double* n)
+    __device__ explicit Lion(const double* n)
         : beta1(n[0]), beta2(n[1]), keep(n[2]), lr(n[3]), new1(1 - n[0]), new2(1 - n[1]) {}
 
     __device__ C operator()(C p, C g, C* state) const {
@@ -94,13 +91,12 @@ struct Follow {
     static constexpr int kStates = 0, kNumbers = 1;
     C rate;
 
-    Follow() = default;
-    explicit Follow(const double* n) : rate(n[0]) {}
+    __device__ explicit Follow(const double* n) : rate(n[0]) {}
 
     __device__ C operator()(C p, C g, C*) const { return p + rate * (g - p); }
 };
 
-constexpr int kSlots = 30;         // the tables of all rules stay below the 4 KB of old drivers
+constexpr int kSlots = 56;         // the tables of all rules stay below the 4 KB of old drivers
 constexpr long kPiece = 256 * 16;  // elements of a block
 
 // Arrays of which each block has a piece: those of slot i begin with block first[i].
@@ -125,11 +121,11 @@ struct Parameter {
     bfloat16* copy;  // or null
     C* states[Rule::kStates + 1];
     long size;
-    Rule rule;
+    int place;  // of its numbers
 };
 
 template <int n, typename C, typename Rule>
-__device__ void apply_rule(const Parameter<C, Rule>& slot, C scale, long i) {
+__device__ void apply_rule(const Parameter<C, Rule>& slot, const Rule& rule, C scale, long i) {
     Few<C, n> param = load<n>(slot.param + i), grad = load<n>(slot.grad + i);
     Few<C, n> states[Rule::kStates + 1];
 #pragma unroll
@@ -138,7 +134,7 @@ __device__ void apply_rule(const Parameter<C, Rule>& slot, C scale, long i) {
     for (int j = 0; j < n; ++j) {
         C state[Rule::kStates + 1];
         for (int s = 0; s < Rule::kStates; ++s) state[s] = states[s][j];
-        param[j] = slot.rule(param[j], grad[j] * scale, state);
+        param[j] = rule(param[j], grad[j] * scale, state);
         for (int s = 0; s < Rule::kStates; ++s) states[s][j] = state[s];
     }
     store(slot.param + i, param);
@@ -149,17 +145,20 @@ __device__ void apply_rule(const Parameter<C, Rule>& slot, C scale, long i) {
 }
 
 template <typename C, typename Rule>
-__global__ void sweep_kernel(const __grid_constant__ Table<Parameter<C, Rule>> table, C scale) {
+__global__ void sweep_kernel(const __grid_constant__ Table<Parameter<C, Rule>> table,
+                             const double* scales, const double* numbers) {
     constexpr int n = 16 / sizeof(C);
     long begin;
     const Parameter<C, Rule>& slot = table.of_block(&begin);
+    const Rule rule(numbers + Rule::kNumbers * slot.place);
+    const C scale(*scales);
     const long end = min(begin + kPiece, slot.size);
     bool aligned = is_aligned<C>(slot.param) && is_aligned<C>(slot.grad);
     for (int s = 0; s < Rule::kStates; ++s) aligned &= is_aligned<C>(slot.states[s]);
     const long whole = aligned ? begin + (end - begin) / n * n : begin;
     for (long i = begin + threadIdx.x * n; i < whole; i += blockDim.x * n)
-        apply_rule<n>(slot, scale, i);
-    for (long i = whole + threadIdx.x; i < end; i += blockDim.x) apply_rule<1>(slot, scale, i);
+        apply_rule<n>(slot, rule, scale, i);
+    for (long i = whole + threadIdx.x; i < end; i += blockDim.x) apply_rule<1>(slot, rule, scale, i);
 }
 
 // body(table, blocks) for as many tables as the arrays need; fill(i) makes the slot of array i.
@@ -182,13 +181,14 @@ static void by_table(const Array* arrays, int count, Fill&& fill, Body&& body) {
 }
 
 // Lists of n arrays each: parameters, gradients, copies (bfloat16 beside float32 parameters, or
-// None), and the rule's states. Then the scale of all gradients, and for each parameter the rule's
-// numbers in the order of its constructor. All contiguous; all but the copies of one dtype, float32
-// or float64.
+// None), and the rule's states; all contiguous, and all but the copies of one dtype, float32 or
+// float64. Then two arrays in float64: the scale of all gradients, and for each parameter the rule's
+// numbers in the order of its constructor.
 template <template <typename> typename Rule>
-static void sweep(const Array* arrays, int num_arrays, const double* numbers, cudaStream_t stream) {
+static void sweep(const Array* arrays, int num_arrays, cudaStream_t stream) {
     constexpr int states = Rule<float>::kStates;
-    const int count = num_arrays / (3 + states);
+    const int count = (num_arrays - 2) / (3 + states);
+    const Array &scale = arrays[num_arrays - 2], &numbers = arrays[num_arrays - 1];
     const auto run = [&](auto kind) {
         using C = decltype(kind);
         using Slot = Parameter<C, Rule<C>>;
@@ -198,13 +198,14 @@ static void sweep(const Array* arrays, int num_arrays, const double* numbers, cu
                       arrays[2 * count + i].as<bfloat16>(),
                       {},
                       arrays[i].size,
-                      Rule<C>(numbers + 1 + Rule<C>::kNumbers * i)};
+                      i};
             for (int s = 0; s < states; ++s) slot.states[s] = arrays[(3 + s) * count + i].as<C>();
             return slot;
         };
         by_table<Slot>(arrays, count, fill, [&](const Table<Slot>& table, unsigned blocks) {
             static_assert(sizeof table <= 4000);
-            launch(sweep_kernel<C, Rule<C>>, blocks, 256, 0, stream, table, C(numbers[0]));
+            launch(sweep_kernel<C, Rule<C>>, blocks, 256, 0, stream, table,
+                   scale.as<const double>(), numbers.as<const double>());
         });
     };
     if (arrays[0].dtype == Dtype::float64) return run(double());
@@ -213,19 +214,19 @@ static void sweep(const Array* arrays, int num_arrays, const double* numbers, cu
 }
 
 DEVICE_KERNEL(adamw) {
-    sweep<AdamW>(arrays, num_arrays, numbers, stream);
+    sweep<AdamW>(arrays, num_arrays, stream);
 }
 DEVICE_KERNEL(sgd_momentum) {
-    sweep<Momentum>(arrays, num_arrays, numbers, stream);
+    sweep<Momentum>(arrays, num_arrays, stream);
 }
 DEVICE_KERNEL(sgd) {
-    sweep<Descent>(arrays, num_arrays, numbers, stream);
+    sweep<Descent>(arrays, num_arrays, stream);
 }
 DEVICE_KERNEL(lion) {
-    sweep<Lion>(arrays, num_arrays, numbers, stream);
+    sweep<Lion>(arrays, num_arrays, stream);
 }
 DEVICE_KERNEL(follow) {
-    sweep<Follow>(arrays, num_arrays, numbers, stream);
+    sweep<Follow>(arrays, num_arrays, stream);
 }
 
 template <typename T>

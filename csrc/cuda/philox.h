@@ -12,9 +12,12 @@ namespace minitorch {
 
 struct Philox {
     uint64_t key[2], counter[4];
+    const double* shift;
 
-    // From words of 32 bits, the lower half of each 64 first.
-    __host__ explicit Philox(const double* words) {
+    // From words of 32 bits, the lower half of each 64 first. shift: one number on the device that is
+    // added to the offset, the upper half of the counter, or null; a captured launch finds its own
+    // offset there in each replay.
+    __host__ Philox(const double* words, const double* shift) : shift(shift) {
         const auto word = [&](int i) {
             return uint64_t(words[2 * i]) | uint64_t(words[2 * i + 1]) << 32;
         };
@@ -26,7 +29,8 @@ struct Philox {
     __device__ Few<uint32_t, 8> block(uint64_t k) const {
         __extension__ using Wide = unsigned __int128;
         uint64_t a = counter[0] + k + 1, b = counter[1];
-        uint64_t c = counter[2], d = counter[3], k0 = key[0], k1 = key[1];
+        const uint64_t moved = counter[2] + (shift ? uint64_t(*shift) : 0);
+        uint64_t c = moved, d = counter[3] + (moved < counter[2]), k0 = key[0], k1 = key[1];
         for (int round = 0; round < 10; ++round) {
             const Wide first = Wide(0xD2E7470EE14C6C93u) * a,
                        second = Wide(0xCA5A826395121157u) * c;

@@ -111,8 +111,8 @@ __global__ void categorical_kernel(const T* x, int64_t* out, int columns, Cut<Co
     if (threadIdx.x == 0) out[blockIdx.x] = best.index;
 }
 
-// x (rows, columns), contiguous; out (rows), int64; temperature, top_k, top_p, min_p, then key and
-// counter. Row r has the numbers from block r ceil(columns / 8) on; -1 where no row can be drawn
+// x (rows, columns), contiguous; out (rows), int64; what is added to the offset, or None;
+// temperature, top_k, top_p, min_p, then key and counter. Row r has the numbers from block r ceil(columns / 8) on; -1 where no row can be drawn
 // from.
 DEVICE_KERNEL(categorical) {
     const Array &x = arrays[0], &out = arrays[1];
@@ -122,7 +122,8 @@ DEVICE_KERNEL(categorical) {
         const Cut<C> cut{C(numbers[0]), int(numbers[1]), C(numbers[2]), C(numbers[3])};
         const long columns = x.shape[1];
         launch(categorical_kernel<T>, unsigned(x.shape[0]), row_threads(columns), 0, stream,
-               x.as<const T>(), out.as<int64_t>(), int(columns), cut, Philox(numbers + 4));
+               x.as<const T>(), out.as<int64_t>(), int(columns), cut,
+               Philox(numbers + 4, arrays[2].as<const double>()));
     });
 }
 

@@ -1,8 +1,12 @@
 """Steps of optimizers on compiled kernels, of the CPU and of the GPU alike.
 
-Each function has the reference's signature after `run`, which is run(kernel, *arguments). The
-parameters whose arrays are contiguous and of one dtype, float32 or float64, go to the kernel
-together; the reference updates the others.
+Each function has the reference's signature after `run`, which is
+
+    run(kernel, lists of arrays, grad_scale, compute)
+
+where compute() gives the rule's numbers, those of one parameter after the other. The parameters
+whose arrays are contiguous and of one dtype, float32 or float64, go to the kernel together; the
+reference updates the others.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from minitorch import capture
 from minitorch.backend import bfloat16, float32, float64
+from minitorch.errors import GraphError
 from minitorch.kernels.reference import optimizers as reference
 
 Array = Any
-Run = Callable[..., None]
+Scale = float | Array
+Run = Callable[[str, list[list[Any]], Scale, Callable[[], list[float]]], None]
 Numbers = Sequence[dict[str, Any]]
 Copies = Sequence[Array | None] | None
 
@@ -27,7 +34,7 @@ def adamw_steps(
     exp_avg_sqs: Sequence[Array],
     numbers: Numbers,
     *,
-    grad_scale: float = 1.0,
+    grad_scale: Scale = 1.0,
     copies: Copies = None,
 ) -> None:
     """The reference's."""
@@ -42,7 +49,7 @@ def sgd_steps(
     buffers: Sequence[Array | None],
     numbers: Numbers,
     *,
-    grad_scale: float = 1.0,
+    grad_scale: Scale = 1.0,
     copies: Copies = None,
 ) -> None:
     """The reference's."""
@@ -52,13 +59,11 @@ def sgd_steps(
     def without_buffers(params, grads, numbers, **options):
         reference.sgd_steps(params, grads, [None] * len(params), numbers, **options)
 
-    for name, indices, lists, scalars, otherwise in (
+    for name, among, lists, scalars, otherwise in (
         ("sgd", plain, (params, grads), _descent, without_buffers),
         ("sgd_momentum", heavy, (params, grads, buffers), _momentum, reference.sgd_steps),
     ):
-        own = None if copies is None else _pick(copies, indices)
-        picked = [_pick(arrays, indices) for arrays in lists]
-        _sweep(run, name, picked, own, _pick(numbers, indices), grad_scale, scalars, otherwise)
+        _sweep(run, name, lists, copies, numbers, grad_scale, scalars, otherwise, among)
 
 
 def lion_steps(
@@ -68,7 +73,7 @@ def lion_steps(
     exp_avgs: Sequence[Array],
     numbers: Numbers,
     *,
-    grad_scale: float = 1.0,
+    grad_scale: Scale = 1.0,
     copies: Copies = None,
 ) -> None:
     """The reference's."""
@@ -92,16 +97,21 @@ def _sweep(
     lists: Sequence[Sequence[Any]],
     copies: Copies,
     numbers: Numbers,
-    grad_scale: float,
+    grad_scale: Scale,
     scalars: Callable[..., tuple[float, ...]],
     otherwise: Callable[..., None],
+    among: Sequence[int] | None = None,
 ) -> None:
-    """The kernel `name` on lists of arrays; `scalars` makes its numbers from the reference's."""
+    """The kernel `name` on lists of arrays; `scalars` makes its numbers from the reference's.
+
+    among: the positions in the lists that count; all unless given.
+    """
     if copies is None:
         copies = [None] * len(lists[0])
     compiled: dict[np.dtype, list[int]] = {float32: [], float64: []}
     rest = []
-    for i, arrays in enumerate(zip(*lists, strict=True)):
+    for i in range(len(lists[0])) if among is None else among:
+        arrays = [values[i] for values in lists]
         dtype = arrays[0].dtype
         if dtype in compiled and all(a.dtype == dtype and a.flags.c_contiguous for a in arrays):
             compiled[dtype].append(i)
@@ -110,14 +120,22 @@ def _sweep(
     for indices in compiled.values():
         if indices:
             params, grads, *states = [_pick(arrays, indices) for arrays in lists]
-            values = [v for i in indices for v in scalars(**numbers[i])]
             own = _pick(copies, indices)
             fit = [c if _copy_fits(c, p) else None for c, p in zip(own, params, strict=True)]
-            run(name, params, grads, fit, *states, grad_scale, values)
+
+            def compute(indices: list[int] = indices) -> list[float]:
+                return [value for i in indices for value in scalars(**numbers[i])]
+
+            run(name, [params, grads, fit, *states], grad_scale, compute)
             for param, copy, written in zip(params, own, fit, strict=True):
                 if copy is not written:
                     copy[...] = param.astype(copy.dtype)
     if rest:
+        if capture.thread.current is not None:
+            raise GraphError(
+                f"{name}: expected contiguous parameters and gradients in a captured step; got "
+                "some that are not. Make them contiguous()"
+            )
         picked = [_pick(arrays, rest) for arrays in (*lists, numbers)]
         otherwise(*picked, grad_scale=grad_scale, copies=_pick(copies, rest))
 

@@ -1,10 +1,11 @@
 """The same values in other memory, on another device, or in another dtype: linear, J = I."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minitorch import backend
+from minitorch import backend, capture
 from minitorch.ops.primitive import linear
 from minitorch.ops.promotion import cast
 from minitorch.ops.samples import real, sample, unary
@@ -101,6 +102,13 @@ class LoweredCopy:
         self.version = x.version
         self.counter[0] += 1
 
+    def follow(self, x: Tensor) -> None:
+        """Be the copy of x, which may have been written since: a captured step reads this array."""
+        if not self.rounds(x):
+            self.array[...] = _converted(x.data, dtype=self.array.dtype)
+            self.written(x)
+        x._lowered = self
+
 
 def lowered_copy(x: Tensor) -> LoweredCopy | None:
     """The copy of a parameter, if there is one and it is good."""
@@ -119,6 +127,8 @@ def _in_half(x: Tensor, dtype: Any) -> Tensor:
     kept = lowered_copy(x)
     if kept is None or kept.array.dtype != dtype:
         kept = x._lowered = LoweredCopy(x, dtype)
+    if capture.thread.current is not None:
+        capture.thread.current.before_replay(partial(kept.follow, x))
     out = computed(_cast, [x], {"dtype": dtype}, kept.array)
     if out._counter is not None:
         out._counter, out._made_at = kept.counter, kept.counter[0]

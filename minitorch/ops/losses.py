@@ -242,7 +242,8 @@ def _head_backward(
 
 
 def _scaled(array: Any, factor: Any, in_place: bool) -> Any:
-    if array is None or (in_place and factor == 1):
+    on_host = isinstance(factor, np.ndarray)  # to look at it on a GPU would be to wait
+    if array is None or (in_place and on_host and factor == 1):
         return array
     return np.multiply(array, factor, out=array if in_place else None, dtype=array.dtype)
 

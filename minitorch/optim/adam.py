@@ -19,28 +19,29 @@ PyTorch. The form at the end of the paper's section 2, which TensorFlow and Open
 it before: lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps), a larger eps early on.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from minitorch.backend import device_of
 from minitorch.kernels import lookup
-from minitorch.optim.optimizer import BETAS, NON_NEGATIVE, Group, Optimizer, Part
+from minitorch.kernels.reference.optimizers import Scale, scaled
+from minitorch.optim.optimizer import BETAS, NON_NEGATIVE, Group, Numbers, Optimizer, Part
 from minitorch.tensor import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def adamw_steps(
-    parts: Sequence[Part], numbers: Sequence[dict[str, Any]], grad_scale: float
+    parts: Sequence[Part], numbers: Callable[[Group], dict[str, Any]], grad_scale: Scale
 ) -> None:
-    """The kernel on all parameters at once, in place."""
+    """The kernel on all parameters at once, in place; numbers(group) are its own but for step."""
     if not parts:
         return
     lookup("adamw_steps", device_of(parts[0].weight))(
         [part.weight for part in parts],
         [part.grad for part in parts],
         *[[part.state[name] for part in parts] for name in MOMENTS],
-        [{"step": part.state["step"], **own} for part, own in zip(parts, numbers, strict=True)],
+        Numbers(parts, lambda part: {"step": part.state["step"], **numbers(part.group)}),
         grad_scale=grad_scale,
         copies=[part.copy for part in parts],
     )
@@ -55,6 +56,7 @@ class Adam(Optimizer):
         "eps": NON_NEGATIVE,
         "weight_decay": NON_NEGATIVE,
     }
+    capturable: ClassVar = True
 
     def __init__(
         self,
@@ -69,14 +71,13 @@ class Adam(Optimizer):
     def state_shapes(self, shape: tuple[int, ...], group: Group) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(MOMENTS, shape)
 
-    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+    def update_all(self, parts: Sequence[Part], grad_scale: Scale) -> None:
         penalised = []
         for part in parts:
-            grad = part.grad * part.grad.dtype.type(grad_scale)
+            grad = scaled(part.grad, grad_scale)
             grad += part.group["weight_decay"] * part.weight
             penalised.append(part._replace(grad=grad))
-        numbers = [self._numbers(part.group) | {"weight_decay": 0.0} for part in parts]
-        adamw_steps(penalised, numbers, 1.0)
+        adamw_steps(penalised, lambda group: self._numbers(group) | {"weight_decay": 0.0}, 1.0)
 
 
 class AdamW(Adam):
@@ -92,5 +93,5 @@ class AdamW(Adam):
     ):
         super().__init__(params, lr, betas, eps, weight_decay)
 
-    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
-        adamw_steps(parts, [self._numbers(part.group) for part in parts], grad_scale)
+    def update_all(self, parts: Sequence[Part], grad_scale: Scale) -> None:
+        adamw_steps(parts, self._numbers, grad_scale)

@@ -38,23 +38,25 @@ def clip_grad_norm_(
     total = _total_norm(grads, norm_type)
     if error_if_nonfinite and not math.isfinite(total):
         raise GraphError(
-            f"clip_grad_norm_: expected finite gradients; got a norm of {total}. Skip this step, "
-            "or find the operation with minitorch.detect_anomaly()"
+            f"clip_grad_norm_: expected finite gradients; got a norm of {float(total)}. Skip this "
+            "step, or find the operation with minitorch.detect_anomaly()"
         )
     scale = _scale(total, max_norm)
-    if scale != 1:
+    if scale.device != "cpu" or scale.item() != 1:
         for grad in grads:
-            grad.data *= grad.dtype.type(scale)
+            grad.data *= scale.data.astype(grad.dtype)
             grad.bump_version()
-    wide = any(grad.dtype == np.float64 for grad in grads)
-    return Tensor(total, dtype=np.float64 if wide else np.float32)
+    return total if any(grad.dtype == np.float64 for grad in grads) else total.float()
 
 
-def clip_grad_scale(parameters: Tensor | Iterable[Tensor], max_norm: float) -> tuple[float, float]:
+def clip_grad_scale(
+    parameters: Tensor | Iterable[Tensor], max_norm: float
+) -> tuple[Tensor, Tensor]:
     """(the gradients' joint norm, the factor that clips it to max_norm): nothing is changed.
 
     `optimizer.step(grad_scale=factor)` then clips as it updates, without a pass of its own over the
-    gradients. Parameters without a gradient do not count.
+    gradients. Parameters without a gradient do not count. Both are of no dimensions, in float64,
+    where the gradients are; nothing waits for a GPU.
     """
     if not max_norm >= 0:
         raise ConfigError(f"clip_grad_scale: expected max_norm of at least 0; got {max_norm}")
@@ -62,9 +64,8 @@ def clip_grad_scale(parameters: Tensor | Iterable[Tensor], max_norm: float) -> t
     return total, _scale(total, max_norm)
 
 
-def _scale(total: float, max_norm: float) -> float:
-    scale = max_norm / (total + 1e-6)
-    return 1.0 if scale >= 1 else scale
+def _scale(total: Tensor, max_norm: float) -> Tensor:
+    return (max_norm / (total + 1e-6)).clamp(max=1.0)
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
@@ -84,11 +85,12 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return list({id(grad): grad for grad in grads if grad is not None}.values())
 
 
-def _total_norm(grads: list[Tensor], norm_type: float) -> float:
+def _total_norm(grads: list[Tensor], norm_type: float) -> Tensor:
+    """Of no dimensions, in float64."""
     if norm_type == 2 and grads:
-        return lookup("l2_norm", device_of(grads[0].data))([grad.data for grad in grads])
+        return Tensor(lookup("l2_norm", device_of(grads[0].data))([grad.data for grad in grads]))
     norms = np.array([_norm(grad.data, norm_type) for grad in grads], dtype=np.float64)
-    return _norm(norms, norm_type)
+    return Tensor(np.array(_norm(norms, norm_type)))
 
 
 def _norm(array: np.ndarray, norm_type: float) -> float:

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from minitorch import capture
 from minitorch.backend import device_of, half_precision, to_device
-from minitorch.errors import CheckpointError, ConfigError
+from minitorch.errors import CheckpointError, ConfigError, GraphError
 from minitorch.kernels import lookup
 from minitorch.tensor import Tensor
 
@@ -33,6 +34,10 @@ class EMA:
 
     def update(self) -> None:
         """Move the averages towards the parameters; to be called after optimizer.step()."""
+        if capture.thread.current is not None:
+            raise GraphError(
+                "EMA.update: its rate changes from step to step. Call it after the captured step"
+            )
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         values = [param.data for param in self.parameters]

@@ -19,7 +19,8 @@ from typing import ClassVar
 
 from minitorch.backend import device_of
 from minitorch.kernels import lookup
-from minitorch.optim.optimizer import BETAS, NON_NEGATIVE, Group, Optimizer, Part
+from minitorch.kernels.reference.optimizers import Scale
+from minitorch.optim.optimizer import BETAS, NON_NEGATIVE, Group, Numbers, Optimizer, Part
 from minitorch.tensor import Tensor
 
 
@@ -27,6 +28,7 @@ class Lion(Optimizer):
     """Sign of an interpolated momentum, with decoupled weight decay."""
 
     rules: ClassVar = {"lr": NON_NEGATIVE, "betas": BETAS, "weight_decay": NON_NEGATIVE}
+    capturable: ClassVar = True
 
     def __init__(
         self,
@@ -40,14 +42,14 @@ class Lion(Optimizer):
     def state_shapes(self, shape: tuple[int, ...], group: Group) -> dict[str, tuple[int, ...]]:
         return {"exp_avg": shape}
 
-    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+    def update_all(self, parts: Sequence[Part], grad_scale: Scale) -> None:
         if not parts:
             return
         lookup("lion_steps", device_of(parts[0].weight))(
             [part.weight for part in parts],
             [part.grad for part in parts],
             [part.state["exp_avg"] for part in parts],
-            [self._numbers(part.group) for part in parts],
+            Numbers(parts, lambda part: self._numbers(part.group)),
             grad_scale=grad_scale,
             copies=[part.copy for part in parts],
         )

@@ -33,7 +33,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minitorch.backend import device_of, number_for
 from minitorch.errors import ConfigError
+from minitorch.kernels import lookup
+from minitorch.kernels.reference.optimizers import Scale
 from minitorch.nn import Embedding, Module
 from minitorch.optim.adam import MOMENTS, adamw_steps
 from minitorch.optim.optimizer import (
@@ -64,11 +67,12 @@ def orthogonalize(
     singular values into [0, 1]. The products are done on the smaller side.
     """
     a, b, c = coefficients
+    matmul, l2_norm = (lookup(name, device_of(matrix)) for name in ("matmul", "l2_norm"))
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / max(float(np.linalg.norm(x)), eps)
+    x = x / np.maximum(l2_norm([x]), eps).astype(x.dtype)
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        gram = matmul(x, x.T)
+        x = a * x + matmul(b * gram + c * matmul(gram, gram), x)
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
@@ -99,6 +103,7 @@ class Muon(Optimizer):
         "betas": BETAS,
         "adamw_eps": NON_NEGATIVE,
     }
+    capturable: ClassVar = True
 
     def __init__(
         self,
@@ -142,15 +147,10 @@ class Muon(Optimizer):
     def state_shapes(self, shape: tuple[int, ...], group: Group) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(("momentum_buffer",) if group["use_muon"] else MOMENTS, shape)
 
-    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+    def update_all(self, parts: Sequence[Part], grad_scale: Scale) -> None:
         super().update_all([part for part in parts if part.group["use_muon"]], grad_scale)
         others = [part for part in parts if not part.group["use_muon"]]
-        numbers = [
-            {key: part.group[key] for key in ("lr", "betas", "weight_decay")}
-            | {"eps": part.group["adamw_eps"]}
-            for part in others
-        ]
-        adamw_steps(others, numbers, grad_scale)
+        adamw_steps(others, _adamw_numbers, grad_scale)
 
     def update(
         self, weight: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: Group
@@ -161,9 +161,16 @@ class Muon(Optimizer):
             steps=group["ns_steps"],
             eps=group["eps"],
         )
-        direction *= group["lr"] * SCALES[group["adjust_lr_fn"]](*weight.shape)
-        weight *= 1 - group["lr"] * group["weight_decay"]
+        scale = SCALES[group["adjust_lr_fn"]](*weight.shape)
+        direction *= number_for(weight, lambda: group["lr"] * scale)
+        weight *= number_for(weight, lambda: 1 - group["lr"] * group["weight_decay"])
         weight -= direction
+
+
+def _adamw_numbers(group: Group) -> dict[str, Any]:
+    return {key: group[key] for key in ("lr", "betas", "weight_decay")} | {
+        "eps": group["adamw_eps"]
+    }
 
 
 def _momentum(grad: np.ndarray, buffer: np.ndarray, momentum: float, nesterov: bool) -> np.ndarray:

@@ -16,8 +16,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from minitorch import capture
 from minitorch.backend import device_of, half_precision, to_device
-from minitorch.errors import CheckpointError, ConfigError
+from minitorch.errors import CheckpointError, ConfigError, GraphError
+from minitorch.kernels.reference.optimizers import Scale, scaled
 from minitorch.ops.conversion import lowered_copy
 from minitorch.tensor import Tensor
 
@@ -35,6 +37,22 @@ class Part(NamedTuple):
     state: dict[str, Any]
     group: Group
     copy: np.ndarray | None = None
+
+
+class Numbers(Sequence[dict[str, Any]]):
+    """What a rule's kernel is told of each part: step, lr, ..., as they are when asked for.
+
+    A captured step asks again before each replay.
+    """
+
+    def __init__(self, parts: Sequence[Part], of: Callable[[Part], dict[str, Any]]):
+        self.parts, self.of = parts, of
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.of(self.parts[index])
 
 
 class Rule(NamedTuple):
@@ -70,6 +88,8 @@ class Optimizer:
     """
 
     rules: ClassVar[dict[str, Rule]] = {}
+    capturable: ClassVar[bool] = False
+    """Whether step() can be part of a captured step (minitorch.cuda) on a GPU."""
 
     def __init__(self, params: Iterable[Tensor] | Iterable[Group], **defaults: Any):
         self.defaults = defaults
@@ -154,11 +174,15 @@ class Optimizer:
         """
         raise NotImplementedError(f"{self._name} does not define update()")
 
-    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+    def update_all(self, parts: Sequence[Part], grad_scale: Scale) -> None:
         """update() for every parameter, each gradient times grad_scale; fills the copies, too."""
+        if parts and capture.thread.current is not None and not self.capturable:
+            raise GraphError(
+                f"{self._name}.step: computes with numbers that a captured step cannot wait for. "
+                "Leave the step uncaptured, or take another optimizer"
+            )
         for weight, grad, state, group, copy in parts:
-            scaled = grad if grad_scale == 1 else grad * grad.dtype.type(grad_scale)
-            self.update(weight, scaled, state, group)
+            self.update(weight, scaled(grad, grad_scale), state, group)
             if copy is not None:
                 copy[...] = weight.astype(copy.dtype)
 
@@ -166,11 +190,12 @@ class Optimizer:
         """The numbers of a group, without its parameters and its name."""
         return {key: group[key] for key in self.rules}
 
-    def step(self, grad_scale: float = 1.0) -> None:
+    def step(self, grad_scale: float | Tensor = 1.0) -> None:
         """Update every parameter that has a gradient; the others' state does not advance.
 
         grad_scale: a factor of all gradients, such as `clip_grad_scale` gives.
         """
+        scale = grad_scale.data if isinstance(grad_scale, Tensor) else grad_scale
         parts, params = [], []
         for index, param, group in self._enumerate():
             if param.grad is None:
@@ -187,7 +212,9 @@ class Optimizer:
             copy = None if kept is None else np.atleast_1d(kept.array)
             parts.append(Part(weight.astype(dtype, copy=False), grad, state, group, copy))
             params.append((param, weight, kept))
-        self.update_all(parts, grad_scale)
+        if capture.thread.current is not None:
+            capture.thread.current.before_replay(lambda: _count(parts))
+        self.update_all(parts, scale)
         for (param, weight, kept), part in zip(params, parts, strict=True):
             if part.weight is not weight:
                 weight[...] = part.weight.astype(weight.dtype)
@@ -302,6 +329,11 @@ class Optimizer:
             lines.append(f"  group {index}: {len(group['params'])} tensors, {count:,} numbers; ")
             lines[-1] += numbers
         return "\n".join([f"{self._name}(", *lines, ")"])
+
+
+def _count(parts: Sequence[Part]) -> None:
+    for part in parts:
+        part.state["step"] += 1
 
 
 def _copy_like(weight: np.ndarray, value: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from typing import ClassVar
 from minitorch.backend import device_of
 from minitorch.errors import ConfigError
 from minitorch.kernels import lookup
-from minitorch.optim.optimizer import FLAG, NON_NEGATIVE, Group, Optimizer, Part, Rule
+from minitorch.kernels.reference.optimizers import Scale
+from minitorch.optim.optimizer import FLAG, NON_NEGATIVE, Group, Numbers, Optimizer, Part, Rule
 from minitorch.tensor import Tensor
 
 
@@ -32,6 +33,7 @@ class SGD(Optimizer):
         "weight_decay": NON_NEGATIVE,
         "nesterov": FLAG,
     }
+    capturable: ClassVar = True
 
     def __init__(
         self,
@@ -62,14 +64,14 @@ class SGD(Optimizer):
     def state_shapes(self, shape: tuple[int, ...], group: Group) -> dict[str, tuple[int, ...]]:
         return {"momentum_buffer": shape} if group["momentum"] else {}
 
-    def update_all(self, parts: Sequence[Part], grad_scale: float) -> None:
+    def update_all(self, parts: Sequence[Part], grad_scale: Scale) -> None:
         if not parts:
             return
         lookup("sgd_steps", device_of(parts[0].weight))(
             [part.weight for part in parts],
             [part.grad for part in parts],
             [part.state["momentum_buffer"] if part.group["momentum"] else None for part in parts],
-            [{"step": part.state["step"]} | self._numbers(part.group) for part in parts],
+            Numbers(parts, lambda part: {"step": part.state["step"], **self._numbers(part.group)}),
             grad_scale=grad_scale,
             copies=[part.copy for part in parts],
         )

@@ -1,19 +1,15 @@
 """What tests of CUDA kernels share: the emulator's check build, and the float64 reference."""
 
-import sys
 from contextlib import nullcontext
 from functools import partial
-from importlib import import_module
 
 import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch import backend, kernels
+from minitorch import kernels
 from minitorch.backend import to_device
 from minitorch.errors import DeviceError
-from minitorch.kernels import table
-from minitorch.kernels.cuda import extension
 from minitorch.kernels.cuda.extension import checked, is_available
 from tests.cuda import cupy_of_numpy
 
@@ -96,21 +92,10 @@ def device(request):
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def stand_in():
     """Device "cuda" made of NumPy's arrays and the emulator's kernels."""
-    monkeypatch.setitem(sys.modules, "cupy", cupy_of_numpy)
-    monkeypatch.setitem(sys.modules, "minitorch._cuda", import_module("minitorch._simt"))
-    monkeypatch.setattr(backend, "_cupy", lambda: cupy_of_numpy)
-    for name in kernels.available():
-        known = kernels.implementations(name)
-        if "simt" in known:
-            monkeypatch.setitem(table._table[name], "cuda", known["simt"].__wrapped__)
-            monkeypatch.setitem(table._half, known["simt"].__wrapped__, table._half[known["simt"]])
-    extension._load.cache_clear()
-    kernels.lookup.cache_clear()
-    yield cupy_of_numpy
-    extension._load.cache_clear()
-    kernels.lookup.cache_clear()
+    with cupy_of_numpy.installed() as cupy:
+        yield cupy
 
 
 def is_usable(device):

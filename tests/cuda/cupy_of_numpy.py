@@ -4,14 +4,28 @@ An array has a class of its own and lies in main memory, where the emulator's ke
 CuPy refuses is refused: to become a NumPy array unless by get(), and to meet one in a function or
 an index. What it does not have is an AttributeError. So code for the GPU fails here in the places
 where it would fail there; numbers, speed and asynchrony are another matter.
+
+A stream that is captured computes nothing: what it is given goes into a graph, kernels and NumPy's
+functions alike, and each launch of the graph does it all, in place. Asking for a value, sorting and
+matrix products are errors meanwhile, as with CuPy, which waits for the first two and has no cuBLAS
+in a capture.
 """
 
 import itertools
+import operator
 import sys
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from types import SimpleNamespace
 from typing import ClassVar
+from unittest import mock
 
 import numpy as np
+
+from minitorch import backend, kernels
+from minitorch import cuda as graphs
+from minitorch.kernels import table
+from minitorch.kernels.cuda import extension
 
 _METHODS = (
     "all any argmax argmin argpartition argsort astype clip copy cumprod cumsum diagonal dot max "
@@ -27,6 +41,8 @@ class ndarray:
 
     def __init__(self, host, base=None):
         self._host, self.base = host, base
+        if (graph := _graph()) is not None:
+            graph.keep.append(host)  # whose address a launch may have
 
     def __getattr__(self, name):
         if name in _METADATA:
@@ -54,14 +70,22 @@ class ndarray:
     def tolist(self):
         return self.get().tolist()
 
+    def set(self, host, stream=None):
+        _no_capture("set")
+        np.copyto(self._host, host)
+
     def fill(self, value):
-        self._host.fill(_host(value))
+        value = _host(value)
+        _queue(lambda: self._host.fill(value))
 
     def __getitem__(self, key):
-        return _device(self._host[_host(key)], self)
+        if isinstance(key, ndarray) and key.dtype == bool:
+            _no_capture("an index by a mask")
+        return _call(operator.getitem, (self, key), {}, self)
 
     def __setitem__(self, key, value):
-        self._host[_host(key)] = _host(value)
+        key, value = _host(key), _host(value)
+        _queue(lambda: operator.setitem(self._host, key, value))
 
     def __len__(self):
         return len(self._host)
@@ -102,8 +126,11 @@ def _operator(name):
     def run(self, *others):
         if any(isinstance(x, np.ndarray) and x.ndim for x in others):
             raise TypeError("Unsupported type <class 'numpy.ndarray'>")
-        result = _call(getattr(self._host, name), others, {})
-        return self if name.startswith("__i") and name not in ("__invert__",) else result
+        if name.startswith("__i") and name not in ("__invert__",):
+            values = _host(others)
+            _queue(lambda: getattr(self._host, name)(*values))
+            return self
+        return _call(getattr(self._host, name), others, {}, self)
 
     return run
 
@@ -143,15 +170,32 @@ def _device(x, source=None):
 
 
 def _call(function, args, options, source=None):
-    out = options.get("out")
-    result = function(*_host(args), **{key: _host(value) for key, value in options.items()})
+    """What the function returns; in a capture an array that each launch of the graph fills."""
+    name, graph = getattr(function, "__name__", ""), _graph()
+    if name.strip("_") in _WAITING:
+        _no_capture(name)
+    if name.strip("_") in _CUBLAS and graph is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is unsupported")
+    out, given = options.get("out"), _host(tuple(args))
+    named = {key: _host(value) for key, value in options.items()}
     if out is not None:
+        _queue(lambda: function(*given, **named))
         return out[0] if isinstance(out, tuple) else out
+    result = function(*given, **named)
     if function is np.diagonal:
         result.flags.writeable = True  # as CuPy's is
     if source is None:
         source = next((x for x in args if isinstance(x, ndarray)), None)
-    return _device(result, source)
+    found = _device(result, source)
+    if graph is not None:
+        graph.fill(found, lambda: function(*given, **named))
+    return found
+
+
+_WAITING = frozenset(
+    ["argpartition", "argsort", "flatnonzero", "lexsort", "nonzero", "partition", "sort", "unique"]
+)
+_CUBLAS = frozenset(["dot", "einsum", "inner", "matmul", "rmatmul", "tensordot", "vdot"])
 
 
 def asarray(x, dtype=None):
@@ -159,7 +203,14 @@ def asarray(x, dtype=None):
 
 
 def array(x, dtype=None, copy=True):
-    return ndarray(np.array(x._host if isinstance(x, ndarray) else x, dtype))
+    if isinstance(x, ndarray):
+        return x.astype(x.dtype if dtype is None else dtype)
+    _no_capture("array of what is in main memory")
+    return ndarray(np.array(x, dtype))
+
+
+def empty(shape, dtype=float):
+    return ndarray(np.zeros(shape, dtype))
 
 
 def asnumpy(x):
@@ -167,7 +218,7 @@ def asnumpy(x):
 
 
 def ascontiguousarray(x, dtype=None):
-    return _device(np.ascontiguousarray(x._host, dtype), x)
+    return _call(np.ascontiguousarray, (x, dtype), {}, x)
 
 
 def __getattr__(name):
@@ -178,14 +229,14 @@ def __getattr__(name):
 
 
 class Stream:
-    """Records nothing: begins and ends a capture, in which values cannot be asked for."""
+    """A queue that does everything at once, unless it is captured."""
 
     current: ClassVar[list["Stream"]] = []
     _numbers = itertools.count(1)
 
     def __init__(self, null=False, non_blocking=False):
         self.ptr = 0 if null else next(self._numbers)
-        self.capturing = False
+        self.graph = None
 
     def __enter__(self):
         Stream.current.append(self)
@@ -195,43 +246,93 @@ class Stream:
         Stream.current.pop()
 
     def synchronize(self):
-        _no_capture("synchronize")
+        if self.graph is not None:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported: synchronize")
+
+    def record(self):
+        return object()
 
     def wait_event(self, event):
         pass
 
     def begin_capture(self, mode=None):
-        self.capturing = True
+        if self.ptr == 0:
+            raise RuntimeError("cannot capture on the default stream")
+        self.graph = Graph()
 
     def end_capture(self):
-        self.capturing = False
-        return Graph()
+        graph, self.graph = self.graph, None
+        return graph
 
     def is_capturing(self):
-        return self.capturing
+        return self.graph is not None
 
 
 class Graph:
+    """What a captured stream was given, to be done at each launch."""
+
     def __init__(self):
-        self.launches = 0
+        self.calls, self.keep, self.launches = [], [], 0
+
+    def fill(self, found, compute):
+        """Have compute() fill the array that was found, or several, unless it is a view."""
+        if isinstance(found, ndarray) and found.base is None:
+            self.calls.append(lambda: np.copyto(found._host, compute()))
+        elif isinstance(found, list | tuple):
+            for i, part in enumerate(found):
+                self.fill(part, lambda i=i: compute()[i])
 
     def launch(self, stream=None):
         self.launches += 1
+        with np.errstate(all="ignore"):
+            for call in self.calls:
+                call()
 
 
 def get_current_stream():
     return Stream.current[-1] if Stream.current else Stream.null
 
 
+def _graph():
+    """That of the current stream, while it is captured."""
+    return get_current_stream().graph
+
+
+def _queue(call):
+    if (graph := _graph()) is None:
+        call()
+    else:
+        graph.calls.append(call)
+
+
 def _no_capture(what):
-    if get_current_stream().capturing:
+    if _graph() is not None:
         raise RuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
+
+
+class Extension:
+    """A module of kernels, launched on the current stream."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __getattr__(self, name):
+        kernel = getattr(self.module, name)
+
+        def launch(stream, *arguments):
+            assert stream == get_current_stream().ptr
+            _queue(lambda: kernel(0, *arguments))
+
+        return launch
 
 
 Stream.null = Stream(null=True)
 
 
 class MemoryPool:
+    def malloc(self, size):
+        raise NotImplementedError("arrays of the stand-in have NumPy's memory")
+
     def used_bytes(self):
         return 0
 
@@ -239,7 +340,17 @@ class MemoryPool:
         pass
 
 
+@contextmanager
+def _using_allocator(malloc):
+    yield
+
+
+def get_default_memory_pool():
+    return MemoryPool()
+
+
 cuda = SimpleNamespace(
+    using_allocator=_using_allocator,
     Stream=Stream,
     Graph=Graph,
     MemoryPool=MemoryPool,
@@ -251,3 +362,36 @@ cuda = SimpleNamespace(
         streamCaptureModeThreadLocal=1,
     ),
 )
+
+
+@contextmanager
+def installed():
+    """In the block the device "cuda" is made of these arrays and the emulator's kernels."""
+    own, load = sys.modules[__name__], mock.Mock(return_value=sys.modules[__name__])
+    with ExitStack() as stack:
+        _put(stack, sys.modules, "cupy", own)
+        _put(stack, sys.modules, "minitorch._cuda", Extension(import_module("minitorch._simt")))
+        for module in (backend, graphs):
+            stack.enter_context(mock.patch.object(module, "load_cupy", load))
+        for name in kernels.available():
+            if (emulated := kernels.implementations(name).get("simt")) is not None:
+                kernel = emulated.__wrapped__
+                _put(stack, table._table[name], "cuda", kernel)
+                _put(stack, table._half, kernel, table._half[emulated])
+        _forget()
+        yield own
+    _forget()
+
+
+def _put(stack, mapping, key, value):
+    """The value under the key until the stack unwinds."""
+    if key in mapping:
+        stack.callback(mapping.__setitem__, key, mapping[key])
+    else:
+        stack.callback(mapping.pop, key)
+    mapping[key] = value
+
+
+def _forget():
+    extension._load.cache_clear()
+    kernels.lookup.cache_clear()

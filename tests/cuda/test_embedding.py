@@ -7,6 +7,7 @@ import minitorch as mt
 from minitorch import kernels
 from minitorch.backend import to_device
 from minitorch.errors import ShapeError
+from minitorch.kernels.cuda import embedding
 from minitorch.kernels.cuda.extension import checked
 from minitorch.nn import functional as F
 
@@ -45,6 +46,18 @@ def test_the_sum_goes_on_from_what_is_there(dtype):
     np.testing.assert_allclose(
         np.float64(out), np.float64(alone) + np.float64(weight), atol=tolerance, rtol=tolerance
     )
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 700])
+def test_indices_are_sorted_as_numpy_sorts_them(count, monkeypatch):
+    index = np.random.default_rng(1).integers(-3, 9, count)
+    with checked("random", 2):
+        ordered, order = embedding._sorted(to_device(index, "simt"))
+    expected = index.argsort(kind="stable")
+    np.testing.assert_array_equal(order, expected)
+    np.testing.assert_array_equal(ordered, index[expected])
+    monkeypatch.setattr(embedding, "_MOST_COUNTED", count - 1)
+    np.testing.assert_array_equal(embedding._sorted(index)[1], expected)
 
 
 def test_an_index_that_is_no_row():

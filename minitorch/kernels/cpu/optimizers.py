@@ -1,6 +1,6 @@
 """Optimizers over all parameters at once (csrc/cpu/kernels/optimizers.h)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,10 @@ from minitorch.kernels.table import register
 Array = np.ndarray
 
 
-def _run(kernel: str, *arguments: Any) -> None:
-    getattr(extension, kernel)(*arguments)
+def _run(
+    kernel: str, lists: list[list[Any]], grad_scale: Any, compute: Callable[[], list[float]]
+) -> None:
+    getattr(extension, kernel)(*lists, float(grad_scale), compute())
 
 
 for _name in ("adamw_steps", "sgd_steps", "lion_steps", "follow"):
@@ -24,10 +26,10 @@ for _name in ("adamw_steps", "sgd_steps", "lion_steps", "follow"):
 
 
 @register("l2_norm", "cpu")
-def l2_norm(arrays: Sequence[Array]) -> float:
+def l2_norm(arrays: Sequence[Array]) -> Array:
     """The reference's, squares and sums in float64."""
     if any(a.dtype not in (float32, float64, bfloat16) for a in arrays):
         return reference.l2_norm(arrays)
     out = np.empty(1)
     extension.l2_norm([np.ascontiguousarray(a) for a in arrays], out)
-    return float(out[0])
+    return out.reshape(())

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.cuda.extension import (
+    FLOATS,
+    call,
+    contiguous,
+    device_kernel,
+    draw_shift,
+    empty,
+)
 from minitorch.kernels.philox import halves
 from minitorch.kernels.reference import dropout as reference
 
@@ -16,5 +23,5 @@ def dropout(x: Array, *, p: float, seed: int, offset: int) -> Array:
         return reference.dropout(x, p=p, seed=seed, offset=offset)
     x = contiguous(x)
     out = empty(x)
-    call("dropout", x, out, p, *halves(seed, offset))
+    call("dropout", x, out, draw_shift(seed), p, *halves(seed, offset))
     return out

@@ -10,6 +10,9 @@ from minitorch.kernels.reference.embedding import check_rows
 
 Array = Any
 
+_MOST_COUNTED = 1 << 16
+"""Indices up to which each is compared with all others."""
+
 
 @device_kernel("embedding")
 def embedding(weight: Array, index: Array) -> Array:
@@ -34,9 +37,18 @@ def embedding_backward(
     if out is None:
         out = empty(grad, (num_embeddings, grad.shape[-1]))
         out[...] = 0
-    order = rows.argsort(kind="stable")
-    call("embedding_backward", _matrix(grad), rows[order], order, out)
+    call("embedding_backward", _matrix(grad), *_sorted(rows), out)
     return out
+
+
+def _sorted(rows: Array) -> tuple[Array, Array]:
+    """The rows in rising order, and where each was."""
+    if rows.size > _MOST_COUNTED:
+        order = rows.argsort(kind="stable")
+        return rows[order], order
+    ordered, order = empty(rows), empty(rows)
+    call("embedding_order", rows, ordered, order)
+    return ordered, order
 
 
 def _flat(index: Array, rows: int) -> Array:

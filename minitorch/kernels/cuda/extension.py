@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from minitorch import capture
 from minitorch.backend import SimtArray, array_module, beside, bfloat16, float16, float32, float64
 from minitorch.errors import DeviceError, KernelError
 from minitorch.kernels.table import register
@@ -81,6 +82,11 @@ def empty(like: Any, shape: tuple[int, ...] | None = None, dtype: Any = None) ->
     if isinstance(like, SimtArray):
         return SimtArray(shape, dtype)
     return array_module(like).empty(shape, dtype)
+
+
+def draw_shift(seed: int) -> Any:
+    """What kernels add to the offset of a draw: None, or in a captured step one number's array."""
+    return None if capture.thread.current is None else capture.thread.current.shift(seed)
 
 
 def contiguous(x: Any) -> Any:

@@ -4,7 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.cuda.extension import (
+    FLOATS,
+    call,
+    contiguous,
+    device_kernel,
+    draw_shift,
+    empty,
+)
 from minitorch.kernels.philox import halves
 from minitorch.kernels.reference import sampling as reference
 
@@ -32,5 +39,6 @@ def categorical(
     if logits.dtype not in FLOATS or not logits.size:
         return reference.categorical(logits, seed=seed, offset=offset, **cut)
     out = empty(logits, (len(logits),), np.dtype(np.int64))
-    call("categorical", contiguous(logits), out, *cut.values(), *halves(seed, offset))
+    shift, words = draw_shift(seed), halves(seed, offset)
+    call("categorical", contiguous(logits), out, shift, *cut.values(), *words)
     return out

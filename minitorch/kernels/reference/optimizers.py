@@ -4,7 +4,8 @@ All take lists, one array for each parameter: the parameters, their gradients, a
 keeps for each (of the parameter's shape and dtype, float32 or float64). Then
 
     numbers     for each parameter the keyword arguments of its rule
-    grad_scale  a factor of all gradients, which are not changed: clipping by norm asks for one
+    grad_scale  a factor of all gradients, which are not changed: clipping by norm asks for one;
+                a number, or an array of no dimensions, which need not be waited for
     copies      arrays in half precision, or None, into which the new parameters are also written,
                 rounded
 """
@@ -15,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from minitorch.backend import device_of, to_device
 from minitorch.kernels.reference.elementwise import blocks
 from minitorch.kernels.table import register
 
 Array = np.ndarray
 Numbers = Sequence[dict[str, Any]]
 Copies = Sequence[Array | None] | None
+Scale = float | Array
 
 
 @register("adamw_steps", "numpy")
@@ -31,7 +34,7 @@ def adamw_steps(
     exp_avg_sqs: Sequence[Array],
     numbers: Numbers,
     *,
-    grad_scale: float = 1.0,
+    grad_scale: Scale = 1.0,
     copies: Copies = None,
 ) -> None:
     """AdamW. numbers: step (from 1), lr, betas, eps, weight_decay."""
@@ -75,7 +78,7 @@ def sgd_steps(
     buffers: Sequence[Array | None],
     numbers: Numbers,
     *,
-    grad_scale: float = 1.0,
+    grad_scale: Scale = 1.0,
     copies: Copies = None,
 ) -> None:
     """Gradient descent; with momentum where a buffer is not None.
@@ -113,7 +116,7 @@ def lion_steps(
     exp_avgs: Sequence[Array],
     numbers: Numbers,
     *,
-    grad_scale: float = 1.0,
+    grad_scale: Scale = 1.0,
     copies: Copies = None,
 ) -> None:
     """Lion. numbers: lr, betas, weight_decay."""
@@ -142,16 +145,21 @@ def _each(
     rule: Callable[..., None],
     lists: Sequence[Sequence[Array | None]],
     numbers: Numbers,
-    grad_scale: float,
+    grad_scale: Scale,
     copies: Copies,
 ) -> None:
     for i, arrays in enumerate(zip(*lists, strict=True)):
         param, *rest = (array for array in arrays if array is not None)
         for p, grad, *states in blocks(param, *rest):
-            rule(p, grad * grad.dtype.type(grad_scale), *states, **numbers[i])
+            rule(p, scaled(grad, grad_scale), *states, **numbers[i])
         copy = None if copies is None else copies[i]
         if copy is not None:
             copy[...] = param.astype(copy.dtype)
+
+
+def scaled(grad: Array, scale: Scale) -> Array:
+    """The gradient times a factor, in its own dtype."""
+    return grad * (scale.astype(grad.dtype) if hasattr(scale, "dtype") else grad.dtype.type(scale))
 
 
 @register("follow", "numpy")
@@ -163,11 +171,14 @@ def follow(means: Sequence[Array], values: Sequence[Array], *, rate: float) -> N
 
 
 @register("l2_norm", "numpy")
-def l2_norm(arrays: Sequence[Array]) -> float:
-    """The root of the sum of the squares of all elements of all arrays, added up in float64."""
+def l2_norm(arrays: Sequence[Array]) -> Array:
+    """The root of the sum of the squares of all elements of all arrays, added up in float64.
+
+    An array of no dimensions, float64, where the others are.
+    """
     total = 0.0
     for array in arrays:
         for (block,) in blocks(array):
             wide = block.astype(np.float64, copy=False).ravel()
             total += float(np.dot(wide, wide))
-    return math.sqrt(total)
+    return to_device(np.array(math.sqrt(total)), device_of(arrays[0]) if arrays else "cpu")
