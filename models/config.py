@@ -116,6 +116,9 @@ class TrainConfig:
     device: str = option(
         "cpu", "where it computes: `simt` runs the CUDA kernels in the emulator", choices=DEVICES
     )
+    cuda_graph: bool = option(
+        True, "with `cuda`, record a step once and replay it; not with `adafactor`"
+    )
     precision: str = option(
         "float32", "of matrix products and attention; weights and losses stay float32",
         choices=("float32", "bfloat16"),

@@ -64,6 +64,7 @@ class Run:
             optim.EMA(self.model.parameters(), config.ema_decay) if config.ema_decay else None
         )
         self.loader = BatchLoader(corpus.train, config.batch_size, config.block_size, config.seed)
+        self._graph = self._graphed()
         self.losses: list[float] = []
         self.grad_norm = 0.0
         self.elapsed = 0.0
@@ -81,36 +82,64 @@ class Run:
 
     def train_step(self) -> float:
         """One optimizer step; returns the loss before it, in nats per token."""
-        config = self.config
         self.model.train()
-        self.optimizer.zero_grad()
-        batches = [next(self.loader) for _ in range(config.gradient_accumulation)]
-        total = sum(targets.size for _, targets in batches)
-        loss = 0.0
-        for ids, targets in batches:
-            mean = self._mean_loss(ids, targets)
-            part = mean * (targets.size / total)
-            part.backward()
-            loss += part.item()
-        max_norm = config.grad_clip or math.inf
-        self.grad_norm, scale = optim.clip_grad_scale(self.model.parameters(), max_norm)
+        batches = [next(self.loader) for _ in range(self.config.gradient_accumulation)]
+        ids, targets = (mt.from_numpy(np.stack(arrays)) for arrays in zip(*batches, strict=True))
+        if self._graph is not None:
+            found, norm = self._graph(ids, targets)
+            scale = None
+        else:
+            here = self.config.device
+            found, norm, scale = self._gradient(ids.to(here), targets.to(here))
+        loss, self.grad_norm = found.item(), norm.item()
         if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
             raise DivergenceError(
                 f"step {self.step + 1}: the loss is {loss:g} and the gradient's norm "
                 f"{self.grad_norm:g}, at a learning rate of {self.learning_rate:.3g}"
             )
-        self.optimizer.step(scale)
+        if scale is not None:
+            self.optimizer.step(scale)
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update()
         self.losses.append(loss)
         return loss
 
-    def _mean_loss(self, ids: np.ndarray, targets: np.ndarray) -> mt.Tensor:
-        """The model's loss on a batch, on the device and in the precision of the run."""
-        device, precision = self.config.device, self.config.precision
+    def _graphed(self) -> mt.cuda.GraphedStep | None:
+        """Gradient and update as a CUDA graph: on a GPU, where the optimizer can be part of it."""
+        config = self.config
+        if config.device != "cuda" or not config.cuda_graph or not self.optimizer.capturable:
+            return None
+
+        def update(ids: mt.Tensor, targets: mt.Tensor) -> tuple[mt.Tensor, mt.Tensor]:
+            loss, norm, scale = self._gradient(ids, targets)
+            self.optimizer.step(scale)
+            return loss, norm
+
+        return mt.cuda.GraphedStep(update)
+
+    def _gradient(
+        self, ids: mt.Tensor, targets: mt.Tensor
+    ) -> tuple[mt.Tensor, mt.Tensor, mt.Tensor]:
+        """Fill the gradients; the loss, their norm, and the factor that clips them.
+
+        ids, targets: (micro-batches, batch, time), on the device.
+        """
+        self.optimizer.zero_grad()
+        losses = []
+        for part, wanted in zip(ids, targets, strict=True):
+            loss = self._mean_loss(part, wanted) * (wanted.numel() / targets.numel())
+            loss.backward()
+            losses.append(loss.detach())
+        max_norm = self.config.grad_clip or math.inf
+        norm, scale = optim.clip_grad_scale(self.model.parameters(), max_norm)
+        return sum(losses[1:], start=losses[0]), norm, scale
+
+    def _mean_loss(self, ids: mt.Tensor, targets: mt.Tensor) -> mt.Tensor:
+        """The model's loss on a batch, in the precision of the run."""
+        precision = self.config.precision
         with contextlib.nullcontext() if precision == "float32" else mt.autocast(precision):
-            return self.model.loss(*(mt.from_numpy(x).to(device) for x in (ids, targets)))
+            return self.model.loss(ids, targets)
 
     @property
     def learning_rate(self) -> float:
@@ -134,7 +163,8 @@ class Run:
             ):
                 if stop():
                     return None
-                total += self._mean_loss(ids, targets).item() * targets.size
+                batch = (mt.from_numpy(x).to(self.config.device) for x in (ids, targets))
+                total += self._mean_loss(*batch).item() * targets.size
                 tokens += targets.size
         if not math.isfinite(total):
             raise DivergenceError(f"step {self.step}: the validation loss is {total / tokens:g}")
@@ -195,6 +225,7 @@ class Run:
         self.scheduler.load_state_dict({**self.scheduler.state_dict(), "last_step": self.step})
         self.loader.load_state_dict(saved.state["position"])
         mt.random.set_rng_state(saved.state["random"])
+        self._graph = self._graphed()
 
 
 def _part(arrays: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from models.corpus import prepare
 from models.display import Plain
 from models.runlog import RunLog
 from models.training import DivergenceError, Run, Stopped, build_optimizer, build_schedule, fit
+from tests.cuda import cupy_of_numpy
 
 from .conftest import TINY
 
@@ -257,3 +258,18 @@ def test_a_run_goes_on_on_another_device(text_file, tmp_path, order):
     train(second, tmp_path / "parts")
     assert {p.device for p in second.model.parameters()} == {order[1]}
     np.testing.assert_allclose(second.losses, whole.losses, rtol=1e-5)
+
+
+@needs_emulator
+@pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"dropout": 0.1}])
+def test_a_captured_run_is_the_run_that_is_not(text_file, tmp_path, changes):
+    changes = {"optimizer": "adamw", "n_layer": 1, "device": "cuda", **changes}
+    with cupy_of_numpy.installed():
+        one = make(text_file, **changes, cuda_graph=False)
+        rows = train(one, tmp_path / "one")
+        two = make(text_file, **changes)
+        assert train(two, tmp_path / "two", stop=lambda: two.step == 4) != rows
+        three = make(text_file, **changes)
+        three.restore(checkpoints.load(checkpoints.newest(tmp_path / "two")))
+        assert train(three, tmp_path / "two") == rows
+        assert_same(three, one)

@@ -159,7 +159,9 @@ def _each(
 
 def scaled(grad: Array, scale: Scale) -> Array:
     """The gradient times a factor, in its own dtype."""
-    return grad * (scale.astype(grad.dtype) if hasattr(scale, "dtype") else grad.dtype.type(scale))
+    if isinstance(scale, int | float):
+        return grad * grad.dtype.type(scale)
+    return grad * scale.astype(grad.dtype)
 
 
 @register("follow", "numpy")
