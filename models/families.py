@@ -8,16 +8,31 @@ import numpy as np
 from minitorch.backend import DEFAULT_FLOAT
 from models import pretrained
 from models.decoder import Decoder
+from models.deepseek import DeepseekV2Config, DeepseekV3Config
 from models.gpt2 import GPT2, GPT2Config
 from models.llama import LlamaConfig
+from models.minimax import MiniMaxConfig
 from models.mistral import MistralConfig
+from models.mixtral import MixtralConfig
 from models.qwen import Qwen2Config, QwenConfig
+from models.qwen_moe import Qwen2MoeConfig
 
 Model = GPT2 | Decoder
 
 FAMILIES: dict[str, type[Any]] = {
     family.model_type: family
-    for family in (GPT2Config, LlamaConfig, MistralConfig, QwenConfig, Qwen2Config)
+    for family in (
+        GPT2Config,
+        LlamaConfig,
+        MistralConfig,
+        QwenConfig,
+        Qwen2Config,
+        MixtralConfig,
+        Qwen2MoeConfig,
+        DeepseekV2Config,
+        DeepseekV3Config,
+        MiniMaxConfig,
+    )
 }
 """model_type in config.json -> the family's configuration."""
 

@@ -94,6 +94,16 @@ class MixtureOfExperts(nn.Module):
         return out + shared
 
 
+def active_parameters(model: nn.Module) -> int:
+    """How many of a model's parameters a token meets: k of the experts of each layer."""
+    layers = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    idle = sum(
+        layer.experts.num_parameters() * (1 - layer.gate.config.k / layer.gate.config.num_experts)
+        for layer in layers
+    )
+    return model.num_parameters() - round(idle)
+
+
 def choose_tokens(experts: Experts, x: Tensor, logits: Tensor, capacity: int) -> Tensor:
     """A mixture in which every expert takes `capacity` tokens: (tokens, width) -> the same.
 
