@@ -1,4 +1,4 @@
-r"""How much better than expected a token or a completion was: what a policy gradient is weighted by.
+r"""How much better than expected a token or a completion was: the weights of a policy gradient.
 
     grad J = E[sum_t A_t grad log p(x_t)]
 
@@ -76,6 +76,17 @@ def dr_grpo_advantages(rewards: Tensor) -> Tensor:
     """
     rewards = _groups("dr_grpo_advantages", rewards)
     return rewards if rewards.shape[1] == 1 else _centred(rewards)
+
+
+@no_grad()
+def informative_groups(rewards: Tensor) -> Tensor:
+    """Whether the rewards of a group differ; the others teach nothing, and may be sampled again.
+
+    rewards: (groups, size). Returns bools (groups,). Source: Yu et al. 2025, "DAPO" (arXiv
+    2503.14476), section 3.2, where it is called dynamic sampling.
+    """
+    rewards = _groups("informative_groups", rewards)
+    return rewards.amax(1) != rewards.amin(1)
 
 
 @no_grad()

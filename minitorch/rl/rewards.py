@@ -1,4 +1,4 @@
-"""What a completion has earned: scores joined, penalties for length, and the KL penalty per token."""
+"""What a completion has earned: scores joined, penalties for length, the KL penalty of tokens."""
 
 from collections.abc import Sequence
 

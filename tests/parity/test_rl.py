@@ -164,3 +164,169 @@ def test_advantages_of_groups():
     agree(rl.grpo_advantages(ours(rewards)), centred / (his.std(1, keepdim=True) + 1e-4))
     agree(rl.dr_grpo_advantages(ours(rewards)), centred)
     agree(rl.rloo_advantages(ours(rewards)), his - (his.sum(1, keepdim=True) - his) / 3)
+
+
+ADVANTAGES = rand(B, seed=7)
+
+
+def mean_of_means(x):
+    return ((x * theirs(MASK)).sum(1) / theirs(MASK).sum(1).clamp(min=1)).mean()
+
+
+def token_mean(x):
+    return (x * theirs(MASK)).sum() / theirs(MASK).sum()
+
+
+def surrogate(ratio, low=0.2, high=0.2):
+    A = theirs(ADVANTAGES)[:, None]
+    return -torch.min(ratio * A, ratio.clamp(1 - low, 1 + high) * A)
+
+
+def dual_clipped(p, q):
+    A = theirs(ADVANTAGES)[:, None]
+    loss = surrogate((p - q).exp())
+    return torch.where(A < 0, torch.min(loss, -3 * A), loss)
+
+
+def sequence_ratio(p, q):
+    lengths = theirs(MASK).sum(1).clamp(min=1)
+    return (((p - q) * theirs(MASK)).sum(1) / lengths).exp()[:, None].expand(B, T)
+
+
+POLICY = {
+    "ppo": (rl.ppo_loss, lambda p, q: token_mean(surrogate((p - q).exp()))),
+    "ppo, dual clip": (
+        lambda *x: rl.ppo_loss(*x, dual_clip=3.0),
+        lambda p, q: token_mean(dual_clipped(p, q)),
+    ),
+    "grpo": (rl.grpo_loss, lambda p, q: mean_of_means(surrogate((p - q).exp()))),
+    "dr_grpo": (
+        lambda *x: rl.dr_grpo_loss(*x, length=9),
+        lambda p, q: (surrogate((p - q).exp()) * theirs(MASK)).sum() / (B * 9),
+    ),
+    "dapo": (rl.dapo_loss, lambda p, q: token_mean(surrogate((p - q).exp(), high=0.28))),
+    "gspo": (
+        lambda *x: rl.gspo_loss(*x, clip_low=0.1, clip_high=0.2),
+        lambda p, q: mean_of_means(surrogate(sequence_ratio(p, q), 0.1, 0.2)),
+    ),
+    "cispo": (
+        lambda *x: rl.cispo_loss(*x, max_ratio=1.5),
+        lambda p, q: token_mean(
+            -(p - q).exp().clamp(max=1.5).detach() * theirs(ADVANTAGES)[:, None] * p
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POLICY)
+def test_policy_losses(name):
+    mine, his = POLICY[name]
+    old = rand(B, T, seed=1)
+    compare(
+        lambda p: mine(p, ours(old), ours(ADVANTAGES), ours(MASK)),
+        lambda p: his(p, theirs(old)),
+        rand(B, T),
+    )
+
+
+def test_value_loss():
+    old, returns = rand(B, T, seed=1), rand(B, T, seed=2)
+
+    def clipped(values):
+        near = theirs(old) + (values - theirs(old)).clamp(-0.2, 0.2)
+        errors = torch.max((values - theirs(returns)) ** 2, (near - theirs(returns)) ** 2)
+        return 0.5 * token_mean(errors)
+
+    compare(
+        lambda v: rl.value_loss(v, ours(returns), ours(MASK), old_values=ours(old)),
+        clipped,
+        rand(B, T),
+    )
+
+
+def test_mirror_descent():
+    """The gradient as the paper writes it, from the two terms of its equation 3."""
+    old, rewards = rand(2, 4, seed=1), rand(2, 4, seed=2)
+    x = ours(rand(2, 4)).requires_grad_()
+    rl.mirror_descent_loss(x, ours(old), ours(rewards), tau=0.4).backward()
+    his = theirs(rand(2, 4)).requires_grad_()
+    centred = theirs(rewards) - theirs(rewards).mean(1, keepdim=True)
+    objective = centred * his - 0.2 * (his - theirs(old)) ** 2
+    (-objective.mean()).backward()
+    agree(x.grad, his.grad)
+
+
+TRL_LOSSES = {
+    "grpo": (rl.grpo_loss, {}),
+    "dr_grpo": (lambda *x, **o: rl.grpo_loss(*x, **o, aggregate=rl.constant_length(9)), {}),
+    "dapo": (lambda *x, **o: rl.grpo_loss(*x, **o, aggregate=rl.token_mean), {}),
+    "cispo": (lambda *x, **_: rl.cispo_loss(*x, max_ratio=1.5), {"beta": 0.0}),
+    "gspo": (
+        lambda *x, **_: rl.gspo_loss(*x, clip_low=0.2, clip_high=0.2),
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "beta": 0.0},
+    ),
+}
+
+
+@with_trl
+@pytest.mark.parametrize("name", TRL_LOSSES)
+def test_policy_losses_are_those_of_trl(name):
+    """trl's own method, on a trainer of which only what the loss asks for exists."""
+    from collections import defaultdict
+    from types import SimpleNamespace
+    from unittest.mock import MagicMock
+
+    from trl import GRPOTrainer
+
+    mine, options = TRL_LOSSES[name]
+    settings = {
+        "loss_type": name,
+        "importance_sampling_level": "token",
+        "beta": 0.3,
+        "epsilon_low": 0.2,
+        "epsilon_high": 1.5 if name == "cispo" else 0.2,
+        "max_completion_length": 9,
+    } | options
+    trainer = MagicMock(
+        **settings,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm=False,
+        aux_loss_enabled=False,
+        _entropy_bonus_enabled=False,
+        use_adaptive_entropy=False,
+        current_gradient_accumulation_steps=1,
+        model=SimpleNamespace(training=True),
+        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
+        _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
+    )
+    trainer.accelerator.num_processes = 1
+    trainer.accelerator.gather.side_effect = lambda x: x
+    old, reference = rand(B, T, seed=1), rand(B, T, seed=2)
+    mask = theirs(MASK).long()
+    inputs = {
+        "prompt_ids": mask[:, :1],
+        "prompt_mask": mask[:, :1],
+        "completion_ids": mask,
+        "completion_mask": mask,
+        "advantages": theirs(ADVANTAGES),
+        "old_per_token_logps": theirs(old),
+        "ref_per_token_logps": theirs(reference),
+        "num_items_in_batch": mask.sum(),
+    }
+
+    def loss(log_probs):
+        entropies = torch.zeros(B, T, dtype=torch.float64)
+        trainer._get_per_token_logps_and_entropies.return_value = (log_probs, entropies, None)
+        return GRPOTrainer._compute_loss(trainer, None, inputs)
+
+    compare(
+        lambda p: mine(
+            p,
+            *map(ours, (old, ADVANTAGES, MASK)),
+            reference=ours(reference),
+            beta=settings["beta"],
+        ),
+        loss,
+        rand(B, T),
+    )
