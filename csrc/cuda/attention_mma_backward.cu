@@ -17,9 +17,9 @@
 // another order each time, or each block after the one before it; and it would pass dS on to other
 // warps through shared memory. Heads of 256 have too many sums for one warp: dV and dK apart.
 //
-// Registers of a thread, heads of 64, 96, 128, 192 and 256, sm_80: dQ 126, 154, 166, 168 and 247; dK and
-// dV 167, 214, 244, 251 and, apart, 236; sm_90a: 136, 134, 166, 173, 247; 164, 204, 237, 243, 253.
-// No spills. Source: FlashAttention-2, Dao 2023 (arXiv 2307.08691), algorithm 2.
+// Registers of a thread, heads of 64, 96, 128, 192 and 256, sm_80: dQ 126, 154, 166, 168 and 247;
+// dK and dV 167, 214, 244, 251 and, apart, 236; sm_90a: 136, 134, 166, 173, 247; 164, 204, 237,
+// 243, 253. No spills. Source: FlashAttention-2, Dao 2023 (arXiv 2307.08691), algorithm 2.
 
 #include "fragments.h"
 

@@ -34,17 +34,23 @@ struct RowTile {
     __device__ T* piece(int row, int i) const {
         return data + (row * pieces + (i ^ (pieces % 8 ? row / 2 % 4 : row % 8))) * 8;
     }
-    // Begins to copy the first `count` rows, zeros where there are none and past their end.
-    template <int threads>
-    __device__ void fetch(const Piece<const T>& from, int count) const {
+    // Begins to copy `count` rows of `dim` numbers, row_of(row) or null; zeros where there are
+    // none, and past their end. `some` is any number that exists.
+    template <int threads, typename RowOf>
+    __device__ void fetch(RowOf&& row_of, int count, int dim, const T* some) const {
 #pragma unroll 1
         for (int t = threadIdx.x; t < count * pieces; t += threads) {
             const int row = t / pieces, i = t % pieces;
-            const bool exists = row < from.count && 8 * i < from.dim;
-            ptx::cp_async<16>(piece(row, i),
-                              exists ? from.data + row * from.stride + 8 * i : from.data,
-                              exists ? 16 : 0);
+            const T* from = 8 * i < dim ? row_of(row) : nullptr;
+            ptx::cp_async<16>(piece(row, i), from ? from + 8 * i : some, from ? 16 : 0);
         }
+    }
+    template <int threads>
+    __device__ void fetch(const Piece<const T>& from, int count) const {
+        const auto row_of = [&](int row) {
+            return row < from.count ? from.data + row * from.stride : nullptr;
+        };
+        fetch<threads>(row_of, count, from.dim, from.data);
     }
     // Four matrices of 8 x 8, at (row, column), (row + 8, column), (row, column + 8) and (row + 8,
     // column + 8): a fragment of a, or the halves of two of b, whose columns are the tile's rows.

@@ -11,6 +11,7 @@ import numpy as np
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.ops.attention import (
     attention_qkvpacked,
+    paged_attention,
     scaled_dot_product_attention,
     varlen_attn,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "normalize",
     "one_hot",
     "pad",
+    "paged_attention",
     "relu",
     "rms_norm",
     "routing_weights",

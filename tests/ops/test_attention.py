@@ -51,6 +51,36 @@ def test_packed_sequences_do_not_see_each_other():
         np.testing.assert_allclose(out[a:b], expected.transpose(0, 1).numpy(), atol=1e-14)
 
 
+def test_pages_hold_the_same_keys_in_another_order():
+    q, k, v, sinks = real(2, 4, 2, 3), real(2, 2, 6, 3, seed=1), real(2, 2, 6, 5, seed=2), real(4)
+    table, lengths = np.array([[4, 1, 0], [2, 5, 3]]), np.array([6, 3])
+    key_pages, value_pages = (mt.full((6, 2, 2, x.shape[3]), float("nan")) for x in (k, v))
+    for page, (i, n) in zip(table.flat, np.ndindex(2, 3), strict=True):
+        for pages, x in ((key_pages, k), (value_pages, v)):
+            pages[page] = x[i, :, 2 * n : 2 * n + 2].float()
+    options = {"scale": 0.7, "window_size": (2, 0), "sinks": sinks.float()}
+    out = F.paged_attention(
+        q.float(), key_pages, value_pages, mt.tensor(table), mt.tensor(lengths), **options
+    )
+    for i, n in enumerate(lengths):
+        alone = (x[i : i + 1].float() for x in (q, k[:, :, :n], v[:, :, :n]))
+        expected = F.scaled_dot_product_attention(
+            *alone, is_causal=True, enable_gqa=True, align="lower_right", **options
+        )
+        np.testing.assert_allclose(out[i].numpy(), expected[0].numpy(), atol=1e-6)
+
+
+def test_paged_attention_says_what_does_not_fit():
+    q, pages = real(2, 4, 1, 3), real(5, 2, 2, 3)
+    table, lengths = mt.tensor([[0, 1], [2, 3]]), mt.tensor([3, 4])
+    with pytest.raises(ShapeError, match="paged_attention: expected query"):
+        F.paged_attention(q, pages, pages[:, :1], table, lengths)
+    with pytest.raises(ShapeError, match=r"block_table \(2, n\) and lengths \(2,\); got \(1, 2\)"):
+        F.paged_attention(q, pages, pages, table[:1], lengths)
+    with pytest.raises(ShapeError, match="float"):
+        F.paged_attention(q, pages, pages, table, lengths.float())
+
+
 def test_dropout_leaves_the_options_alone():
     q, k, v, sinks = real(1, 2, 6, 3), real(1, 2, 6, 3), mt.ones(1, 2, 6, 400), real(2)
     options = {"window_size": (1, 1), "softcap": 2.0, "sinks": sinks}

@@ -1,8 +1,10 @@
 """Attention on the device: memory linear in time, forward and backward.
 
-    attention_mma*.cu  bfloat16 and float16, on tensor cores: heads of a multiple of 8 features,
-                       rows at multiples of 16 bytes, a scale above 0
-    attention.cu       everything else, and what wants the gradient of a mask
+    attention_mma*.cu     bfloat16 and float16, on tensor cores: heads of a multiple of 8 features,
+                          rows at multiples of 16 bytes, a scale above 0
+    attention_decode.cu   the same, of a few queries to many keys, or keys in pages; and of heads of
+                          up to 576 features if the values, up to 512, are the first of the keys'
+    attention.cu          everything else, and what wants the gradient of a mask
 
 Results lie in memory as (batch, time, heads, head_dim), whatever the order of their dimensions:
 that is how a model puts the heads together again, and how it took them apart.
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import array_module, beside, float32, float64, int64
+from minitorch.backend import array_module, beside, float32, float64, int32, int64
 from minitorch.errors import ShapeError
 from minitorch.kernels.cuda.elementwise import cast
 from minitorch.kernels.cuda.extension import (
@@ -23,6 +25,7 @@ from minitorch.kernels.cuda.extension import (
     contiguous,
     device_kernel,
     empty,
+    multiprocessors,
 )
 from minitorch.kernels.reference import attention as reference
 from minitorch.kernels.reference.attention import (
@@ -35,6 +38,8 @@ from minitorch.kernels.reference.attention import (
 
 Array = Any
 
+_ROWS_OF_A_BLOCK, _KEYS_OF_A_TILE = 64, 64  # of attention_decode.cu, at most
+
 
 @device_kernel("scaled_dot_product_attention")
 def scaled_dot_product_attention(
@@ -46,7 +51,8 @@ def scaled_dot_product_attention(
     **options: Any,
 ) -> tuple[Array, Array]:
     """The reference's."""
-    if not _takes(query, key, value):
+    scale = kernel_numbers(query, **options)[0]
+    if not _takes(query, key, value) and not _is_latent(query, key, value, scale):
         return _by_formula(
             reference.scaled_dot_product_attention, query, key, value, mask, sinks, **options
         )
@@ -102,6 +108,33 @@ def scaled_dot_product_attention_backward(
         full = dscores.reshape(*query.shape[:-1], key.shape[-2])
         dmask = beside(sum_to(full, mask.shape).astype(mask.dtype, copy=False), q)
     return dq.reshape(query.shape), dk.reshape(key.shape), dv.reshape(value.shape), dmask, dsinks
+
+
+@device_kernel("paged_attention")
+def paged_attention(
+    query: Array,
+    keys: Array,
+    values: Array,
+    sinks: Array | None,
+    table: Array,
+    lengths: Array,
+    **options: Any,
+) -> Array:
+    """The reference's. Pages are read where they are by tensor cores, else gathered first."""
+    q, k, v = (_contiguous_rows(x) for x in (query, keys, values))
+    numbers = kernel_numbers(q, **options)
+    out = _by_time(q, v.shape[3])
+    fits = _takes(q, k, v) and _kernel_for((q, k, v), numbers[0]) == "attention_mma"
+    if fits or _is_latent(q, k, v, numbers[0]):
+        ends, pages = _integers(lengths, q, int64), _integers(table, q, int32)
+        most = table.shape[1] * k.shape[2]
+        _decode(q, k, v, None, _sinks(sinks, q), out, None, ends, pages, numbers, most)
+        return out
+    for i, (pages, length) in enumerate(zip(table, lengths, strict=True)):
+        key, value = (reference.from_pages(x, pages, int(length))[None] for x in (k, v))
+        one = slice(i, i + 1)
+        out[one], _ = scaled_dot_product_attention(q[one], key, value, None, sinks, **options)
+    return out
 
 
 @device_kernel("varlen_attention")
@@ -198,8 +231,41 @@ def attention_qkvpacked_backward(
 
 
 def _forward(*arrays: Any, **options: Any) -> None:
-    numbers = kernel_numbers(arrays[0], **options)
-    call(_kernel_for(arrays[:3], numbers[0]), *arrays, *numbers)
+    query, key, value, bias, sinks, starts, _, out, lse = arrays
+    numbers = kernel_numbers(query, **options)
+    kernel = _kernel_for((query, key, value), numbers[0])
+    rows = query.shape[1] // key.shape[1] * query.shape[2]
+    few = starts is None and rows <= _ROWS_OF_A_BLOCK and key.shape[2] >= 4 * _KEYS_OF_A_TILE
+    if kernel == "attention_mma" and (few or key.shape[3] > 256):
+        _decode(query, key, value, bias, sinks, out, lse, None, None, numbers, key.shape[2])
+    else:
+        call(kernel, *arrays, *numbers)
+
+
+def _decode(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    sinks: Array | None,
+    out: Array,
+    lse: Array | None,
+    lengths: Array | None,
+    table: Array | None,
+    numbers: Sequence[Any],
+    most_keys: int,
+) -> None:
+    """As many blocks share the keys as it takes to have two on every multiprocessor."""
+    batch, heads, time, _ = query.shape
+    rows = heads // key.shape[1] * time
+    blocks = batch * key.shape[1] * -(-rows // _ROWS_OF_A_BLOCK)
+    most = max(1, most_keys // (2 * _KEYS_OF_A_TILE))
+    splits = min(most, -(-2 * multiprocessors(query) // blocks))
+    outs = empty(query, (splits, batch, heads, time, value.shape[3]), float32)
+    logs = empty(query, outs.shape[:-1], float32)
+    lse = empty(query, logs.shape[1:], float32) if lse is None else lse
+    given = query, key, value, bias, sinks, None, None, out, lse, lengths, table, outs, logs
+    call("attention_decode", *given, *numbers)
 
 
 def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:
@@ -262,6 +328,20 @@ def _takes(query: Array, key: Array, value: Array) -> bool:
     )
 
 
+def _is_latent(query: Array, key: Array, value: Array, scale: float) -> bool:
+    """Whether these are heads for attention_decode.cu alone, the values the first of the keys'."""
+    return (
+        query.dtype == key.dtype == value.dtype
+        and _kernel_for((query, key, value), scale) == "attention_mma"
+        and query.ndim >= 3
+        and min(query.size, key.size, value.size) > 0
+        and 256 < key.shape[-1] <= 576
+        and value.shape[-1] <= min(512, key.shape[-1])
+        and address(key) == address(value)
+        and key.strides == value.strides
+    )
+
+
 def _four(x: Array) -> Array:
     """(batch, heads, time, dim), the last dimension contiguous."""
     return _contiguous_rows(x if x.ndim == 4 else x.reshape(-1, *x.shape[-3:]))
@@ -286,10 +366,14 @@ def _compute(x: Array) -> np.dtype:
 
 
 def _starts(starts: Array, query: Array) -> Array:
-    """starts as int64 where the query is."""
-    if not hasattr(starts, "get"):  # a NumPy array, perhaps of a query on a GPU
-        starts = beside(array_module(query).asarray(starts, int64), query)
-    return contiguous(starts.astype(int64, copy=False))
+    return _integers(starts, query, int64)
+
+
+def _integers(x: Array, query: Array, dtype: np.dtype) -> Array:
+    """x as integers of this dtype where the query is."""
+    if not hasattr(x, "get"):  # a NumPy array, perhaps of a query on a GPU
+        x = beside(array_module(query).asarray(x, dtype), query)
+    return contiguous(x.astype(dtype, copy=False))
 
 
 def _sinks(sinks: Array | None, query: Array) -> Array | None:

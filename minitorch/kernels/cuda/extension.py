@@ -178,3 +178,13 @@ def _capability_of(device: int) -> int:
 def capability(x: Any) -> int:
     """Of the device where x is: 80, 90, ...; the emulator's is 90."""
     return 90 if isinstance(x, np.ndarray) else _capability_of(x.device.id)
+
+
+@cache
+def _multiprocessors_of(device: int) -> int:
+    return int(import_module("cupy").cuda.Device(device).attributes["MultiProcessorCount"])
+
+
+def multiprocessors(x: Any) -> int:
+    """Of the device where x is: how many blocks, at least, run at once; the emulator's are 4."""
+    return 4 if isinstance(x, np.ndarray) else _multiprocessors_of(x.device.id)

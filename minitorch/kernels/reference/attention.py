@@ -173,6 +173,37 @@ def varlen_attention_backward(
     return dquery, dkey, dvalue, dsinks
 
 
+@register("paged_attention", "numpy")
+def paged_attention(
+    query: Array,
+    keys: Array,
+    values: Array,
+    sinks: Array | None,
+    table: Array,
+    lengths: Array,
+    **options: Any,
+) -> Array:
+    """Attention to keys and values that lie in pages of a pool.
+
+    query: (batch, heads, time_q, head_dim); keys, values: (pages, kv_heads, page_size, head_dim).
+    table: (batch, n), which pages hold the keys of each sequence, in order; lengths: (batch,), how
+    many keys it has. options: those of `scaled_dot_product_attention`. Returns (batch, heads,
+    time_q, value_dim). Source: Kwon et al. 2023 (PagedAttention), section 4.1.
+    """
+    out = np.empty((*query.shape[:3], values.shape[3]), query.dtype)
+    for i, (pages, length) in enumerate(zip(table, lengths, strict=True)):
+        key, value = (from_pages(x, pages, int(length)) for x in (keys, values))
+        out[i], _ = scaled_dot_product_attention(query[i], key, value, None, sinks, **options)
+    return out
+
+
+def from_pages(x: Any, pages: Any, length: int) -> Any:
+    """(kv_heads, length, dim) of a pool (pages, kv_heads, page_size, dim)."""
+    _, heads, page_size, dim = x.shape
+    used = x[pages[: -(-length // page_size)]].transpose(1, 0, 2, 3)
+    return used.reshape(heads, -1, dim)[:, :length]
+
+
 def sequences(starts_q: Array, starts_k: Array) -> list[tuple[slice, slice]]:
     """Where the queries and the keys of each sequence are."""
     return [
