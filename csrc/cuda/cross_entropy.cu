@@ -4,8 +4,9 @@
 //     dlogits = scale ((1 + 2 z lse) exp(logits - lse) - (1 - ε) [target] - ε / classes)
 //
 // with ε the label smoothing and z the weight of the z-loss; 0 where the target is ignore_index,
-// and NaN where it is no class. A block to a row, which the forward reads once; the probabilities
-// are never in memory. How many rows count stays on the device: nobody waits for it.
+// and NaN where it is no class. A team to a row in the forward, which reads it once, and a block in
+// the backward; the probabilities are never in memory. How many rows count stays on the device:
+// nobody waits for it.
 //
 // Source: Szegedy et al. 2016, section 7 (label smoothing); Chowdhery et al. 2022, section 5
 // (z-loss).
@@ -20,33 +21,36 @@ struct LossOptions {
     C smoothing, z;
 };
 
-template <typename T, int n>
-__global__ void cross_entropy_kernel(const T* logits, const int64_t* target, Compute<T>* losses,
-                                     Compute<T>* log_normalisers, int classes,
+template <typename T, int n, typename Team>
+__global__ void cross_entropy_kernel(Row row, const T* logits, const int64_t* target,
+                                     Compute<T>* losses, Compute<T>* log_normalisers,
                                      LossOptions<Compute<T>> options) {
     using C = Compute<T>;
-    const T* row = logits + long(blockIdx.x) * classes;
+    Team team(row);
+    const Part part = team.template part<n>();
+    const int classes = row.columns;
+    const T* const first = logits + team.row() * classes;
     LogSum<C> total;
     C sum = 0;
-    for (int i = threadIdx.x * n; i < classes; i += blockDim.x * n) {
-        const Few<T, n> v = load<n>(row + i);
+    for (int i = threadIdx.x * n; i < part.size; i += blockDim.x * n) {
+        const Few<T, n> v = load<n>(first + part.begin + i);
         total.add(v);
         for (int j = 0; j < n; ++j) sum += C(v[j]);
     }
-    total.reduce();
-    if (options.smoothing != 0) sum = reduce_block<Plus>(sum, C(0));
-    if (threadIdx.x > 0) return;
+    total.reduce(team);
+    if (options.smoothing != 0) sum = team.template reduce<Plus>(sum, C(0));
+    if (!team.leads()) return;
     const C lse = total.value();
-    const int64_t label = target[blockIdx.x];
+    const int64_t label = target[team.row()];
     C loss = 0;
     if (label != options.ignore_index) {
-        const C picked = label >= 0 && label < classes ? C(row[label]) : C(NAN);
+        const C picked = label >= 0 && label < classes ? C(first[label]) : C(NAN);
         loss = lse - (1 - options.smoothing) * picked;
         if (options.smoothing != 0) loss -= options.smoothing * sum / C(classes);
         if (options.z != 0) loss += options.z * lse * lse;
     }
-    losses[blockIdx.x] = loss;
-    log_normalisers[blockIdx.x] = lse;
+    losses[team.row()] = loss;
+    log_normalisers[team.row()] = lse;
 }
 
 // How many rows count, by one block.
@@ -112,11 +116,10 @@ DEVICE_KERNEL(cross_entropy) {
         using T = decltype(kind);
         using C = Compute<T>;
         const LossOptions<C> options{int64_t(numbers[0]), C(numbers[1]), C(numbers[2])};
-        by_width<T>(classes, {logits.data}, [&](auto width) {
+        by_team<T>(rows, classes, {logits.data}, 0, [&](auto team, auto width, auto&& run) {
             constexpr int n = decltype(width)::value;
-            launch(cross_entropy_kernel<T, n>, unsigned(rows), row_threads(classes / n), 0, stream,
-                   logits.as<const T>(), target.as<const int64_t>(), losses.as<C>(),
-                   log_normalisers.as<C>(), int(classes), options);
+            run(cross_entropy_kernel<T, n, TeamOf<decltype(team)>>, stream, logits.as<const T>(),
+                target.as<const int64_t>(), losses.as<C>(), log_normalisers.as<C>(), options);
         });
         if (total)
             launch(total_loss_kernel<T>, 1, row_threads(rows), 0, stream, losses.as<const C>(),

@@ -8,8 +8,7 @@
 
 #include <limits>
 
-#include "reduce.h"
-#include "rows.h"
+#include "team.h"
 
 namespace minitorch {
 
@@ -25,10 +24,11 @@ struct LogSum {
         rise(min(next, C(kLargest)));
         for (int j = 0; j < n; ++j) sum += exp(C(x[j]) - peak);
     }
-    // Those of all threads of a block; all have the result.
-    __device__ void reduce() {
-        rise(reduce_block<Larger>(peak, -kLargest));
-        sum = reduce_block<Plus>(sum, C(0));
+    // Those of all threads of a team; all have the result.
+    template <typename Team>
+    __device__ void reduce(Team& team) {
+        rise(team.template reduce<Larger>(peak, -kLargest));
+        sum = team.template reduce<Plus>(sum, C(0));
     }
     __device__ C value() const { return peak + log(sum); }
 
@@ -39,12 +39,16 @@ private:
     }
 };
 
-// Of a row, by its block.
-template <int n, typename T>
-__device__ LogSum<Compute<T>> log_sum_of_row(const T* row, int columns) {
+// Of a row, by its team, which keeps its part in `kept` unless that is null.
+template <int n, typename T, typename Team>
+__device__ LogSum<Compute<T>> log_sum_of_row(Team& team, const T* part, int size, T* kept) {
     LogSum<Compute<T>> total;
-    for (int i = threadIdx.x * n; i < columns; i += blockDim.x * n) total.add(load<n>(row + i));
-    total.reduce();
+    for (int i = threadIdx.x * n; i < size; i += blockDim.x * n) {
+        const Few<T, n> v = load<n>(part + i);
+        if (kept) store(kept + i, v);
+        total.add(v);
+    }
+    total.reduce(team);
     return total;
 }
 

@@ -5,69 +5,70 @@
 //     dx = rstd (g - mean(g) - n mean(g n)) + dsum,   g = grad weight      (RMS: no mean(g))
 //     dweight = Σ grad n,   dbias = Σ grad                                 over all rows
 //
-// Forward: a block to a row, which is read once and then kept in shared memory; the variance is
-// made from differences to the mean, as E[x²] - E[x]² cancels. Backward: a block walks the rows r,
+// Forward: a team to a row, which is read once and then kept in shared memory; the variance is made
+// from differences to the mean, as E[x²] - E[x]² cancels. Backward: a block walks the rows r,
 // r + blocks, ... and adds up their share of dweight and dbias, each thread that of its own
 // columns; a second kernel adds the blocks' shares, always in the same order.
 //
 // Source: Ba et al. 2016; Zhang and Sennrich 2019; the split backward as in Triton's tutorial on
 // it.
 
-#include "reduce.h"
-#include "rows.h"
+#include "team.h"
 
 namespace minitorch {
 
-constexpr long kKeptBytes = 40 * 1024;  // of shared memory; a longer row is read again instead
+constexpr long kKeptBytes = 40 * 1024;  // of shared memory, by the sums of the backward
 
-template <typename T, int n, bool centred>
-__global__ void norm_kernel(const T* x, const T* residual, const Compute<T>* weight,
+template <typename T, int n, typename Team, bool centred>
+__global__ void norm_kernel(Row row, const T* x, const T* residual, const Compute<T>* weight,
                             const Compute<T>* bias, T* out, T* sum, Compute<T>* means,
-                            Compute<T>* rstds, int columns, Compute<T> eps, bool keep) {
+                            Compute<T>* rstds, Compute<T> eps) {
     using C = Compute<T>;
     SHARED_DYNAMIC(T, kept);
-    const long begin = long(blockIdx.x) * columns;
-    const T* const row = keep ? kept : (residual ? sum : x) + begin;
+    Team team(row);
+    const Part part = team.template part<n>();
+    const long begin = team.row() * row.columns + part.begin;
     const int first = threadIdx.x * n, step = blockDim.x * n;
 
     C total = 0;
-    for (int i = first; i < columns; i += step) {
+    for (int i = first; i < part.size; i += step) {
         Few<T, n> v = load<n>(x + begin + i);
         if (residual) {
             const Few<T, n> other = load<n>(residual + begin + i);
             for (int j = 0; j < n; ++j) v[j] = T(C(v[j]) + C(other[j]));
             store(sum + begin + i, v);
         }
-        if (keep) store(kept + i, v);
+        if (row.keep) store(kept + i, v);
         for (int j = 0; j < n; ++j) total += centred ? C(v[j]) : C(v[j]) * C(v[j]);
     }
-    total = reduce_block<Plus>(total, C(0)) / C(columns);
+    total = team.template reduce<Plus>(total, C(0)) / C(row.columns);
 
+    const T* const from = row.keep ? kept : (residual ? sum : x) + begin;
     C mean = 0, variance = total;
     if constexpr (centred) {
         mean = total;
         variance = 0;
-        for (int i = first; i < columns; i += step) {
-            const Few<T, n> v = load<n>(row + i);
+        for (int i = first; i < part.size; i += step) {
+            const Few<T, n> v = load<n>(from + i);
             for (int j = 0; j < n; ++j) variance += (C(v[j]) - mean) * (C(v[j]) - mean);
         }
-        variance = reduce_block<Plus>(variance, C(0)) / C(columns);
+        variance = team.template reduce<Plus>(variance, C(0)) / C(row.columns);
     }
     const C rstd = C(1) / sqrt(variance + eps);
-    if (threadIdx.x == 0) {
-        if constexpr (centred) means[blockIdx.x] = mean;
-        rstds[blockIdx.x] = rstd;
+    if (team.leads()) {
+        if constexpr (centred) means[team.row()] = mean;
+        rstds[team.row()] = rstd;
     }
-    for (int i = first; i < columns; i += step) {
-        const Few<T, n> v = load<n>(row + i);
+    for (int i = first; i < part.size; i += step) {
+        const Few<T, n> v = load<n>(from + i);
         Few<C, n> y;
         for (int j = 0; j < n; ++j) y[j] = (C(v[j]) - mean) * rstd;
         if (weight) {
-            const Few<C, n> w = load<n>(weight + i);
+            const Few<C, n> w = load<n>(weight + part.begin + i);
             for (int j = 0; j < n; ++j) y[j] *= w[j];
         }
         if (bias) {
-            const Few<C, n> b = load<n>(bias + i);
+            const Few<C, n> b = load<n>(bias + part.begin + i);
             for (int j = 0; j < n; ++j) y[j] += b[j];
         }
         Few<T, n> to;
@@ -156,17 +157,15 @@ static void norm(const Array* arrays, const double* numbers, cudaStream_t stream
     by_dtype(x, [&](auto kind) {
         using T = decltype(kind);
         using C = Compute<T>;
-        const long columns = x.shape[1], bytes = columns * long(sizeof(T));
-        const bool keep = bytes <= kKeptBytes;
-        by_width<T>(columns, {x.data, residual.data, weight.data, bias.data, out.data, sum.data},
-                    [&](auto width) {
-                        constexpr int n = decltype(width)::value;
-                        launch(norm_kernel<T, n, centred>, unsigned(x.shape[0]),
-                               row_threads(columns / n), keep ? size_t(bytes) : 0, stream,
-                               x.as<const T>(), residual.as<const T>(), weight.as<const C>(),
-                               bias.as<const C>(), out.as<T>(), sum.as<T>(), means.as<C>(),
-                               rstds.as<C>(), int(columns), C(numbers[0]), keep);
-                    });
+        by_team<T>(x.shape[0], x.shape[1],
+                   {x.data, residual.data, weight.data, bias.data, out.data, sum.data}, 1,
+                   [&](auto team, auto width, auto&& run) {
+                       constexpr int n = decltype(width)::value;
+                       run(norm_kernel<T, n, TeamOf<decltype(team)>, centred>, stream,
+                           x.as<const T>(), residual.as<const T>(), weight.as<const C>(),
+                           bias.as<const C>(), out.as<T>(), sum.as<T>(), means.as<C>(),
+                           rstds.as<C>(), C(numbers[0]));
+                   });
     });
 }
 
