@@ -1,4 +1,4 @@
-"""Rows too long for one block: on sm_90 a cluster has them together, else a block reads them again."""
+"""Rows too long for one block: a cluster has them together, or a block reads them again."""
 
 import numpy as np
 import pytest
