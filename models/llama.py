@@ -138,6 +138,12 @@ class LlamaConfig(DecoderConfig):
             dropout=self.attention_dropout,
         )
 
+    def attention_block(
+        self, layer: int, dtype: np.dtype, generator: Generator | None
+    ) -> Attention:
+        """The attention of a layer."""
+        return Attention(self.attention(layer), dtype, generator)
+
     def rotary(self) -> Rotary:
         """How queries and keys are turned."""
         assert self.head_dim is not None
@@ -155,7 +161,7 @@ class LlamaConfig(DecoderConfig):
             self.hidden_size, self.intermediate_size, "silu", self.mlp_bias, dtype, generator
         )
         return Block(
-            Attention(self.attention(layer), dtype, generator),
+            self.attention_block(layer, dtype, generator),
             feed_forward,
             (self.norm(dtype), self.norm(dtype)),
         )

@@ -20,7 +20,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from minitorch.errors import ConfigError
-from models.blocks.attention import AttentionConfig
+from minitorch.random import Generator
+from models.blocks.attention import Attention, AttentionConfig
+from models.blocks.dual_chunk import Chunks, DualChunkAttention
 from models.blocks.positions import TRAINED_LENGTH
 from models.decoder import DERIVED
 from models.llama import LlamaConfig, size
@@ -33,15 +35,30 @@ QWEN_2: dict[str, Any] = {
 }
 QWEN_2_SMALL: dict[str, Any] = {**QWEN_2, "vocab_size": 151_936, "tie_word_embeddings": True}
 QWEN_2_5: dict[str, Any] = {**QWEN_2, "max_position_embeddings": 32_768}
+QWEN_2_5_1M: dict[str, Any] = {
+    **QWEN_2,
+    "max_position_embeddings": 1_010_000,
+    "rope_theta": 1e7,
+    "dual_chunk_attention_config": {
+        "chunk_size": 262_144,
+        "local_size": 8192,
+        "original_max_position_embeddings": 262_144,
+    },
+}
 QWEN_2_5_SMALL: dict[str, Any] = {**QWEN_2_SMALL, "max_position_embeddings": 32_768}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen2Config(LlamaConfig):
-    """Layers from max_window_layers on see sliding_window tokens back, itself included, if any."""
+    """Layers from max_window_layers on see sliding_window tokens back, itself included, if any.
+
+    dual_chunk_attention_config: {"chunk_size": c, "local_size": w}, for attention by chunks
+    (models/blocks/dual_chunk.py), as the models for a million tokens have it; or None.
+    """
 
     sliding_window: int | None = None
     max_window_layers: int = 0
+    dual_chunk_attention_config: Mapping[str, Any] | None = None
 
     model_type: ClassVar[str] = "qwen2"
     architecture: ClassVar[str] = "Qwen2ForCausalLM"
@@ -58,11 +75,22 @@ class Qwen2Config(LlamaConfig):
         "qwen2.5-14b": size(5120, 48, 40, 8, 13_824, **QWEN_2_5, rms_norm_eps=1e-5),
         "qwen2.5-32b": size(5120, 64, 40, 8, 27_648, **QWEN_2_5, rms_norm_eps=1e-5),
         "qwen2.5-72b": size(8192, 80, 64, 8, 29_568, **QWEN_2_5, rms_norm_eps=1e-5),
+        "qwen2.5-7b-1m": size(3584, 28, 28, 4, 18_944, **QWEN_2_5_1M, rms_norm_eps=1e-5),
+        "qwen2.5-14b-1m": size(5120, 48, 40, 8, 13_824, **QWEN_2_5_1M, rms_norm_eps=1e-5),
     }
 
     def attention(self, layer: int) -> AttentionConfig:
         window = self.sliding_window if layer >= self.max_window_layers else None
         return dataclasses.replace(super().attention(layer), qkv_bias=True, window=window)
+
+    def attention_block(
+        self, layer: int, dtype: np.dtype, generator: Generator | None
+    ) -> Attention:
+        chunks = self.dual_chunk_attention_config
+        if chunks is None:
+            return super().attention_block(layer, dtype, generator)
+        sizes = Chunks(trained=chunks["chunk_size"], local=chunks["local_size"])
+        return DualChunkAttention(self.attention(layer), sizes, dtype, generator)
 
     @classmethod
     def settings(cls, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         """With a cache, x are the columns that follow those in it, and are added to it."""
+        query, key, value = self.project(x, context)
+        if self.config.rotary is not None:
+            query, key = self.config.rotary(query, context), self.config.rotary(key, context)
+        if cache is not None:
+            key, value = cache.append(context, key, value)
+        return self.join(self.attend(query, key, value, context))
+
+    def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, not yet turned: (batch, heads or kv_heads, time, head_dim)."""
         batch, time, _ = x.shape
         query, key, value = (
             project(x).reshape(batch, time, -1, self.config.head_dim)
@@ -94,16 +103,16 @@ class Attention(nn.Module):
         if self.config.qk_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-        if self.config.rotary is not None:
-            query, key = self.config.rotary(query, context), self.config.rotary(key, context)
         if self.config.trained_length is not None:
             query = query * self._log_scaling(context, query.dtype)
-        if cache is not None:
-            key, value = cache.append(context, key, value)
-        y = self._attend(query, key, value, context)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))
+        return query, key, value
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
+    def join(self, heads: Tensor) -> Tensor:
+        """What the heads found, put together: (batch, time, hidden_size)."""
+        batch, _, time, _ = heads.shape
+        return self.o_proj(heads.transpose(1, 2).reshape(batch, time, -1))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         """Softmax and mixture: (batch, heads, time, head_dim). By columns where none is padded."""
         config = self.config
         by_column = not (context.padded or config.alibi)

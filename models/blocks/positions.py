@@ -92,7 +92,11 @@ def yarn(
     mscale: float | None = None,
     mscale_all_dim: float | None = None,
 ) -> Scaled:
-    """Interpolation where a pair turns less than once in the original length, none where often."""
+    """Interpolation where a pair turns less than once in the original length, none where often.
+
+    Between the two the ramp is over pairs, as in the authors' and everybody's code; the paper's
+    equation 18 has it over turns.
+    """
 
     def pair_that_turns(times: float) -> float:
         turns = original_max_position_embeddings / (times * 2 * math.pi)
@@ -214,15 +218,24 @@ class Rotary:
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         """x: queries or keys of the step, (batch, heads, time, head_dim). Returns its shape."""
-        cos, sin = context.once((self._name, x.dtype), lambda: self._of_step(context, x.dtype))
+        name = (self._name, x.dtype)
+        tables = context.once(name, lambda: self._as_tensors(context.query, x.dtype, context))
+        return self._turned(x, *tables)
+
+    def at(self, positions: np.ndarray, x: Tensor, context: Context) -> Tensor:
+        """The same at other positions than the step's own: (1 or batch, time)."""
+        return self._turned(x, *self._as_tensors(positions, x.dtype, context))
+
+    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.dim < x.shape[-1]:
             turned, rest = x.split([self.dim, x.shape[-1] - self.dim], -1)
             return cat([_turn(turned, cos, sin, self.interleaved), rest], -1)
         return _turn(x, cos, sin, self.interleaved)
 
-    def _of_step(self, context: Context, dtype: np.dtype) -> tuple[Tensor, Tensor]:
-        at = np.maximum(context.query, 0).ravel()
-        tables = self.tables(at, context.planned)
+    def _as_tensors(
+        self, positions: np.ndarray, dtype: np.dtype, context: Context
+    ) -> tuple[Tensor, Tensor]:
+        tables = self.tables(np.maximum(positions, 0).ravel(), context.planned)
         return tuple(Tensor(t.astype(dtype)).to(context.device) for t in tables)  # type: ignore
 
 

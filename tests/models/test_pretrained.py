@@ -34,6 +34,9 @@ CONFIGS = {
     "mistral": MistralConfig(**TINY, sliding_window=4),
     "qwen2": Qwen2Config(**TINY, rope_scaling=YARN),
     "qwen2, windows": Qwen2Config(**TINY, sliding_window=4, max_window_layers=1),
+    "qwen2, chunks": Qwen2Config(
+        **TINY, dual_chunk_attention_config={"chunk_size": 8, "local_size": 3}
+    ),
     "qwen": QwenConfig(**{**TINY, "num_key_value_heads": 4}, head_dim=4, trained_length=8),
     "qwen, plain": QwenConfig(
         **{**TINY, "num_key_value_heads": 4}, use_dynamic_ntk=False, use_logn_attn=False
@@ -310,6 +313,8 @@ PUBLISHED = {
     "qwen2.5-14b": 14_770_033_664,
     "qwen2.5-32b": 32_763_876_352,
     "qwen2.5-72b": 72_706_203_648,
+    "qwen2.5-7b-1m": 7_615_616_512,
+    "qwen2.5-14b-1m": 14_770_033_664,
 }
 """The number of weights in the files that were published."""
 
