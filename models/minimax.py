@@ -30,8 +30,9 @@ STATE = (".slope_rate", ".query_decay", ".key_decay", ".diagonal_decay")
 """What their files hold although it follows from the configuration."""
 
 
-def every_eighth(layers: int, step: int = 8) -> tuple[str, ...]:
-    """The kinds of layers: softmax attention in every eighth."""
+def every_eighth(layers: int) -> tuple[str, ...]:
+    """The kinds of layers: softmax attention in every eighth, or in the last of fewer."""
+    step = min(8, layers)
     return tuple(FULL if (i + 1) % step == 0 else LINEAR for i in range(layers))
 
 
@@ -39,7 +40,7 @@ def every_eighth(layers: int, step: int = 8) -> tuple[str, ...]:
 class MiniMaxConfig(MixtralConfig):
     """layer_types: the attention of each layer, "linear_attention" or "full_attention".
 
-    block_size: of lightning attention; a matter of speed alone. The factors are those of a layer's
+    Without them `every_eighth`. block_size: of lightning attention; a matter of speed alone. The factors are those of a layer's
     input (alpha) and of what it computes from it (beta). rotary_dim: how many features of a head
     are turned; None: all.
     """
@@ -60,7 +61,6 @@ class MiniMaxConfig(MixtralConfig):
         "toy": {
             **LlamaConfig.presets["toy"],
             "intermediate_size": 176,
-            "layer_types": every_eighth(4, step=4),
             "block_size": 32,
             "router_aux_loss_coef": 0.01,
         },
@@ -78,7 +78,6 @@ class MiniMaxConfig(MixtralConfig):
             "rope_theta": 1e7,
             "rotary_dim": 64,
             "rms_norm_eps": 1e-5,
-            "layer_types": every_eighth(80),
             "full_attn_alpha_factor": 160**0.25,
             "linear_attn_alpha_factor": 160**0.25,
             "mlp_alpha_factor": 160**0.25,
@@ -87,6 +86,8 @@ class MiniMaxConfig(MixtralConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.layer_types:
+            object.__setattr__(self, "layer_types", every_eighth(self.num_hidden_layers))
         known = set(self.layer_types) <= {LINEAR, FULL}
         if not known or len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(
@@ -121,7 +122,9 @@ class MiniMaxConfig(MixtralConfig):
     @classmethod
     def settings(cls, content: Mapping[str, Any]) -> dict[str, Any]:
         known = super().settings(content)
-        return {**known, "layer_types": tuple(known.get("layer_types", ()))}
+        if not known.get("layer_types"):
+            raise ConfigError("expected layer_types, the attention of each layer; got none")
+        return {**known, "layer_types": tuple(known["layer_types"])}
 
     def to_hugging_face(self) -> dict[str, Any]:
         return {**super().to_hugging_face(), "layer_types": list(self.layer_types)}

@@ -28,6 +28,7 @@ from minitorch.backend import DEFAULT_FLOAT
 from minitorch.data import BatchLoader, sequential_batches
 from minitorch.errors import CheckpointError, MinitorchError
 from models import checkpoints
+from models.blocks.routing import update_biases
 from models.config import TrainConfig
 from models.corpus import Corpus
 from models.display import Display
@@ -99,6 +100,7 @@ class Run:
             )
         if scale is not None:
             self.optimizer.step(scale)
+        update_biases(self.model)
         self.scheduler.step()
         if self.ema is not None:
             self.ema.update()

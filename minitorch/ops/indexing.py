@@ -512,7 +512,8 @@ def one_hot(index: Tensor, num_classes: int = -1) -> Tensor:
     count = int(index.data.max()) + 1 if num_classes == -1 else num_classes
     if index.numel() and not 0 <= index.data.min() <= index.data.max() < count:
         raise ShapeError(f"one_hot: expected indices in [0, {count}); got {index.data.max()}")
-    return Tensor((index.data[..., None] == np.arange(count)).astype(np.int64))
+    classes = backend.to_device(np.arange(count), backend.device_of(index.data))
+    return Tensor((index.data[..., None] == classes).astype(np.int64))
 
 
 @method
