@@ -178,6 +178,11 @@ class GraphedStep:
                 kept.data[...] = array
 
 
+def synchronize() -> None:
+    """Wait until the device "cuda" has done all that was queued."""
+    load_cupy().cuda.Device().synchronize()
+
+
 def is_available() -> bool:
     """Whether tensors can be on the device "cuda" here."""
     try:

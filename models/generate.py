@@ -15,6 +15,7 @@ import numpy as np
 
 import minitorch as mt
 from minitorch.errors import ConfigError, DataError
+from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tokenizers import Tokenizer
 from models.decoder import Decoder
@@ -50,14 +51,36 @@ def generate(
         held += len(fresh)
         with mt.no_grad():
             logits, _ = model(mt.from_numpy(np.array([fresh])).to(device), cache=cache)
-        last = logits[:, -1, :vocab_size].numpy()
-        ids, log_probs = sampler(last, [prompt], [tokens[len(prompt) :]], generator=generator)
+        rows = logits[:, -1, :vocab_size]
+        if device != "cpu" and sampler.is_plain:
+            ids, log_probs = _drawn_there(rows, sampler.temperature, generator)
+        else:
+            past = [prompt], [tokens[len(prompt) :]]
+            ids, log_probs = sampler(rows.numpy(), *past, generator=generator)
         token = int(ids[0])
         if token in stop_ids:
             return
         tokens.append(token)
         fresh = [token]
         yield token, float(log_probs[0])
+
+
+def _drawn_there(
+    logits: mt.Tensor, temperature: float, generator: Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and their log-probabilities, drawn where the logits are: nothing else is fetched."""
+    with mt.no_grad():
+        ids = F.categorical(logits, temperature, generator=generator)
+        if temperature == 0:
+            return ids.numpy(), np.zeros(len(ids))
+        log_probs = (logits.float() / temperature).log_softmax(-1).gather(-1, ids[:, None])
+    drawn = ids.numpy()
+    if (drawn < 0).any():
+        raise ConfigError(
+            "generate: no token can be drawn: the logits hold a NaN or are not finite; are the "
+            "model's weights finite?"
+        )
+    return drawn, log_probs[:, 0].numpy()
 
 
 def generate_batch(

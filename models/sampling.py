@@ -130,6 +130,11 @@ class Sampler:
             if not valid:
                 raise ConfigError(f"{name}: expected {expected}; got {getattr(self, name)}")
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the temperature is asked for."""
+        return self == Sampler(temperature=self.temperature)
+
     def probabilities(
         self,
         logits: np.ndarray,

@@ -27,7 +27,7 @@ SHAPES = (
 """batch, heads, time, head_dim, causal."""
 
 
-def cases(peers: Sequence[str], seed: int) -> Iterator[Case]:
+def cases(peers: Sequence[str], seed: int, device: str = "cpu") -> Iterator[Case]:
     """Two cases for each shape and dtype. peers: torch."""
     for dtype in ("float32", "bfloat16"):
         for shape in SHAPES:
@@ -35,7 +35,7 @@ def cases(peers: Sequence[str], seed: int) -> Iterator[Case]:
             flops = 4 * batch * heads * time * time * dim / (2 if causal else 1)
             name = f"{batch}x{heads}x{time}x{dim}{' causal' if causal else ''} {dtype}"
             for backward in (False, True):
-                build = partial(_build, peers, shape, dtype, backward, seed)
+                build = partial(_build, peers, shape, dtype, backward, seed, device)
                 suffix = " forward + backward" if backward else " forward"
                 yield Case(name + suffix, build, flops * (3.5 if backward else 1))
 
@@ -46,6 +46,7 @@ def _build(
     dtype: str,
     backward: bool,
     seed: int,
+    device: str,
 ) -> dict[str, Callable[[], Any]]:
     *sizes, causal = shape
     arrays = np.random.default_rng(seed).standard_normal((4, *sizes), np.float32)
@@ -63,10 +64,12 @@ def _build(
 
         return run
 
-    runs: dict[str, Callable[[], Any]] = {OURS: step(F, lambda x: mt.from_numpy(x).to(dtype))}
+    runs: dict[str, Callable[[], Any]] = {
+        OURS: step(F, lambda x: mt.from_numpy(x).to(dtype=dtype, device=device))
+    }
     if "torch" in peers:
         import torch
 
         kind = getattr(torch, dtype)
-        runs["torch"] = step(torch.nn.functional, lambda x: torch.from_numpy(x).to(kind))
+        runs["torch"] = step(torch.nn.functional, lambda x: torch.from_numpy(x).to(device, kind))
     return runs

@@ -14,20 +14,20 @@ SHAPES = ((768, 128), (4096, 384), (256, 768), (256, 3072))
 VOCABULARIES = ((768, 65), (256, 50257))
 
 
-def cases(peers: Sequence[str], seed: int) -> Iterator[Case]:
+def cases(peers: Sequence[str], seed: int, device: str = "cpu") -> Iterator[Case]:
     """One case for each function and shape. peers: torch."""
     for name in ("softmax", "layer_norm", "rms_norm", "gelu", "silu"):
         for shape in SHAPES:
             # x, the result and two gradients are read or written once at least.
-            build = partial(_build, peers, name, shape, seed)
+            build = partial(_build, peers, name, shape, seed, device)
             yield Case(f"{name} {shape[0]}x{shape[1]}", build, bytes=5 * 4 * shape[0] * shape[1])
     for shape in VOCABULARIES:
-        build = partial(_build, peers, "cross_entropy", shape, seed)
+        build = partial(_build, peers, "cross_entropy", shape, seed, device)
         yield Case(f"cross_entropy {shape[0]}x{shape[1]}", build, bytes=3 * 4 * shape[0] * shape[1])
 
 
 def _build(
-    peers: Sequence[str], name: str, shape: tuple[int, int], seed: int
+    peers: Sequence[str], name: str, shape: tuple[int, int], seed: int, device: str
 ) -> dict[str, Callable[[], Any]]:
     generator = np.random.default_rng(seed)
     x, grad = generator.standard_normal((2, *shape), np.float32)
@@ -55,9 +55,9 @@ def _build(
 
         return run
 
-    runs: dict[str, Callable[[], Any]] = {OURS: step(F, mt.from_numpy)}
+    runs: dict[str, Callable[[], Any]] = {OURS: step(F, lambda x: mt.from_numpy(x).to(device))}
     if "torch" in peers:
         import torch
 
-        runs["torch"] = step(torch.nn.functional, torch.from_numpy)
+        runs["torch"] = step(torch.nn.functional, lambda x: torch.from_numpy(x).to(device))
     return runs

@@ -35,32 +35,45 @@ def flops(config: GPT2Config, batch: int, time: int) -> float:
 
 
 class Step:
-    """One training step at a call."""
+    """One training step at a call; on a GPU a CUDA graph of it."""
 
-    def __init__(self, config: GPT2Config, ids: np.ndarray, targets: np.ndarray, precision: str):
+    def __init__(
+        self,
+        config: GPT2Config,
+        ids: np.ndarray,
+        targets: np.ndarray,
+        precision: str,
+        device: str = "cpu",
+    ):
         mt.manual_seed(0)
-        self.model = GPT2(config)
-        self.ids, self.targets = mt.from_numpy(ids), mt.from_numpy(targets)
+        self.model = GPT2(config).to(device)
+        self.ids, self.targets = (mt.from_numpy(x).to(device) for x in (ids, targets))
+        self.update = mt.cuda.GraphedStep(self._update) if device == "cuda" else self._update
         self.optimizer = optim.AdamW(self.model.parameters(), 1e-4, weight_decay=0.1)
         self.precision = precision
 
     def __call__(self) -> float:
+        return self.update(self.ids, self.targets).item()
+
+    def _update(self, ids: mt.Tensor, targets: mt.Tensor) -> mt.Tensor:
         self.optimizer.zero_grad()
         with mt.autocast("bfloat16") if self.precision == "bfloat16" else nullcontext():
-            loss = self.model.loss(self.ids, self.targets)
+            loss = self.model.loss(ids, targets)
         loss.backward()
         _, scale = optim.clip_grad_scale(self.model.parameters(), 1.0)
         self.optimizer.step(scale)
-        return loss.item()
+        return loss.detach()
 
 
-def cases(peers: Sequence[str], seed: int) -> Iterator[Case]:
+def cases(peers: Sequence[str], seed: int, device: str = "cpu") -> Iterator[Case]:
     """One case for each size and precision. peers: those of torch (also compiled) and jax."""
     for size, (config, _, _) in SIZES.items():
         ids, targets = tokens(size, seed)
         for precision in PRECISIONS:
             names = libraries(peers, precision)
-            build = partial(_build_all, names, config, ids, targets, precision)
+            if device != "cpu":
+                names = [name for name in names if name != "jax"]  # its device is its own choice
+            build = partial(_build_all, names, config, ids, targets, precision, device)
             yield Case(f"{size} {precision}", build, flops(config, *ids.shape))
 
 
@@ -81,12 +94,17 @@ def libraries(peers: Sequence[str], precision: str) -> list[str]:
 
 
 def build(
-    library: str, config: GPT2Config, ids: np.ndarray, targets: np.ndarray, precision: str
+    library: str,
+    config: GPT2Config,
+    ids: np.ndarray,
+    targets: np.ndarray,
+    precision: str,
+    device: str = "cpu",
 ) -> Callable[[], Any]:
     """A call that does one step with this library; its first one compiles, where it does."""
     match library:
         case "minitorch":
-            return Step(config, ids, targets, precision)
+            return Step(config, ids, targets, precision, device)
         case "jax":
             from models.bench import jax_gpt
 
@@ -95,7 +113,7 @@ def build(
             from models.bench import torch_gpt
 
             compiled = library == "torch.compile"
-            return torch_gpt.Step(config, ids, targets, precision, compiled=compiled)
+            return torch_gpt.Step(config, ids, targets, precision, compiled, device)
 
 
 def _build_all(names: Sequence[str], *arguments: Any) -> dict[str, Callable[[], Any]]:

@@ -92,34 +92,41 @@ class Result:
         }
 
 
-def measure(case: Case, rounds: int) -> Result:
-    """Run all libraries of a case in turns; once, where they are not timed."""
+def measure(case: Case, rounds: int, wait: Callable[[], None] = lambda: None) -> Result:
+    """Run all libraries of a case in turns; once, where they are not timed.
+
+    wait: returns when all that was called is done, which on a GPU is later than the calls return.
+    """
     runs = case.build()
     if case.unit != "s":
         return Result(case, {library: [run()] for library, run in runs.items()})
-    repeats = {library: _warm_up(run) for library, run in runs.items()}
+    repeats = {library: _warm_up(run, wait) for library, run in runs.items()}
     result = Result(case, {library: [] for library in runs})
     for _ in range(rounds):
         for library, run in runs.items():
             count = repeats[library]
             time.sleep(REST)
             run()
+            wait()
             begun = time.perf_counter()
             for _ in range(count):
                 run()
+            wait()
             result.costs[library].append((time.perf_counter() - begun) / count)
     return result
 
 
-def _warm_up(run: Callable[[], Any]) -> int:
+def _warm_up(run: Callable[[], Any], wait: Callable[[], None]) -> int:
     """How many calls fill a slice, found by running some."""
     time.sleep(REST)
     run()
+    wait()
     count = 1
     while True:
         begun = time.perf_counter()
         for _ in range(count):
             run()
+        wait()
         seconds = time.perf_counter() - begun
         if seconds >= SLICE:
             return max(1, round(count * SLICE / seconds))

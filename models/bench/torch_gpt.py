@@ -52,7 +52,7 @@ class GPT(nn.Module):
     def forward(self, ids: torch.Tensor, past: Any = None) -> tuple[torch.Tensor, Any]:
         """Logits, and the keys and values of every layer."""
         start = 0 if past is None else past[0][0].shape[2]
-        x = self.wte(ids) + self.wpe(torch.arange(start, start + ids.shape[1]))
+        x = self.wte(ids) + self.wpe(torch.arange(start, start + ids.shape[1], device=ids.device))
         present = []
         for i, block in enumerate(self.blocks):
             x, keys_values = block(x, None if past is None else past[i])
@@ -66,10 +66,18 @@ class Step:
     precision: "float32", or "bfloat16" for torch.autocast. compiled: torch.compile the loss.
     """
 
-    def __init__(self, config: GPT2Config, ids, targets, precision: str, compiled: bool):
+    def __init__(
+        self,
+        config: GPT2Config,
+        ids,
+        targets,
+        precision: str,
+        compiled: bool,
+        device: str = "cpu",
+    ):
         torch.manual_seed(0)
-        self.model = GPT(config)
-        self.ids, self.targets = torch.from_numpy(ids), torch.from_numpy(targets)
+        self.model, self.device = GPT(config).to(device), device
+        self.ids, self.targets = (torch.from_numpy(x).to(device) for x in (ids, targets))
         self.autocast = precision == "bfloat16"
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-4, weight_decay=0.1, fused=True
@@ -77,7 +85,7 @@ class Step:
         self.loss = torch.compile(self._loss) if compiled else self._loss
 
     def _loss(self) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
             logits, _ = self.model(self.ids)
             return F.cross_entropy(logits.flatten(0, 1), self.targets.flatten())
 

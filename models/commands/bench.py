@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 import minitorch as mt
+from minitorch.backend import DEVICES
 from minitorch.errors import ConfigError
 from minitorch.io import write_json
 from models.bench.peaks import Peaks, measure_peaks
@@ -21,12 +22,17 @@ from models.machine import note_missing_kernels
 
 SUITES = ("matmul", "attention", "norms", "ops", "step", "decode", "memory")
 PEERS = ("numpy", "torch", "jax")
+ON_THE_GPU = ("attention", "norms", "step")
+"""Suites that can be timed on a GPU."""
 
 
 @click.command(epilog="Example: minitorch bench step --peers torch --only nano --json step.json")
 @click.argument("suites", nargs=-1, type=click.Choice(SUITES))
 @click.option("--peers", default=None, help=f"Which of {','.join(PEERS)}; all that are installed.")
 @click.option("--only", default="", help="Only cases whose name contains this.")
+@click.option(
+    "--device", default="cpu", show_default=True, type=click.Choice(DEVICES), help="Of all sides."
+)
 @click.option("--rounds", default=11, show_default=True, type=click.IntRange(1))
 @click.option("--threads", type=click.IntRange(1), help="For every library; all cores otherwise.")
 @click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
@@ -36,6 +42,7 @@ def bench(
     suites: tuple[str, ...],
     peers: str | None,
     only: str,
+    device: str,
     rounds: int,
     threads: int | None,
     seed: int,
@@ -53,8 +60,9 @@ def bench(
     decode     one token of a GPT at a time
     memory     the peak memory of a process that trains a GPT
 
-    Without SUITES all of them. Figures are medians; a ratio above 1 means that minitorch is the
-    faster, or takes less memory. The machine's own limits are measured first.
+    Without SUITES all of them; with --device cuda attention, norms and step. Figures are medians; a
+    ratio above 1 means that minitorch is the faster, or takes less memory. The machine's own limits
+    are measured first.
     """
     console = Console(stderr=json_path is not None and str(json_path) == "-")
     names = _peers(peers)
@@ -62,13 +70,16 @@ def bench(
     if threads:
         _use_threads(threads, names)
     mt.manual_seed(seed)
-    peaks = measure_peaks()
-    _print_peaks(console, peaks)
+    suites, wait = _on_device(device, suites or (SUITES if device == "cpu" else ON_THE_GPU))
+    peaks = measure_peaks() if device == "cpu" else None
+    if device == "cpu":
+        _print_peaks(console, peaks)
     reports = []
-    for suite in suites or SUITES:
+    for suite in suites:
         cases: Callable[..., Iterator[Case]] = import_module(f"models.bench.{suite}").cases
-        chosen = [case for case in cases(names, seed) if only in case.name]
-        measured = (measure(case, rounds) for case in chosen)
+        place = () if device == "cpu" else (device,)
+        chosen = [case for case in cases(names, seed, *place) if only in case.name]
+        measured = (measure(case, rounds, wait) for case in chosen)
         results = show(console, f"\n{suite}", measured, peaks)
         if not results:
             raise ConfigError(f"bench {suite}: no case has {only!r} in its name")
@@ -84,6 +95,25 @@ def bench(
     elif json_path is not None:
         write_json(json_path, content)
         console.print(f"figures: {json_path}")
+
+
+def _on_device(device: str, suites: tuple[str, ...]) -> tuple[tuple[str, ...], Callable[[], None]]:
+    """The suites, which the device must be able to time, and what waits for it."""
+    if device == "cpu":
+        return suites, lambda: None
+    if device == "simt":
+        raise ConfigError(
+            "--device simt: the emulator's time says nothing of a GPU's. Count what a kernel does "
+            "with `minitorch simt run --counts`, or take --device cuda"
+        )
+    for suite in suites:
+        if suite not in ON_THE_GPU:
+            raise ConfigError(
+                f"--device cuda: expected suites among {', '.join(ON_THE_GPU)}; got {suite}, which "
+                "measures main memory and the processor. Leave out --device"
+            )
+    mt.cuda.synchronize()  # raises DeviceError where there is none
+    return suites, mt.cuda.synchronize
 
 
 def _peers(asked: str | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import minitorch as mt
 from minitorch import optim
 from minitorch.backend import device_of
 from minitorch.errors import DeviceError
+from minitorch.nn import functional as F
 from minitorch.recomputation import checkpoint
 from models.generate import generate
 from models.gpt2 import GPT2, GPT2Config
@@ -92,20 +93,29 @@ def test_vmap_says_that_it_stays_in_main_memory(device):
         mt.vmap(lambda x: x * 2)(mt.ones(3, 2).to(device))
 
 
-def test_generation(device):
-    drawn = [
-        list(
-            generate(
-                model_on(where),
-                [1, 2, 3],
-                max_tokens=9,
-                sampler=Sampler(),
-                generator=mt.Generator(1),
-            )
-        )
-        for where in ("cpu", device)
-    ]
+def generated(where, sampler):
+    model, generator = model_on(where), mt.Generator(1)
+    return list(generate(model, [1, 2, 3], max_tokens=9, sampler=sampler, generator=generator))
+
+
+@pytest.mark.parametrize("sampler", [Sampler(top_k=30), Sampler(temperature=0)], ids=["k", "best"])
+def test_generation(device, sampler):
+    drawn = [generated(where, sampler) for where in ("cpu", device)]
     assert [token for token, _ in drawn[0]] == [token for token, _ in drawn[1]]
+    np.testing.assert_allclose(*[[log_prob for _, log_prob in row] for row in drawn], atol=1e-5)
+
+
+def test_generation_draws_on_the_device(device):
+    found, generator, cpu = generated(device, Sampler(temperature=2.0)), mt.Generator(1), []
+    model, tokens = model_on("cpu").eval(), [1, 2, 3]
+    for token, _ in found:
+        with mt.no_grad():
+            fitting = tokens if len(tokens) <= 8 else tokens[-4 - (len(tokens) - 9) % 5 :]
+            row = model(mt.tensor([fitting]))[0][0, -1]
+        assert F.categorical(row, 2.0, generator=generator).item() == token
+        cpu.append((row / 2.0).log_softmax(-1)[token].item())
+        tokens.append(token)
+    np.testing.assert_allclose([log_prob for _, log_prob in found], cpu, atol=1e-5)
 
 
 def test_a_tensor_shows_itself(device):

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from models.bench.step import SIZES
 from models.cli import main
+from tests.cuda import cupy_of_numpy
 
 
 def test_memory_of_a_step(tmp_path):
@@ -17,3 +19,25 @@ def test_memory_of_a_step(tmp_path):
     assert result["case"] == "nano float32"
     weights = 4 * SIZES["nano"][0].num_parameters()  # each with a gradient and two moments
     assert 4 * weights < result["bytes"]["minitorch"] < 40 * weights
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["memory", "--device", "cuda"], "among attention, norms, step; got memory"),
+        (["--device", "simt"], "the emulator's time says nothing of a GPU's"),
+    ],
+)
+def test_devices_that_cannot_be_timed(arguments, message):
+    done = CliRunner().invoke(main, ["bench", *arguments])
+    assert done.exit_code == 1
+    assert message in done.output
+
+
+def test_a_suite_on_the_device(tmp_path):
+    pytest.importorskip("minitorch._simt", reason="no C++20 compiler at installation")
+    arguments = ["norms", "--device", "cuda", "--peers", "", "--only", "silu 768x128"]
+    with cupy_of_numpy.installed():
+        done = CliRunner().invoke(main, ["bench", *arguments, "--rounds", "1"])
+    assert done.exit_code == 0, done.output
+    assert "silu 768x128" in done.output
