@@ -330,3 +330,198 @@ def test_policy_losses_are_those_of_trl(name):
         loss,
         rand(B, T),
     )
+
+
+PAIRS = 6
+
+
+def sequence_log_probs():
+    """Of the policy, chosen and rejected, and of the reference; below 0, as they are."""
+    return [-np.abs(rand(PAIRS, seed=i)) - 0.1 for i in range(4)]
+
+
+def log_sigmoid(x):
+    return torch.nn.functional.logsigmoid(x)
+
+
+PREFERENCES = {
+    "dpo": (lambda *x: rl.dpo_loss(*x, beta=0.3), lambda h: -log_sigmoid(0.3 * h)),
+    "cdpo": (
+        lambda *x: rl.dpo_loss(*x, beta=0.3, label_smoothing=0.1),
+        lambda h: -0.9 * log_sigmoid(0.3 * h) - 0.1 * log_sigmoid(-0.3 * h),
+    ),
+    "ipo": (lambda *x: rl.ipo_loss(*x, beta=0.3), lambda h: (h - 1 / 0.6) ** 2),
+    "hinge": (lambda *x: rl.hinge_loss(*x, beta=2.0), lambda h: torch.relu(1 - 2 * h)),
+}
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_preferences_with_a_reference(name):
+    mine, his = PREFERENCES[name]
+    w, l, ref_w, ref_l = sequence_log_probs()
+    compare(
+        lambda w, l: mine(w, l, ours(ref_w), ours(ref_l)),
+        lambda w, l: his((w - l) - theirs(ref_w - ref_l)).mean(),
+        w,
+        l,
+    )
+
+
+def log_odds(log_p):
+    return torch.logit(log_p.exp())
+
+
+def test_preferences_without_a_reference():
+    w, l, *_ = sequence_log_probs()
+    compare(
+        lambda w, l: rl.orpo_loss(w, l, weight=0.3),
+        lambda w, l: (-w - 0.3 * log_sigmoid(log_odds(w) - log_odds(l))).mean(),
+        w,
+        l,
+    )
+    compare(
+        lambda w, l: rl.simpo_loss(w, l, beta=2.5, margin=1.5),
+        lambda w, l: -log_sigmoid(2.5 * (w - l) - 1.5).mean(),
+        w,
+        l,
+    )
+
+
+def test_kto():
+    log_p, reference, wrong, wrong_reference = sequence_log_probs()
+    desirable = np.arange(PAIRS) % 3 > 0
+    z = theirs(wrong - wrong_reference).mean().clamp(min=0)
+
+    def expected(log_p):
+        ratio = log_p - theirs(reference)
+        good = 1.3 * (1 - torch.sigmoid(0.3 * (ratio - z)))
+        bad = 1 - torch.sigmoid(0.3 * (z - ratio))
+        return torch.where(theirs(desirable), good, bad).mean()
+
+    divergence = rl.kto_divergence(ours(wrong), ours(wrong_reference))
+    compare(
+        lambda log_p: rl.kto_loss(
+            log_p,
+            ours(reference),
+            ours(desirable),
+            divergence=divergence,
+            beta=0.3,
+            desirable_weight=1.3,
+        ),
+        expected,
+        log_p,
+    )
+
+
+def test_reward_models():
+    margin = np.abs(rand(PAIRS, seed=9))
+    compare(
+        lambda w, l: rl.reward_model_loss(w, l, margin=ours(margin), centring=0.01),
+        lambda w, l: -log_sigmoid(w - l - theirs(margin)).mean() + 0.01 * ((w + l) ** 2).mean(),
+        rand(PAIRS),
+        rand(PAIRS, seed=1),
+    )
+    labels = np.random.default_rng(0).random((B, T))
+    compare(
+        lambda x: rl.process_reward_loss(x, ours(labels), ours(MASK)),
+        lambda x: torch.nn.functional.binary_cross_entropy_with_logits(
+            x[theirs(MASK)], theirs(labels)[theirs(MASK)]
+        ),
+        rand(B, T),
+    )
+
+
+@with_trl
+def test_preferences_are_those_of_trl():
+    from unittest.mock import MagicMock
+
+    from trl.experimental.cpo import CPOTrainer
+
+    trainer = MagicMock(
+        alpha=0.0, loss_type="simpo", simpo_gamma=1.5, beta=2.5, label_smoothing=0.0
+    )
+    trainer.accelerator.device = "cpu"
+    w, l, *_ = sequence_log_probs()
+    compare(
+        lambda w, l: rl.simpo_loss(w, l, beta=2.5, margin=1.5),
+        lambda w, l: CPOTrainer.cpo_loss(trainer, w, l)[0].mean(),
+        w,
+        l,
+    )
+
+
+def kl(log_p, log_q):
+    return torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def distributions(student, teacher, temperature=1.0):
+    """(log q of the student, log p of the teacher, a constant)"""
+    return (student / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
+
+
+DIVERGENCES = {
+    "forward": (rl.forward_kl, lambda q, p: kl(p, q)),
+    "reverse": (rl.reverse_kl, lambda q, p: kl(q, p)),
+    "jsd": (
+        rl.generalised_jsd(0.3),
+        lambda q, p: (
+            0.3 * kl(p, (0.3 * p.exp() + 0.7 * q.exp()).log())
+            + 0.7 * kl(q, (0.3 * p.exp() + 0.7 * q.exp()).log())
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_distillation(name):
+    mine, his = DIVERGENCES[name]
+    teacher = rand(B, T, V, seed=1)
+    compare(
+        lambda z: rl.distillation_loss(
+            z, ours(teacher), ours(MASK), temperature=1.7, divergence=mine
+        ),
+        lambda z: 1.7**2 * token_mean(his(*distributions(z, theirs(teacher), 1.7))),
+        rand(B, T, V),
+    )
+
+
+@pytest.mark.parametrize("k", [1, 3, V])
+def test_distillation_from_the_top(k):
+    teacher = rand(B, T, V, seed=1)
+
+    def expected(z):
+        log_q, log_p = distributions(z, theirs(teacher))
+        top, tokens = log_p.topk(k)
+        p, q = top.exp(), log_q.gather(-1, tokens).exp()
+        if k < V:
+            p, q = (torch.cat([x, 1 - x.sum(-1, keepdim=True)], -1) for x in (p, q))
+        return (p * (p / q).log()).sum(-1)
+
+    compare(
+        lambda z: rl.top_k_forward_kl(z, rl.top_k_targets(ours(teacher), k)),
+        expected,
+        rand(B, T, V),
+    )
+
+
+@with_trl
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_distillation_is_that_of_trl(beta):
+    from trl.experimental.gkd import GKDTrainer
+
+    ends = {0.0: rl.forward_kl, 1.0: rl.reverse_kl}
+    divergence = ends[beta] if beta in ends else rl.generalised_jsd(beta)
+    teacher = rand(B, T, V, seed=1)
+    labels = theirs(np.where(MASK, 1, -100))
+    compare(
+        lambda z: rl.distillation_loss(
+            z, ours(teacher), ours(MASK), temperature=1.7, divergence=divergence
+        ),
+        lambda z: (
+            1.7**2
+            * GKDTrainer.generalized_jsd_loss(
+                z, theirs(teacher), labels=labels, beta=beta, temperature=1.7
+            )
+        ),
+        rand(B, T, V),
+    )
