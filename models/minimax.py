@@ -40,9 +40,9 @@ def every_eighth(layers: int) -> tuple[str, ...]:
 class MiniMaxConfig(MixtralConfig):
     """layer_types: the attention of each layer, "linear_attention" or "full_attention".
 
-    Without them `every_eighth`. block_size: of lightning attention; a matter of speed alone. The factors are those of a layer's
-    input (alpha) and of what it computes from it (beta). rotary_dim: how many features of a head
-    are turned; None: all.
+    Without them `every_eighth`. block_size: of lightning attention; a matter of speed alone. The
+    factors are those of a layer's input (alpha) and of what it computes from it (beta). rotary_dim:
+    how many features of a head are turned; None: all.
     """
 
     layer_types: tuple[str, ...] = ()

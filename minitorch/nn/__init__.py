@@ -6,7 +6,7 @@ from minitorch.nn.attention import CausalSelfAttention, KVCache
 from minitorch.nn.containers import ModuleDict, ModuleList, Sequential
 from minitorch.nn.convolution import Conv1d, Conv2d
 from minitorch.nn.dropout import Dropout
-from minitorch.nn.embedding import Embedding
+from minitorch.nn.embedding import Embedding, RowEmbedding, RowGradient
 from minitorch.nn.linear import Linear
 from minitorch.nn.loss import CrossEntropyLoss, MSELoss
 from minitorch.nn.module import Module, Parameter
@@ -33,6 +33,8 @@ __all__ = [
     "RMSNorm",
     "RNNCell",
     "ReLU",
+    "RowEmbedding",
+    "RowGradient",
     "Sequential",
     "SiLU",
     "Sigmoid",

@@ -1,7 +1,13 @@
-"""Embedding: a table of vectors, looked up by index."""
+"""Embedding: a table of vectors, looked up by index; and one whose gradient has few rows.
+
+A step of training looks up few rows of a large table, and the gradient of all others is 0.
+`Embedding` writes these zeros and an optimizer goes through them; in `RowEmbedding` what was looked
+up is what is differentiated, so that a step costs as much as it has rows, however large the table.
+"""
 
 import numpy as np
 
+from minitorch import modes
 from minitorch.backend import DEFAULT_FLOAT
 from minitorch.nn import functional as F
 from minitorch.nn import init
@@ -34,3 +40,51 @@ class Embedding(Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+class RowGradient(Tensor):
+    """The gradient of some rows of a table, the others being 0: (len(rows), features).
+
+    rows: which they are, int64, in ascending order, each once. Clipping scales it like any other;
+    `Optimizer.step` then reads and writes these rows alone. In PyTorch: a sparse COO tensor.
+    """
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows: np.ndarray, data: np.ndarray):
+        super().__init__(data)
+        self.rows = rows
+
+
+class RowEmbedding(Embedding):
+    """An Embedding whose weight gets a `RowGradient`.
+
+    The rows that a call looks up become a leaf of the tape, and their gradient is handed on to
+    weight.grad at the end of the sweep; several calls add up. Only `backward` does so: `grad`, the
+    forward sweep and second derivatives see no weight. It must not be used in other operations.
+    In PyTorch: Embedding(sparse=True).
+    """
+
+    def forward(self, indices: Tensor) -> Tensor:
+        weight = self.weight
+        if not (modes.is_grad_enabled() and weight.requires_grad):
+            return super().forward(indices)
+        rows, places = np.unique(indices.data, return_inverse=True)
+        found = F.embedding(Tensor(rows), weight.detach())
+        found.requires_grad = True
+        found.register_hook(lambda grad: _add_rows(weight, rows, grad.data))
+        return F.embedding(Tensor(places.reshape(indices.shape)), found)
+
+
+def _add_rows(weight: Parameter, rows: np.ndarray, grad: np.ndarray) -> None:
+    """weight.grad += grad in these rows."""
+    held = weight.grad
+    if held is None:
+        weight.grad = RowGradient(rows, grad)
+        return
+    assert isinstance(held, RowGradient)
+    both, places = np.unique(np.concatenate([held.rows, rows]), return_inverse=True)
+    total = np.zeros_like(grad, shape=(len(both), *grad.shape[1:]))
+    total[places[: len(held.rows)]] += held.data
+    total[places[len(held.rows) :]] += grad
+    weight.grad = RowGradient(both, total)

@@ -41,6 +41,7 @@ class Adafactor(Optimizer):
     is taken to have. d is the largest root mean square that an update may have.
     """
 
+    by_number: ClassVar = False
     rules: ClassVar = {
         "lr": NON_NEGATIVE,
         "beta2_decay": Rule(lambda value: value <= 0, "a number of at most 0"),

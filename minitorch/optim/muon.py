@@ -104,6 +104,7 @@ class Muon(Optimizer):
         "adamw_eps": NON_NEGATIVE,
     }
     capturable: ClassVar = True
+    by_number: ClassVar = False
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from minitorch import capture
 from minitorch.backend import device_of, half_precision, to_device
 from minitorch.errors import CheckpointError, ConfigError, GraphError
 from minitorch.kernels.reference.optimizers import Scale, scaled
+from minitorch.nn.embedding import RowGradient
 from minitorch.ops.conversion import lowered_copy
 from minitorch.tensor import Tensor
 
@@ -90,6 +91,9 @@ class Optimizer:
     rules: ClassVar[dict[str, Rule]] = {}
     capturable: ClassVar[bool] = False
     """Whether step() can be part of a captured step (minitorch.cuda) on a GPU."""
+    by_number: ClassVar[bool] = True
+    """Whether each number is updated by itself, so that some rows of a table can be, too. Then the
+    rows that have no gradient stay as they are: no decay, no momentum, as in torch's SparseAdam."""
 
     def __init__(self, params: Iterable[Tensor] | Iterable[Group], **defaults: Any):
         self.defaults = defaults
@@ -208,19 +212,35 @@ class Optimizer:
                     state[name] = np.zeros_like(weight, dtype=dtype, shape=shape)
             state["step"] += 1
             grad = np.atleast_1d(param.grad.data).astype(dtype, copy=False)
-            kept = lowered_copy(param)
+            at: Any
+            if isinstance(param.grad, RowGradient):
+                at, own, kept = param.grad.rows, self._of_rows(state, param.grad.rows), None
+            else:
+                at, own, kept = ..., state, lowered_copy(param)
+            part = weight if at is ... else weight[at]
             copy = None if kept is None else np.atleast_1d(kept.array)
-            parts.append(Part(weight.astype(dtype, copy=False), grad, state, group, copy))
-            params.append((param, weight, kept))
+            parts.append(Part(part.astype(dtype, copy=False), grad, own, group, copy))
+            params.append((param, weight, at, state, kept))
         if capture.thread.current is not None:
             capture.thread.current.before_replay(lambda: _count(parts))
         self.update_all(parts, scale)
-        for (param, weight, kept), part in zip(params, parts, strict=True):
+        for (param, weight, at, state, kept), part in zip(params, parts, strict=True):
             if part.weight is not weight:
-                weight[...] = part.weight.astype(weight.dtype)
+                weight[at] = part.weight.astype(weight.dtype)
+            for name in state.keys() - {"step"} if part.state is not state else ():
+                state[name][at] = part.state[name]
             param.bump_version()
             if kept is not None:
                 kept.written(param)
+
+    def _of_rows(self, state: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+        """The state of some rows of a table, to be written back."""
+        if not self.by_number:
+            raise ConfigError(
+                f"{self._name}: expected a gradient of all rows; got that of a RowEmbedding, which "
+                "wants an optimizer that updates every number by itself, such as AdamW or SGD"
+            )
+        return {name: part if name == "step" else part[rows] for name, part in state.items()}
 
     def _enumerate(self) -> Iterable[tuple[int, Tensor, Group]]:
         index = 0

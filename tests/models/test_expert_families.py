@@ -175,6 +175,24 @@ def test_the_bias_of_deepseek_v3_is_kept_in_files_and_its_counts_are_not(tmp_pat
         assert not other.load.numpy().any()
 
 
+@pytest.mark.parametrize("family", [DeepseekV3Config, MiniMaxConfig])
+def test_on_a_device_it_computes_the_same(family):
+    pytest.importorskip("minitorch._simt", reason="the emulator was not built")
+    sizes = {"vocab_size": 17, "layers": 2, "heads": 2, "width": 8, "positions": 8}
+    model = family.sized(**sizes).build(np.dtype(np.float32), mt.Generator(0))
+    found = []
+    for device in ("cpu", "simt"):
+        model.to(device).zero_grad()
+        ids = mt.from_numpy(tokens((1, 5)) % 17).to(device)
+        loss = model.loss(ids, ids)
+        loss.backward()
+        gradients = [param.grad.to("cpu").numpy() for param in model.parameters()]
+        found.append([loss.item(), *gradients])
+    update_biases(model)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_the_memory_of_a_cache():
     """Latent attention keeps rank + rotated numbers for a token, lightning attention a state."""
     with mt.no_grad():
