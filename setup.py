@@ -53,6 +53,11 @@ OLDEST_CUDA = 12
 """The first with C++20 and sm_90a."""
 
 
+def architectures(source):
+    """What a kernel's file is compiled for; warpgroups have their products on Hopper alone."""
+    return ARCHITECTURES[1:] if source.stem.endswith("_wgmma") else [*ARCHITECTURES, FUTURE]
+
+
 class BuildError(Exception):
     """Why the extension cannot be built, in one line."""
 
@@ -180,8 +185,7 @@ def write_module(ninja, name, units, libraries=""):
 
 def write_cuda_module(ninja, compiler, nvcc, includes):
     """Kernels for two architectures and PTX for later ones; CUDA's runtime linked statically."""
-    codes = [word for code in [*ARCHITECTURES, FUTURE] for word in ("-gencode", code)]
-    flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-diag-suppress", "177", *codes]
+    flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-diag-suppress", "177"]
     host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", compiler[0]]
     ninja.rule(
         "nvcc",
@@ -194,7 +198,9 @@ def write_cuda_module(ninja, compiler, nvcc, includes):
     objects = []
     for source in [*sorted(CUDA.glob("*.cu")), CUDA / "module.cpp"]:
         out = f"_cuda/{source.stem}.o"
-        extra = ["-x", "cu", "-DMT_MODULE=_cuda", *system] if source.suffix == ".cpp" else []
+        extra = [word for code in architectures(source) for word in ("-gencode", code)]
+        if source.suffix == ".cpp":
+            extra += ["-x", "cu", "-DMT_MODULE=_cuda", *system]
         ninja.build(out, "nvcc", str(source), variables={"extra": shlex.join(extra)})
         objects.append(out)
     ninja.rule(

@@ -21,7 +21,12 @@ from minitorch.backend import (
 )
 from minitorch.explain import Explanation, explain
 from minitorch.gradcheck import gradcheck
-from minitorch.kernels import get_num_threads, set_num_threads
+from minitorch.kernels import (
+    get_float32_matmul_precision,
+    get_num_threads,
+    set_float32_matmul_precision,
+    set_num_threads,
+)
 from minitorch.modes import (
     autocast,
     detect_anomaly,

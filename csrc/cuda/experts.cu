@@ -206,11 +206,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     multiply_tile<kMicro>(p, Corner(n, kSide, kSide));
 }
 
-template <typename T>
-static Matrix<T> matrix_of(const Array& x) {
-    return {x.as<T>(), x.stride(-2), x.stride(-1)};
-}
-
 // x (rows, k), weight (groups, k, n), out (rows, n), at any strides; ends (groups), int64.
 DEVICE_KERNEL(grouped_mm) {
     const Array &x = arrays[0], &weight = arrays[1], &ends = arrays[2], &out = arrays[3];

@@ -17,37 +17,11 @@
 //
 // Source: Boehm, How to Optimize a CUDA Matmul Kernel for cuBLAS-like Performance, 2022.
 
+#include "batch.h"
 #include "ptx.h"
 #include "tiles.h"
 
 namespace minitorch {
-
-constexpr int kLeading = kMaxDims - 2;
-
-// Products of one shape. Leading dimensions are counted through; broadcast ones have stride 0.
-template <typename T, typename O>
-struct Batch {
-    Product<T, O> first;
-    int dims;
-    long begin;  // the number of the product that blockIdx.z = 0 makes
-    long shape[kLeading];
-    long a[kLeading], b[kLeading], out[kLeading], residual[kLeading], before[kLeading];
-
-    __device__ Product<T, O> of_this_block() const {
-        Product<T, O> p = first;
-        long number = begin + blockIdx.z;
-        for (int i = dims - 1; i >= 0; --i) {
-            const long index = number % shape[i];
-            number /= shape[i];
-            p.a.data += index * a[i];
-            p.b.data += index * b[i];
-            p.out.data += index * out[i];
-            if (p.residual.data) p.residual.data += index * residual[i];
-            if (p.before.data) p.before.data += index * before[i];
-        }
-        return p;
-    }
-};
 
 // 1. A thread for each number of out. Neighbouring threads take neighbouring rows, which is how one
 // writes it at first: at each step the 32 threads of a warp want 32 numbers of A that lie a row
@@ -212,26 +186,14 @@ __global__ void __launch_bounds__(kThreads) buffered(Batch<T, O> batch) {
 
 enum class Step { naive, coalesced, shared, registers, vectorised, buffered };
 
-// Squares of 128 x 128 read memory least; where they are fewer than a GPU has multiprocessors, or
-// their sums, in float64, would fill all registers, 64 x 64.
-template <typename T>
-static bool large_tiles(long m, long n, long count) {
-    return sizeof(Compute<T>) == 4 && count * ceil_div(m, 128) * ceil_div(n, 128) >= 128;
-}
-
 template <typename T, typename O>
-static void start(Step step, Batch<T, O> batch, long count, cudaStream_t stream) {
-    constexpr long most = 65535;  // blocks along z
-    const long m = batch.first.m, n = batch.first.n;
-    const bool large = large_tiles<T>(m, n, count);
-    const auto run = [&](auto kernel, int height, int width, dim3 threads) {
-        for (batch.begin = 0; batch.begin < count; batch.begin += most)
-            launch(kernel,
-                   dim3(ceil_div(m, height) * ceil_div(n, width), 1,
-                        unsigned(min(most, count - batch.begin))),
-                   threads, 0, stream, batch);
-    };
+static void start(Step step, const Batch<T, O>& batch, cudaStream_t stream) {
+    // In float64 the sums of a large tile would fill all registers.
     constexpr int most_micro = sizeof(Compute<T>) == 4 ? 8 : 4;
+    const bool large = most_micro == 8 && fills_large_tiles(batch);
+    const auto run = [&](auto kernel, int height, int width, dim3 threads) {
+        launch_tiles(kernel, batch, height, width, threads, 0, stream);
+    };
     if constexpr (std::is_same_v<T, O>) {
         switch (step) {
             case Step::naive:
@@ -254,52 +216,16 @@ static void start(Step step, Batch<T, O> batch, long count, cudaStream_t stream)
           : run(vectorised<T, O, 4>, 64, 64, kThreads);
 }
 
-template <typename T>
-static Matrix<T> matrix_of(const Array& x) {
-    return x ? Matrix<T>{x.as<T>(), x.stride(-2), x.stride(-1)} : Matrix<T>{};
-}
-
-template <typename T, typename O>
-static void products(const Array* arrays, const double* numbers, cudaStream_t stream) {
-    const Array &a = arrays[0], &b = arrays[1], &out = arrays[2], &bias = arrays[3],
-                &residual = arrays[4], &before = arrays[5];
-    Batch<T, O> batch{};
-    batch.first = {out.dim(-2),
-                   out.dim(-1),
-                   a.dim(-1),
-                   matrix_of<const T>(a),
-                   matrix_of<const T>(b),
-                   matrix_of<O>(out),
-                   Compute<T>(numbers[0]),
-                   numbers[1] != 0,
-                   Activation(int(numbers[2])),
-                   bias.as<const O>(),
-                   matrix_of<const O>(residual),
-                   matrix_of<O>(before)};
-    batch.dims = out.ndim - 2;
-    long count = 1;
-    for (int i = 0; i < batch.dims; ++i) {
-        count *= batch.shape[i] = out.shape[i];
-        batch.a[i] = a.strides[i];
-        batch.b[i] = b.strides[i];
-        batch.out[i] = out.strides[i];
-        batch.residual[i] = residual ? residual.strides[i] : 0;
-        batch.before[i] = before ? before.strides[i] : 0;
-    }
-    start(Step(int(numbers[3])), batch, count, stream);
-}
-
-// a (..., m, k), b (..., k, n), out (..., m, n) at any strides, not empty; bias (n,), contiguous,
-// or None; residual and before like out, or None; alpha, accumulate, the numbers of an Activation
-// and of a Step. Leading dimensions are equal: broadcast ones have stride 0. out, bias, residual
-// and before have one dtype: that of a and b or, where that is of 16 bits, float32.
+// As batch_of, and the number of a Step. out, bias, residual and before have one dtype: that of a
+// and b or, where that is of 16 bits, float32.
 DEVICE_KERNEL(matmul) {
+    const Step step = Step(int(numbers[3]));
     by_dtype(arrays[0], [&](auto kind) {
         using T = decltype(kind);
         if (arrays[2].dtype == arrays[0].dtype)
-            products<T, T>(arrays, numbers, stream);
+            start(step, batch_of<T, T>(arrays, numbers), stream);
         else if constexpr (sizeof(T) == 2)
-            products<T, float>(arrays, numbers, stream);
+            start(step, batch_of<T, float>(arrays, numbers), stream);
     });
 }
 

@@ -43,6 +43,11 @@ struct Matrix {
     }
 };
 
+template <typename T>
+Matrix<T> matrix_of(const Array& x) {
+    return x ? Matrix<T>{x.as<T>(), x.stride(-2), x.stride(-1)} : Matrix<T>{};
+}
+
 template <typename T, typename O>
 struct Product {
     using C = Compute<T>;
@@ -56,6 +61,10 @@ struct Product {
     Matrix<const O> residual;  // like out, or null
     Matrix<O> before;          // receives what f is applied to, or null
 
+    bool is_plain() const {
+        return !accumulate && activation == Activation::none && !bias && !residual.data &&
+               !before.data;
+    }
     // What is written where the product is `sum`.
     __device__ O finished(long row, long column, C sum) const {
         C x = alpha * sum;
@@ -68,6 +77,20 @@ struct Product {
     }
     __device__ void write(long row, long column, C sum) const {
         out(row, column) = finished(row, column, sum);
+    }
+    // n neighbours in a row, at once where out `has_vectors`.
+    template <int n>
+    __device__ void write_run(long row, long column, const C* sums, bool has_vectors) const {
+        if (has_vectors && column + n <= this->n) {
+            Vector<O, n> run;
+#pragma unroll
+            for (int i = 0; i < n; ++i) run[i] = finished(row, column + i, sums[i]);
+            run.store(&out(row, column));
+        } else {
+#pragma unroll
+            for (int i = 0; i < n; ++i)
+                if (column + i < this->n) write(row, column + i, sums[i]);
+        }
     }
 };
 

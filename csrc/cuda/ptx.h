@@ -125,7 +125,8 @@ __device__ inline void fence_proxy_async() {
     PTX(asm volatile("fence.proxy.async.shared::cta;" ::: "memory"), simt::proxy_fence());
 }
 
-// Boxes of tensors, by the tensor memory accelerator; column is the innermost coordinate. sm_90.
+// Boxes of tensors of two or three dimensions, by the tensor memory accelerator; column is the
+// innermost coordinate. sm_90.
 __device__ inline void tma_load(void* to, const CUtensorMap* map, uint64_t* barrier, int column,
                                 int row SITE) {
     PTX(asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
@@ -133,6 +134,15 @@ __device__ inline void tma_load(void* to, const CUtensorMap* map, uint64_t* barr
                      ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(column),
                      "r"(row) : "memory"),
         const int at[] = {column, row};
+        simt::tensor_load(to, *map, at, barrier, 1u << simt::cluster_rank(), site));
+}
+__device__ inline void tma_load(void* to, const CUtensorMap* map, uint64_t* barrier, int column,
+                                int row, int plane SITE) {
+    PTX(asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                     "[%0], [%1, {%3, %4, %5}], [%2];"
+                     ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(column),
+                     "r"(row), "r"(plane) : "memory"),
+        const int at[] = {column, row, plane};
         simt::tensor_load(to, *map, at, barrier, 1u << simt::cluster_rank(), site));
 }
 // ... into the same place of all blocks of the cluster in cta_mask.
@@ -145,11 +155,29 @@ __device__ inline void tma_load_multicast(void* to, const CUtensorMap* map, uint
         const int at[] = {column, row};
         simt::tensor_load(to, *map, at, barrier, cta_mask, site));
 }
+__device__ inline void tma_load_multicast(void* to, const CUtensorMap* map, uint64_t* barrier,
+                                          int column, int row, int plane, uint16_t cta_mask SITE) {
+    PTX(asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                     ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;"
+                     ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(column),
+                     "r"(row), "r"(plane), "h"(cta_mask) : "memory"),
+        const int at[] = {column, row, plane};
+        simt::tensor_load(to, *map, at, barrier, cta_mask, site));
+}
 __device__ inline void tma_store(const CUtensorMap* map, const void* from, int column,
                                  int row SITE) {
     PTX(asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];"
                      ::"l"(map), "r"(shared_address(from)), "r"(column), "r"(row) : "memory"),
         const int at[] = {column, row};
+        simt::tensor_store(*map, at, from, site));
+}
+__device__ inline void tma_store(const CUtensorMap* map, const void* from, int column, int row,
+                                 int plane SITE) {
+    PTX(asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], "
+                     "[%1];"
+                     ::"l"(map), "r"(shared_address(from)), "r"(column), "r"(row), "r"(plane)
+                     : "memory"),
+        const int at[] = {column, row, plane};
         simt::tensor_store(*map, at, from, site));
 }
 // 16-byte multiples, without a map.
@@ -173,6 +201,24 @@ template <int keep>
 __device__ inline void bulk_wait() {
     PTX(asm volatile("cp.async.bulk.wait_group %0;" ::"n"(keep) : "memory"),
         simt::wait_for_stores(keep));
+}
+
+// Only until shared memory has been read, and may be written again.
+template <int keep>
+__device__ inline void bulk_wait_read() {
+    PTX(asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(keep) : "memory"),
+        simt::wait_for_stores(keep));
+}
+
+// How many registers each thread of the warpgroup has from now on, a multiple of 8: fewer, for
+// others, or more, when others have given theirs. sm_90a.
+template <int count>
+__device__ inline void give_registers() {
+    PTX(asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count)), );
+}
+template <int count>
+__device__ inline void take_registers() {
+    PTX(asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count)), );
 }
 
 // Clusters. sm_90.
@@ -253,6 +299,12 @@ __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]),
                        "f"(c[1]), "f"(c[2]), "f"(c[3])),
         simt::mma_16x8(simt::Kind::f16, d, a, b, c, site));
+}
+// The bits of the nearest number whose fraction has 10 bits, away from zero if there are two.
+__device__ inline uint32_t round_to_tf32(float x) {
+    PTX(uint32_t bits; asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x)); return bits,
+        const uint32_t bits = __float_as_uint(x);
+        return x != x ? bits : (bits + 0x1000) & 0xFFFFE000);
 }
 // a 16 x 8, b 8 x 8, in float of which 10 bits of the fraction count.
 __device__ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],

@@ -59,19 +59,8 @@ __device__ void write_tile(const Product<T, O>& p, const Corner& corner,
         const long row = corner.row + place<C>(y, j);
         if (row >= p.m) continue;
 #pragma unroll
-        for (int l = 0; l < micro; l += n) {
-            const long column = corner.column + place<C>(x, l);
-            if (vectors && column + n <= p.n) {
-                Vector<O, n> run;
-#pragma unroll
-                for (int i = 0; i < n; ++i) run[i] = p.finished(row, column + i, sums[j][l + i]);
-                run.store(&p.out(row, column));
-            } else {
-#pragma unroll
-                for (int i = 0; i < n; ++i)
-                    if (column + i < p.n) p.write(row, column + i, sums[j][l + i]);
-            }
-        }
+        for (int l = 0; l < micro; l += n)
+            p.template write_run<n>(row, corner.column + place<C>(x, l), &sums[j][l], vectors);
     }
 }
 

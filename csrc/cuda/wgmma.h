@@ -46,7 +46,7 @@ __device__ inline void wgmma_commit() {
 }
 // Wait until at most `keep` groups are under way; d is that of the others.
 template <int keep, int registers>
-__device__ inline void wgmma_wait(float (&d)[registers]) {
+__device__ inline void wgmma_wait([[maybe_unused]] float (&d)[registers]) {
     PTX(asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(keep) : "memory");
         for (float& sum : d) asm volatile("" : "+f"(sum)::"memory"), simt::wgmma_wait(keep));
 }

@@ -217,7 +217,7 @@ void check(const void* where, size_t bytes, bool write, By by, const void* code,
                 (trouble.empty() ? "where the device has no memory (of the host?)" : trouble));
     }
     const auto number = reinterpret_cast<uintptr_t>(address);
-    if (bytes <= 16 && number % bytes)
+    if ((by == By::thread || atomic) && bytes <= 16 && number % bytes)  // copies say it of themselves
         report("misaligned", site_of(now),
                std::string(write ? "writes " : "reads ") + std::to_string(bytes) +
                    " bytes at once, " + std::to_string(number % bytes) +

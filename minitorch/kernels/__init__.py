@@ -10,6 +10,10 @@ from minitorch.kernels.cpu.extension import (
     set_num_threads,
     use_instruction_set,
 )
+from minitorch.kernels.cuda.ladder import (
+    get_float32_matmul_precision,
+    set_float32_matmul_precision,
+)
 from minitorch.kernels.table import (
     IMPLEMENTATIONS,
     available,
@@ -24,6 +28,7 @@ __all__ = [
     "IMPLEMENTATIONS",
     "available",
     "buffer_statistics",
+    "get_float32_matmul_precision",
     "get_num_threads",
     "implementations",
     "instruction_sets",
@@ -32,6 +37,7 @@ __all__ = [
     "recycle_buffers",
     "register",
     "release_buffers",
+    "set_float32_matmul_precision",
     "set_num_threads",
     "takes_half",
     "use_instruction_set",

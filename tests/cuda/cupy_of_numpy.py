@@ -56,6 +56,10 @@ class ndarray:
         return SimpleNamespace(ptr=self._host.ctypes.data)
 
     @property
+    def device(self):
+        return SimpleNamespace(id=0)
+
+    @property
     def T(self):
         return self.transpose()
 

@@ -9,10 +9,11 @@ from minitorch.backend import SimtArray, to_device
 from minitorch.errors import ConfigError
 from minitorch.gradcheck import gradcheck
 from minitorch.kernels.cuda.extension import checked
-from minitorch.kernels.cuda.matmul import STEPS, matmul_step
+from minitorch.kernels.cuda.ladder import LADDER, matmul_step
 from minitorch.kernels.reference import matmul as reference
 
 TOLERANCE = {"float64": 1e-13, "float32": 3e-6, "bfloat16": 8e-3, "float16": 1e-3}
+STEPS = LADDER["matmul"]
 ORDERS = [("forward", 0), ("reversed", 0), ("random", 7)]
 
 

@@ -17,7 +17,7 @@ def test_compiles_without_spills(source, tmp_path):
     if not shutil.which("nvcc"):
         pytest.skip("needs nvcc")
     command = ["nvcc", "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
-    for number in ("80", "90a"):
+    for number in ("90a",) if source.stem.endswith("_wgmma") else ("80", "90a"):
         command += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
     done = subprocess.run(
         [*command, "-c", source, "-o", tmp_path / "kernel.o"], capture_output=True, text=True
@@ -26,6 +26,7 @@ def test_compiles_without_spills(source, tmp_path):
     spills = re.findall(r"(\d+) bytes spill", done.stdout + done.stderr)
     assert spills, "ptxas said nothing of spills"
     assert set(spills) == {"0"}
+    assert "serialized" not in done.stdout + done.stderr, "products wait for each other"
 
 
 @pytest.mark.slow

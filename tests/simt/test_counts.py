@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from minitorch import kernels
 from minitorch.backend import SimtArray
 from minitorch.kernels.cuda.extension import is_available
-from minitorch.kernels.cuda.matmul import STEPS, matmul_step
+from minitorch.kernels.cuda.ladder import LADDER, matmul_step
 from minitorch.kernels.cuda.traffic import Traffic, counted, parse_traffic
 from models.commands.simt import simt
 from models.emulation import compile_program
@@ -128,7 +128,7 @@ def test_counts_of_the_projects_kernels():
 
 
 @needs_emulator
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", LADDER["matmul"])
 def test_products_have_no_bank_conflicts(step):
     traffic = product(step, 128, 128, 32)
     assert [row for row in traffic if row.conflicts] == []

@@ -1,41 +1,23 @@
-"""Matrix products on the device (csrc/cuda/matmul.cu): any strides, batches, what follows fused.
+"""Matrix products on the device (csrc/cuda/matmul.cu, matmul_mma.cu): any strides, batches, what
+follows fused.
 
 16-bit floats are read and written as they are; products are added up in float32.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from minitorch.backend import array_module, beside, float32, float64
-from minitorch.errors import ConfigError
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.cuda.ladder import pick
 from minitorch.kernels.reference import matmul as reference
-
-STEPS = ("naive", "coalesced", "shared", "registers", "vectorised", "buffered")
-"""The kernels of matmul.cu, each with one idea more than the one before."""
 
 _MOST_DIMS = 8
 _ACTIVATIONS = {None: 0, "relu": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4}  # enum Activation
 _ROWS_PER_PIECE = 512
-_step = "buffered"
 
 Array = Any
-
-
-@contextmanager
-def matmul_step(name: str) -> Iterator[None]:
-    """Within the block, products are made by this one of STEPS; the last is the default."""
-    global _step
-    if name not in STEPS:
-        raise ConfigError(f"matmul_step: expected one of {', '.join(STEPS)}; got {name!r}")
-    before, _step = _step, name
-    try:
-        yield
-    finally:
-        _step = before
 
 
 @device_kernel("matmul")
@@ -86,8 +68,9 @@ def matmul(
     if residual is not None:
         residual = _broadcast(residual.astype(out.dtype, copy=False), shape)
     if out.size:
-        numbers = alpha, accumulate, _ACTIVATIONS[activation], STEPS.index(_step)
-        call("matmul", a, b, out, bias, residual, pre, *numbers)
+        kernel, chosen = pick(a, b, out)
+        numbers = alpha, accumulate, _ACTIVATIONS[activation], *chosen
+        call(kernel, a, b, out, bias, residual, pre, *numbers)
     return out
 
 
