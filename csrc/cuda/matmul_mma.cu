@@ -148,20 +148,14 @@ struct Sums {
 // The warps' sums lie beside each other in shared memory first: from there whole rows are written.
 template <typename Plan, typename T, typename O>
 __device__ void write_square(const Product<T, O>& p, const Corner& corner, const float* sums) {
-    constexpr int n = Vector<O>::count, per_row = Plan::side / n;
-    const bool vectors = p.out.template has_vectors<n>();
+    constexpr int per_row = Plan::side / 4;
+    const bool vectors = p.out.template has_vectors<4>();
 #pragma unroll 1
     for (int t = threadIdx.x; t < Plan::side * per_row; t += Plan::threads) {
-        const int row = t / per_row, column = t % per_row * n;
+        const int row = t / per_row, column = t % per_row * 4;
         if (corner.row + row >= p.m) return;
-        float run[n];
-#pragma unroll
-        for (int i = 0; i < n; i += 4) {
-            const Vector<float> four(sums + row * Plan::sums_length + column + i);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) run[i + j] = four[j];
-        }
-        p.template write_run<n>(corner.row + row, corner.column + column, run, vectors);
+        const Vector<float> run(sums + row * Plan::sums_length + column);
+        p.template write_run<4>(corner.row + row, corner.column + column, run.x, vectors);
     }
 }
 

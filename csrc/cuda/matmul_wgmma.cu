@@ -90,16 +90,13 @@ struct Square {
     }
     template <typename T, typename O>
     __device__ void write(const Product<T, O>& p, long first_row, long first_column) const {
-        constexpr int n = Vector<O>::count, per_row = 64 / n;
-        const bool vectors = p.out.template has_vectors<n>();
+        const bool vectors = p.out.template has_vectors<4>();
 #pragma unroll 1
-        for (int t = threadIdx.x % kGroup; t < 64 * per_row; t += kGroup) {
-            const int row = t / per_row, column = t % per_row * n;
+        for (int t = threadIdx.x % kGroup; t < 64 * 16; t += kGroup) {
+            const int row = t / 16, column = t % 16 * 4;
             if (first_row + row >= p.m) return;
-            float run[n];
-#pragma unroll
-            for (int i = 0; i < n; ++i) run[i] = *at(row, column + i);
-            p.template write_run<n>(first_row + row, first_column + column, run, vectors);
+            const Vector<float> run(at(row, column));
+            p.template write_run<4>(first_row + row, first_column + column, run.x, vectors);
         }
     }
 };
