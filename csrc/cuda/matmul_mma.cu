@@ -23,6 +23,8 @@
 
 namespace minitorch {
 
+namespace {
+
 template <int side_, int warps, int stages_, bool swizzled_>
 struct Plan {
     static constexpr int side = side_, threads = 32 * warps, stages = stages_;
@@ -204,7 +206,7 @@ __global__ void __launch_bounds__(Plan::threads) tensor(Batch<T, O> batch) {
 }
 
 template <typename Plan, typename T, typename O>
-static void start(const Batch<T, O>& batch, const double* along_k, cudaStream_t stream) {
+void start(const Batch<T, O>& batch, const double* along_k, cudaStream_t stream) {
     by_flag(along_k[0] != 0, [&](auto a) {
         by_flag(along_k[1] != 0, [&](auto b) {
             launch_tiles(tensor<T, O, Plan, a.value, b.value>, batch, Plan::side, Plan::side,
@@ -216,7 +218,7 @@ static void start(const Batch<T, O>& batch, const double* along_k, cudaStream_t 
 enum class Step { tensor, swizzled, staged };
 
 template <typename T, typename O>
-static void start(const Array* arrays, const double* numbers, cudaStream_t stream) {
+void start(const Array* arrays, const double* numbers, cudaStream_t stream) {
     const Batch<T, O> batch = batch_of<T, O>(arrays, numbers);
     const double* along_k = numbers + 4;
     if constexpr (std::is_same_v<T, bfloat16> && std::is_same_v<O, bfloat16>) {
@@ -227,6 +229,8 @@ static void start(const Array* arrays, const double* numbers, cudaStream_t strea
     fills_large_tiles(batch) ? start<Staged>(batch, along_k, stream)
                              : start<SmallStaged>(batch, along_k, stream);
 }
+
+}  // namespace
 
 // As batch_of, the number of a Step, and whether a and b lie in memory along k: otherwise a does
 // along m, and b along n. Lines begin at multiples of 16 bytes. The first two steps are made for

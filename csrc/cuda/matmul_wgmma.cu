@@ -27,6 +27,8 @@
 
 namespace minitorch {
 
+namespace {
+
 constexpr int kGroup = 128;  // threads of a warpgroup
 constexpr int kDepth = 64;   // steps of k of a tile: 128 bytes
 constexpr int kPanelBytes = 64 * 128;
@@ -365,14 +367,14 @@ __global__ void __launch_bounds__(P::threads, 1)
 
 enum class Step { copied, wide, specialised, larger, persistent, clustered, stored, ordered };
 
-static long plane_stride(const Array& x) {
+long plane_stride(const Array& x) {
     for (int i = x.ndim - 3; i >= 0; --i)
         if (x.shape[i] > 1) return x.strides[i];
     return 0;
 }
 
 // Whether leading dimensions could be one.
-static bool is_evenly_spaced(const Array& x) {
+bool is_evenly_spaced(const Array& x) {
     int inner = -1;
     for (int i = x.ndim - 3; i >= 0; --i) {
         if (x.shape[i] == 1) continue;
@@ -385,13 +387,13 @@ static bool is_evenly_spaced(const Array& x) {
 // The accelerator can write the product: nothing is added to it, and its lines begin at multiples of
 // 16 bytes.
 template <typename T, typename O>
-static bool takes_stores(const Array& out, const Product<T, O>& p) {
+bool takes_stores(const Array& out, const Product<T, O>& p) {
     return sizeof(O) == 2 && p.is_plain() && is_evenly_spaced(out) && out.stride(-1) == 1 &&
            is_aligned<O>(out.data, out.stride(-2), plane_stride(out));
 }
 
 template <typename A, typename B, typename T, typename O>
-static Maps maps_of(const Array* arrays, const Batch<T, O>& batch, bool stores) {
+Maps maps_of(const Array* arrays, const Batch<T, O>& batch, bool stores) {
     const Product<T, O>& p = batch.first;
     const long a_stride = plane_stride(arrays[0]), b_stride = plane_stride(arrays[1]);
     Maps maps{};
@@ -411,7 +413,7 @@ static Maps maps_of(const Array* arrays, const Batch<T, O>& batch, bool stores) 
 }
 
 template <int rows, int columns, bool a_along_k, bool b_along_k, typename T, typename O>
-static void run_alone(const Array* arrays, const Batch<T, O>& batch, cudaStream_t stream) {
+void run_alone(const Array* arrays, const Batch<T, O>& batch, cudaStream_t stream) {
     using A = Operand<T, rows, a_along_k>;
     using B = Operand<T, columns, b_along_k>;
     const Maps maps = maps_of<A, B>(arrays, batch, false);
@@ -422,7 +424,7 @@ static void run_alone(const Array* arrays, const Batch<T, O>& batch, cudaStream_
            kGroup, A::bytes + B::bytes, stream, maps, batch);
 }
 
-static unsigned multiprocessors() {
+unsigned multiprocessors() {
     int device = 0, count = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
@@ -431,7 +433,7 @@ static unsigned multiprocessors() {
 
 // With band 0 each tile has a block of its own; otherwise blocks are as many as multiprocessors.
 template <typename P, typename O>
-static void run_pipelined(const Array* arrays, const Batch<typename P::T, O>& batch, int band,
+void run_pipelined(const Array* arrays, const Batch<typename P::T, O>& batch, int band,
                           bool stores, cudaStream_t stream) {
     constexpr int cluster = P::cluster;
     const Maps maps = maps_of<typename P::A, typename P::B>(arrays, batch, stores);
@@ -444,7 +446,7 @@ static void run_pipelined(const Array* arrays, const Batch<typename P::T, O>& ba
 }
 
 template <bool a_along_k, bool b_along_k, typename T, typename O>
-static void start(Step step, const Array* arrays, const Batch<T, O>& batch, cudaStream_t stream) {
+void start(Step step, const Array* arrays, const Batch<T, O>& batch, cudaStream_t stream) {
     using Small = Plan<T, a_along_k, b_along_k, 128, 128, 6, 1>;
     using Large = Plan<T, a_along_k, b_along_k, 128, 256, 4, 1>;
     using Shared = Plan<T, a_along_k, b_along_k, 128, 256, 4, 2>;
@@ -475,7 +477,7 @@ static void start(Step step, const Array* arrays, const Batch<T, O>& batch, cuda
 }
 
 template <typename T, typename O>
-static void start(const Array* arrays, const double* numbers, cudaStream_t stream) {
+void start(const Array* arrays, const double* numbers, cudaStream_t stream) {
     const Batch<T, O> batch = batch_of<T, O>(arrays, numbers);
     by_flag(numbers[4] != 0, [&](auto a) {
         by_flag(numbers[5] != 0, [&](auto b) {
@@ -483,6 +485,8 @@ static void start(const Array* arrays, const double* numbers, cudaStream_t strea
         });
     });
 }
+
+}  // namespace
 
 // As matmul_mma; the leading dimensions of a and of b are evenly spaced, or broadcast, as one. The
 // steps before the last are made for bfloat16.

@@ -52,8 +52,8 @@ cudaError_t cudaMemset(void* memory, int value, size_t bytes) {
     return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-    *value = simt::options().capability / 10;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : simt::options().capability / 10;
     return cudaSuccess;
 }
 

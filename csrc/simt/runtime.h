@@ -68,22 +68,16 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) 
 inline cudaError_t cudaGetDevice(int* device) {
     return *device = 0, cudaSuccess;
 }
-// The one device is what the emulator's options say.
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
+// The one device is what the emulator's options say, with few multiprocessors: small grids have more
+// blocks.
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrComputeCapabilityMajor = 75,
+};
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 template <typename T>
 cudaError_t cudaMemcpyToSymbol(T& symbol, const void* from, size_t bytes) {
     return cudaMemcpy(&symbol, from, bytes, cudaMemcpyHostToDevice);
-}
-// The device has few multiprocessors, so that small grids are larger than it.
-constexpr int cudaDevAttrMultiProcessorCount = 16;
-inline cudaError_t cudaGetDevice(int* device) {
-    *device = 0;
-    return cudaSuccess;
-}
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
-    *value = 2;
-    return cudaSuccess;
 }
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, int, int) {

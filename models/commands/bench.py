@@ -15,6 +15,7 @@ import minitorch as mt
 from minitorch.backend import DEVICES
 from minitorch.errors import ConfigError
 from minitorch.io import write_json
+from models.bench.ladder import ladder_table
 from models.bench.peaks import Peaks, measure_peaks
 from models.bench.report import draw, show, to_json
 from models.bench.timing import Case, measure
@@ -37,6 +38,7 @@ ON_THE_GPU = ("attention", "norms", "step")
 @click.option("--threads", type=click.IntRange(1), help="For every library; all cores otherwise.")
 @click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write figures there.")
+@click.option("--ladder", is_flag=True, help="With matmul: the GPU's steps, or counts of them.")
 @click.option("--picture", type=click.Path(path_type=Path), help="Draw the ratios, as PNG.")
 def bench(
     suites: tuple[str, ...],
@@ -48,6 +50,7 @@ def bench(
     seed: int,
     json_path: Path | None,
     picture: Path | None,
+    ladder: bool,
 ) -> None:
     """Time kernels and whole training steps, in turns with other libraries; weigh their memory.
 
@@ -65,6 +68,10 @@ def bench(
     are measured first.
     """
     console = Console(stderr=json_path is not None and str(json_path) == "-")
+    if ladder:
+        if suites != ("matmul",):
+            raise ConfigError("--ladder: expected matmul alone; say bench matmul --ladder")
+        return console.print(ladder_table(seed))
     names = _peers(peers)
     note_missing_kernels()
     if threads:

@@ -190,7 +190,7 @@ def chosen(a, b, dtype=None):
     return ladder.pick(a, b, np.empty((*a.shape[:-1], b.shape[-1]), dtype or a.dtype))[0]
 
 
-def test_the_table(monkeypatch):
+def test_the_table():
     small, large = (in_rows(np.zeros((n, n), mt.bfloat16)) for n in (64, 768))
     odd = np.zeros((64, 65), mt.bfloat16)[:, :64].view(SimtArray)
     halves = in_rows(np.zeros((6, 64, 16), mt.float16)).reshape(2, 3, 64, 16)
@@ -199,10 +199,10 @@ def test_the_table(monkeypatch):
     assert chosen(halves.mT, halves) == "matmul_mma"
     assert chosen(odd, small) == "matmul"
     assert chosen(wide(small).view(SimtArray), wide(small).view(SimtArray)) == "matmul"
-    monkeypatch.setattr(ladder, "capability", lambda x: 80)
-    assert chosen(large, large) == "matmul_mma"
-    monkeypatch.setattr(ladder, "capability", lambda x: 75)
-    assert chosen(large, large) == "matmul"
+    with checked(capability=80):
+        assert chosen(large, large) == "matmul_mma"
+    with checked(capability=75):
+        assert chosen(large, large) == "matmul"
 
 
 def test_tf32_where_it_was_asked_for():

@@ -5,6 +5,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from minitorch.kernels.cuda.extension import is_available
+from minitorch.kernels.cuda.ladder import STEPS
+from models.bench import ladder
 from models.bench.step import SIZES
 from models.cli import main
 from tests.cuda import cupy_of_numpy
@@ -41,3 +44,18 @@ def test_a_suite_on_the_device(tmp_path):
         done = CliRunner().invoke(main, ["bench", *arguments, "--rounds", "1"])
     assert done.exit_code == 0, done.output
     assert "silu 768x128" in done.output
+
+
+@pytest.mark.skipif(not is_available("simt"), reason="minitorch._simt was not built")
+def test_the_ladder_in_the_emulator(monkeypatch):
+    monkeypatch.setitem(ladder._SIZES, "simt", 16)
+    done = CliRunner().invoke(main, ["bench", "matmul", "--ladder"])
+    assert done.exit_code == 0, done.output
+    steps = [line.split()[0] for line in done.output.splitlines() if "float" in line]
+    assert steps == list(STEPS)
+
+
+def test_the_ladder_is_of_matrix_products():
+    done = CliRunner().invoke(main, ["bench", "norms", "--ladder"])
+    assert done.exit_code == 1
+    assert "say bench matmul --ladder" in done.output

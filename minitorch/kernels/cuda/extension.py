@@ -28,7 +28,7 @@ _CODES = {
     )
 }
 _KernelT = TypeVar("_KernelT", bound=Callable[..., Any])
-_emulator = "minitorch._simt"
+_emulator, _emulated_capability = "minitorch._simt", 90
 
 
 def device_kernel(name: str) -> Callable[[_KernelT], _KernelT]:
@@ -106,15 +106,16 @@ def checked(
     of natural numbers is a schedule; a shorter one, or one of smaller numbers, is simpler.
     capability: of the GPU that is emulated, by which some kernels choose how to go about it.
     """
-    global _emulator
+    global _emulator, _emulated_capability
     module = check_build()
     module.clear_findings()
     module.set_schedule(order, seed, choices=list(choices), capability=capability)
-    before, _emulator = _emulator, "minitorch._simt_checked"
+    before = _emulator, _emulated_capability
+    _emulator, _emulated_capability = "minitorch._simt_checked", capability
     try:
         yield
     finally:
-        _emulator = before
+        _emulator, _emulated_capability = before
     if findings := json.loads(module.findings()):
         schedule = f"{order}, seed {seed}" if order == "random" else order
         schedule += f" after {list(choices)}" if choices else ""
@@ -170,14 +171,14 @@ def address(x: Any) -> int:
     return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
 
 
+def capability(x: Any) -> int:
+    """Of the device where x is: 80, 90, ..."""
+    return _emulated_capability if isinstance(x, np.ndarray) else _capability_of(x.device.id)
+
+
 @cache
 def _capability_of(device: int) -> int:
     return int(import_module("cupy").cuda.Device(device).compute_capability)
-
-
-def capability(x: Any) -> int:
-    """Of the device where x is: 80, 90, ...; the emulator's is 90."""
-    return 90 if isinstance(x, np.ndarray) else _capability_of(x.device.id)
 
 
 @cache

@@ -4,6 +4,7 @@ All of them make the same product (csrc/cuda/batch.h). They are the steps of one
 one idea more than the one before it.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,9 +44,9 @@ class Request:
 
     @property
     def along_k(self) -> tuple[bool | None, bool | None]:
-        """For a and b, whether they lie in memory along k, as `_lines` says."""
-        b = _lines(self.b)
-        return _lines(self.a), None if b is None else not b
+        """For a and b, whether they lie in memory along k, as `lines` says."""
+        b = lines(self.b)
+        return lines(self.a), None if b is None else not b
 
     def is_for_tensor_cores(self) -> bool:
         """In 16 bits, or in float32 where TF32 will do; in lines that can be copied by pieces."""
@@ -142,25 +143,23 @@ def _takes(kernel: str, step: str, request: Request) -> bool:
     return fits() and (last or request.a.dtype == request.out.dtype == bfloat16)
 
 
-def _lines(x: Array) -> bool | None:
+def lines(x: Array) -> bool | None:
     """Whether neighbours of the last dimension lie beside each other in memory; False: of the one
     before it; None: neither, or not all such lines begin at multiples of 16 bytes."""
     if address(x) % 16:
         return None
     for along in (-1, -2):
         others = [i for i in range(-x.ndim, 0) if i != along and x.shape[i] > 1]
-        if x.shape[along] == 1 or x.strides[along] == x.itemsize:
-            if all(x.strides[i] % 16 == 0 for i in others):
-                return along == -1
+        beside = x.shape[along] == 1 or x.strides[along] == x.itemsize
+        if beside and all(x.strides[i] % 16 == 0 for i in others):
+            return along == -1
     return None
 
 
 def _is_evenly_spaced(x: Array) -> bool:
     """Whether the leading dimensions could be one."""
     leading = [i for i in range(x.ndim - 2) if x.shape[i] > 1]
-    return all(
-        x.strides[i] == x.strides[j] * x.shape[j] for i, j in zip(leading, leading[1:], strict=False)
-    )
+    return all(x.strides[i] == x.strides[j] * x.shape[j] for i, j in itertools.pairwise(leading))
 
 
 def _described(x: Array) -> str:
