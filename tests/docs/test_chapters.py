@@ -19,7 +19,7 @@ from chapters import DOCS, Cell, cells, chapters
 import minitorch as mt
 from minitorch.ops import registry
 
-SLOW = {"gpt", "optimizers", "training"}
+SLOW = {"experts", "gpt", "million", "optimizers", "training"}
 
 
 def _parameters() -> list[Any]:
