@@ -120,6 +120,10 @@ class DecoderConfig:
         """The block of a layer, counted from 0."""
         raise NotImplementedError(f"{type(self).__name__} does not define block()")
 
+    def positions(self, dtype: np.dtype, generator: Generator | None) -> nn.Module | None:
+        """What is added to the embeddings of a step: context -> (1 or batch, time, width)."""
+        return None
+
     def norm(self, dtype: np.dtype) -> nn.Module:
         """A norm over the model's width."""
         return nn.RMSNorm(self.hidden_size, eps=self.rms_norm_eps, dtype=dtype)
@@ -230,6 +234,7 @@ class Decoder(nn.Module):
         self.config = config
         width = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width, dtype, generator)
+        self.embed_positions = config.positions(dtype, generator)
         self.layers = nn.ModuleList(
             config.block(i, dtype, generator) for i in range(config.num_hidden_layers)
         )
@@ -289,15 +294,20 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """What the head reads: (batch, time, hidden_size)."""
         context = context or self.context(ids, cache, mask)
-        x = self.embed_tokens(ids)
+        x = self.embed(ids, context)
         for i, layer in enumerate(self.layers):
             x = layer(x, context, cache.layers[i] if cache else None)
         return self.norm(x)
 
+    def embed(self, ids: Tensor, context: Context) -> Tensor:
+        """The stream before the first layer."""
+        x = self.embed_tokens(ids)
+        return x if self.embed_positions is None else x + self.embed_positions(context)
+
     def hidden_states(self, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """The stream before the first layer and after each: (batch, time, hidden_size) all."""
         context = self.context(ids, None, mask)
-        states = [self.embed_tokens(ids)]
+        states = [self.embed(ids, context)]
         for layer in self.layers:
             states.append(layer(states[-1], context))
         return states

@@ -267,13 +267,22 @@ class GPT2(nn.Module):
 
     def features(self, ids: Tensor, cache: list[nn.KVCache] | None = None) -> Tensor:
         """What the head reads: (batch, time, n_embd)."""
-        past = cache[0].length if cache else 0
-        self._check(ids, past)
-        positions = Tensor(np.arange(past, past + ids.shape[1])).to(ids.device)
-        x = self.dropout(self.wte(ids) + self.wpe(positions))
+        x = self._embed(ids, cache[0].length if cache else 0)
         for i, block in enumerate(self.h):
             x = block(x, cache[i] if cache else None)
         return self.ln_f(x)
+
+    def hidden_states(self, ids: Tensor) -> list[Tensor]:
+        """The stream before the first block and after each: (batch, time, n_embd) all."""
+        states = [self._embed(ids, 0)]
+        for block in self.h:
+            states.append(block(states[-1]))
+        return states
+
+    def _embed(self, ids: Tensor, past: int) -> Tensor:
+        self._check(ids, past)
+        positions = Tensor(np.arange(past, past + ids.shape[1])).to(ids.device)
+        return self.dropout(self.wte(ids) + self.wpe(positions))
 
     def _check(self, ids: Tensor, past: int) -> None:
         if ids.is_floating_point():

@@ -29,9 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.errors import ConfigError
+from minitorch import nn
+from minitorch.errors import ConfigError, ShapeError
 from minitorch.nn import functional as F
 from minitorch.ops.joining import cat
+from minitorch.random import Generator
 from minitorch.tensor import Tensor
 from models.blocks.context import Context
 
@@ -269,6 +271,38 @@ def log_scaling(positions: np.ndarray, trained: int) -> np.ndarray:
     from 1. Source: Su 2021 (kexue.fm/archives/8823); QwenLM/Qwen, use_logn_attn.
     """
     return np.maximum(np.log(np.maximum(positions + 1, 1)) / math.log(trained), 1.0)
+
+
+class LearnedPositions(nn.Embedding):
+    """A table with a vector for each position, added to the embeddings, as in GPT-2."""
+
+    def __init__(
+        self, positions: int, width: int, dtype: np.dtype, generator: Generator | None = None
+    ):
+        super().__init__(positions, width, dtype, generator)
+
+    def forward(self, context: Context) -> Tensor:  # type: ignore[override]
+        """(1 or batch, time, width). Raises ShapeError for a position beyond the table."""
+        at = np.maximum(context.query, 0)
+        if at.max(initial=0) >= self.num_embeddings:
+            raise ShapeError(
+                f"positions: expected at most {self.num_embeddings} tokens, the length of the "
+                f"table; got a text of {at.max() + 1}. Crop the oldest tokens"
+            )
+        return super().forward(Tensor(at).to(context.device))
+
+
+class SinusoidalPositions(nn.Module):
+    """`sinusoids` of each position, added to the embeddings; there is no longest text."""
+
+    def __init__(self, width: int, dtype: np.dtype):
+        self.width, self.dtype = width, dtype
+
+    def forward(self, context: Context) -> Tensor:
+        """(1 or batch, time, width)."""
+        at = np.maximum(context.query, 0)
+        table = sinusoids(int(at.max(initial=0)) + 1, self.width).astype(self.dtype)
+        return Tensor(table[at]).to(context.device)
 
 
 def sinusoids(positions: int, dim: int, base: float = 10_000.0) -> np.ndarray:

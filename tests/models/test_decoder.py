@@ -12,7 +12,7 @@ from minitorch.errors import ConfigError, DtypeError, GraphError, ShapeError
 from models.blocks.attention import Attention, AttentionConfig
 from models.blocks.context import place
 from models.blocks.feed_forward import FeedForward
-from models.blocks.positions import Rotary
+from models.blocks.positions import LearnedPositions, Rotary, SinusoidalPositions, sinusoids
 from models.blocks.residual import normalised, post_norm, pre_norm, scaled_post_norm
 from models.decoder import Block, Decoder, DecoderConfig
 from models.llama import LlamaConfig
@@ -292,6 +292,43 @@ def test_initial_weights():
             into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
             std = 0.02 / math.sqrt(4) if into_stream else 0.02
             assert param.data.std() == pytest.approx(std, rel=0.05), name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placed(Varied):
+    """Positions that are added to the embeddings."""
+
+    learnt: bool = True
+
+    def positions(self, dtype, generator):
+        if self.learnt:
+            return LearnedPositions(self.max_position_embeddings, self.hidden_size, dtype)
+        return SinusoidalPositions(self.hidden_size, dtype)
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_added_positions(learnt):
+    config = Placed(
+        **{**dataclasses.asdict(SMALL), "max_position_embeddings": 9},
+        variant={"rotary": None},
+        learnt=learnt,
+    )
+    model = randomised(config).eval()
+    ids = tokens(MASK.shape)
+    table = model.embed_positions.weight.data if learnt else sinusoids(9, 12)
+    embedded = model.hidden_states(mt.from_numpy(ids))[0].detach().numpy()
+    np.testing.assert_allclose(embedded, model.embed_tokens.weight.data[ids] + table, rtol=1e-12)
+    together = logits_of(model, ids, mask=MASK)
+    for row, real, logits in zip(ids, MASK, together):
+        np.testing.assert_allclose(logits[real], logits_of(model, row[None, real])[0], rtol=1e-9)
+    cache = model.new_cache()
+    pieces = [logits_of(model, piece, cache) for piece in np.split(ids, [4, 5], 1)]
+    np.testing.assert_allclose(np.concatenate(pieces, 1), logits_of(model, ids), rtol=1e-9)
+    if learnt:
+        with pytest.raises(ShapeError, match="at most 9 tokens"):
+            logits_of(model, ids[:, :1], cache)
+    else:
+        logits_of(model, ids[:, :1], cache)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

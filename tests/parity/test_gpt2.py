@@ -59,7 +59,12 @@ def test_logits_loss_and_every_gradient(dtype, tolerance, tmp_path):
 
     logits, loss = ours(mt.from_numpy(ids), mt.from_numpy(targets))
     loss.backward()
-    expected = theirs(torch.from_numpy(ids)).logits
+    outputs = theirs(torch.from_numpy(ids), output_hidden_states=True)
+    expected = outputs.logits
+    states = ours.hidden_states(mt.from_numpy(ids))
+    states[-1] = ours.ln_f(states[-1])  # theirs has the last one normalised
+    for mine, his in zip(states, outputs.hidden_states, strict=True):
+        assert relative(mine.detach().numpy(), his.detach().numpy()) < tolerance
     expected_loss = torch.nn.functional.cross_entropy(
         expected.flatten(0, 1), torch.from_numpy(targets).flatten()
     )
