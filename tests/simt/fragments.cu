@@ -90,6 +90,50 @@ __global__ void stmatrix_x4(const char* in, float* out) {
     reinterpret_cast<uint4*>(out)[threadIdx.x] = rows[threadIdx.x];
 }
 
+// in: 32 floats.
+__global__ void powers_of_two(const char* in, float* out) {
+    out[threadIdx.x] = ptx::exp2(reinterpret_cast<const float*>(in)[threadIdx.x]);
+}
+
+// in: 32 rows of 16 bytes. Of row i the first i % 17 bytes are copied by 16, i % 9 by 8 and i % 5 by 4;
+// zeros follow.
+__global__ void cp_async(const char* in, float* out) {
+    SHARED(uint4, rows, [3][32]);
+    const int i = threadIdx.x;
+    ptx::cp_async<16>(&rows[0][i], in + 16 * i, i % 17);
+    ptx::cp_async_commit();
+    rows[1][i] = rows[2][i] = {};
+    ptx::cp_async<8>(&rows[1][i], in + 16 * i, i % 9);
+    ptx::cp_async<4>(&rows[2][i], in + 16 * i, i % 5);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    for (int j = 0; j < 3; ++j) reinterpret_cast<uint4*>(out)[32 * j + i] = rows[j][i];
+}
+
+// in: 512 bytes, which come and go in one piece, doubled as integers on the way.
+__global__ void bulk(const char* in, float* out) {
+    SHARED(uint4, rows, [32]);
+    SHARED(uint64_t, barrier, [1]);
+    const int i = threadIdx.x;
+    if (i == 0) {
+        ptx::mbarrier_init(barrier, 1);
+        ptx::fence_mbarrier_init();
+        ptx::mbarrier_arrive_expect(barrier, 512);
+        ptx::bulk_load(rows, in, 512, barrier);
+    }
+    __syncwarp();
+    ptx::mbarrier_wait(barrier, 0);
+    const uint4 row = rows[i];
+    rows[i] = {2 * row.x, 2 * row.y, 2 * row.z, 2 * row.w};
+    ptx::fence_proxy_async();
+    __syncwarp();
+    if (i == 0) {
+        ptx::bulk_store(out, rows, 512);
+        ptx::bulk_commit();
+        ptx::bulk_wait<0>();
+    }
+}
+
 // in: what a descriptor says of a, and of b; an accumulate and its float; 64 KiB that hold them.
 struct Operands {
     unsigned a_offset, a_leading, a_stride, a_swizzle, b_offset, b_leading, b_stride, b_swizzle;
@@ -190,6 +234,9 @@ int main(int argc, char** argv) {
     CASE(ldmatrix_x4_trans);
     CASE(ldmatrix_x2);
     CASE(stmatrix_x4);
+    CASE(powers_of_two);
+    CASE(cp_async);
+    CASE(bulk);
 #undef CASE
     if (name.rfind("bfloat16 ", 0) == 0) {
         run_wgmma<__nv_bfloat16, 8>(name.substr(9), in, out);

@@ -1,18 +1,15 @@
 """Instructions on matrices give what NumPy does, in the layouts of the PTX ISA; no findings."""
 
 import os
-import struct
 import subprocess
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from models.emulation import compile_program
-
-SWIZZLES = {0: 0, 128: 1, 64: 2, 32: 3}  # bytes -> the field of a descriptor
-DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+from tests.simt import golden
+from tests.simt.golden import DTYPES, WGMMA, warpgroup_input
 
 
 @pytest.fixture(scope="module")
@@ -99,67 +96,57 @@ def test_boxes_of_a_tensor(run):
         np.testing.assert_array_equal(read(output[2048:], np.uint16, 20, 100), stored)
 
 
-def place(matrix, swizzle, transposed):
-    """The bytes of a (rows, 16) operand in shared memory, leading and stride bytes.
-
-    Indices as CuTe's canonical layouts have them, here of pieces of eight numbers:
-    K-major ((8, m), (T, 2)): ((S, stride), (1, T)); transposed ((S, m), (8, 2)): ((1, leading),
-    (S, stride)). Without a swizzle S = T, and leading and stride are those between two pieces.
-    """
-    rows = matrix.shape[0]
-    row, k = np.meshgrid(np.arange(rows), np.arange(16), indexing="ij")
-    line = swizzle // 2 or 8
-    if transposed:
-        near, far = 8 * line, 8 * line * max(1, rows // line)
-        leading, stride = (near, far) if swizzle else (far, near)
-        index = row % line + row // line * near + k % 8 * line + k // 8 * far
-    elif swizzle:
-        leading, stride = 0, 8 * line
-        index = row % 8 * line + row // 8 * stride + k
-    else:
-        leading, stride = 64, 128
-        index = row % 8 * 8 + row // 8 * stride + k % 8 + k // 8 * leading
-    address = 2 * index
-    if swizzle:
-        address ^= (address >> 7 & swizzle // 16 - 1) << 4
-    memory = np.zeros(32768, np.uint16)
-    memory[address // 2] = matrix.view(np.uint16)
-    return memory[: address.max() // 2 + 1].tobytes(), 2 * leading, 2 * stride
-
-
-WGMMA = [
-    *(("bfloat16", 64, a, b, s) for a in (0, 1) for b in (0, 1) for s in SWIZZLES),
-    *(("bfloat16", n, a, b, 128) for n in (8, 256) for a, b in ((0, 0), (1, 0))),
-    *(("bfloat16", 256, 0, 1, s) for s in (0, 128)),
-    *(("float16", 32, a, b, 64) for a in (0, 1) for b in (0, 1)),
-]
-
-
 @pytest.mark.parametrize(("dtype", "columns", "a_major", "b_major", "swizzle"), WGMMA)
 def test_products_of_a_warpgroup(run, dtype, columns, a_major, b_major, swizzle):
     rng = np.random.default_rng(columns + swizzle)
     a = rng.normal(size=(64, 16)).astype(DTYPES[dtype])
     b = rng.normal(size=(columns, 16)).astype(DTYPES[dtype])
-    a_bytes, a_leading, a_stride = place(a, swizzle, a_major)
-    b_bytes, b_leading, b_stride = place(b, swizzle, b_major)
-    b_offset = 8192 + 1024  # a multiple of the swizzle's pattern
-    memory = a_bytes.ljust(b_offset, b"\0") + b_bytes
-    field = SWIZZLES[swizzle]
-    # Each lane's a: registers of rows l / 4 and l / 4 + 8, columns 2 (l % 4) + 0, 1 and + 8.
-    pieces = a.view(np.uint16).reshape(4, 2, 8, 2, 4, 2).transpose(0, 2, 4, 3, 1, 5)
     for accumulate, in_registers in ((0, 0), (1, 0), (1, 1)):
-        given = struct.pack(
-            "10I2f", 0, a_leading, a_stride, field, b_offset, b_leading, b_stride, field,
-            accumulate, in_registers, 0.5, 0,
-        )  # fmt: skip
-        output = run(
-            f"{dtype} {columns} {a_major} {b_major}",
-            given,
-            np.ascontiguousarray(pieces),
-            memory.ljust(65536, b"\0"),
-            order="random",
-        )
+        given = warpgroup_input(a, b, a_major, b_major, swizzle, accumulate, in_registers)
+        output = run(f"{dtype} {columns} {a_major} {b_major}", given, order="random")
         expected = a.astype(float) @ b.astype(float).T + 0.5 * accumulate
         np.testing.assert_allclose(
             read(output, np.float32, 64, columns), expected, atol=2e-5, err_msg=str(in_registers)
         )
+
+
+def test_powers_of_two(run):
+    x = np.linspace(-20, 20, 32, dtype=np.float32)
+    np.testing.assert_allclose(read(run("powers_of_two", x), np.float32, 32), np.exp2(x), rtol=1e-6)
+
+
+def test_copies_that_end_early(run):
+    rows = np.random.default_rng(7).integers(1, 256, (32, 16), np.uint8)
+    expected = np.zeros((3, 32, 16), np.uint8)
+    for j, size in enumerate((16, 8, 4)):
+        for i in range(32):
+            count = i % (size + 1)
+            expected[j, i, :count] = rows[i, :count]
+    np.testing.assert_array_equal(read(run("cp_async", rows), np.uint8, 3, 32, 16), expected)
+
+
+def test_copies_of_many_bytes(run):
+    numbers = np.random.default_rng(8).integers(0, 1 << 31, 128).astype(np.uint32)
+    for order in ("forward", "reversed", "random"):
+        output = run("bulk", numbers, order=order)
+        np.testing.assert_array_equal(read(output, np.uint32, 128), 2 * numbers)
+
+
+def test_golden_vectors(run, tmp_path):
+    """What one compiler's program writes, another's is held against; a wrong number is found."""
+    compute = lambda name, given: run(name, given)  # noqa: E731
+    path = tmp_path / "vectors.safetensors"
+    golden.record(path, compute, "the emulator")
+    assert golden.differences(path, compute) == []
+
+    def wrong(name, given):
+        output = bytearray(run(name, given))
+        output[3] ^= 1  # the exponent of the first float
+        return bytes(output)
+
+    assert {line.split(":")[0] for line in golden.differences(path, wrong)} == {*golden.cases()}
+
+
+@pytest.mark.parametrize("path", sorted(golden.COMMITTED.glob("*.safetensors")), ids=str)
+def test_the_emulator_computes_what_a_gpu_did(run, path):
+    assert golden.differences(path, lambda name, given: run(name, given)) == []
