@@ -2,9 +2,12 @@
 
 It builds the kernels in place for this machine, runs on it what the tests of tests/cuda otherwise
 run in the emulator and on a stand-in for CuPy, lets compute-sanitizer watch a training step, times
-kernels beside CuPy and PyTorch (where that is installed), and writes what came out, with date and
-hardware. Nothing is downloaded: python3 with the packages below, nvcc and a driver must be there.
+kernels and training steps beside CuPy and PyTorch (where that is installed), and writes what came
+out, with date and hardware. What moves memory is given as a share of what a copy reaches in the
+same run. Nothing is downloaded: python3 with the packages below, nvcc and a driver must be there.
 Exit code 0 if all passed, 1 if something failed, 2 if it cannot be run here.
+
+`python -m tests.gpu --golden FILE` writes golden vectors instead (tests/simt/golden.py).
 """
 
 import datetime
@@ -16,23 +19,32 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 PROGRAMS = ("nvcc", "nvidia-smi")
 PACKAGES = ("numpy", "cupy", "ml_dtypes", "pybind11", "ninja", "setuptools", "pytest", "hypothesis")
-SECONDS = {"build": 240, "tests": 180, "sanitizer": 60, "times": 45}
+SECONDS = {"build": 230, "tests": 160, "sanitizer": 50, "times": 90}
 """What each part may take; together below nine minutes."""
 ROUNDS = 15
+WARM_UP = 5
+LARGE = 4096
+"""The side of the matrices, and the length of the rows."""
+HEADS = (4, 16)
+"""Of attention, batch and heads."""
+HAS_TORCH = importlib.util.find_spec("torch") is not None
 ON_THE_GPU = "not simt and not forward and not reversed and not random"
 """Of the tests, those that need no emulator; pytest's expression."""
 
 
 def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--golden"]:
+        return golden_vectors(arguments[1:])
     if lacking := missing():
         print(f"tests.gpu: needs {', '.join(lacking)}, not found here", file=sys.stderr)
         return 2
@@ -53,10 +65,34 @@ def main(arguments: list[str]) -> int:
     return 0 if passed else 1
 
 
-def missing() -> list[str]:
+def golden_vectors(arguments: list[str]) -> int:
+    """Write what this GPU's instructions give for the inputs of tests/simt/golden.py."""
+    if len(arguments) != 1:
+        print("tests.gpu --golden: expected the FILE to write", file=sys.stderr)
+        return 2
+    if lacking := missing(("nvcc", "nvidia-smi"), ("numpy", "ml_dtypes", "safetensors")):
+        print(f"tests.gpu --golden: needs {', '.join(lacking)}, not found here", file=sys.stderr)
+        return 2
+    from tests.simt import golden
+
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "fragments"
+        source = ROOT / "tests" / "simt" / "fragments.cu"
+        flags = ["-std=c++20", "--expt-relaxed-constexpr", "-arch=sm_90a"]
+        subprocess.run(["nvcc", *flags, source, "-o", program], check=True)
+
+        def compute(name: str, given: bytes) -> bytes:
+            return subprocess.run([program, name], input=given, capture_output=True).stdout
+
+        golden.record(Path(arguments[0]), compute, json.dumps(hardware()))
+    print(f"tests.gpu: {len(golden.cases())} golden vectors; {arguments[0]}")
+    return 0
+
+
+def missing(programs: Sequence[str] = PROGRAMS, packages: Sequence[str] = PACKAGES) -> list[str]:
     """Programs and packages that are not here; "a GPU" where the driver shows none."""
-    lacking = [name for name in PROGRAMS if not shutil.which(name)]
-    lacking += [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    lacking = [name for name in programs if not shutil.which(name)]
+    lacking += [name for name in packages if importlib.util.find_spec(name) is None]
     return lacking or ([] if "GPU 0" in output("nvidia-smi", "-L") else ["a GPU"])
 
 
@@ -112,18 +148,41 @@ def run(part: str, *arguments: str, under: list[str] | None = None) -> dict[str,
 
 
 def times() -> list[dict[str, Any]]:
-    """Medians in microseconds, the libraries in turns, by the device's own clock."""
-    measured = []
-    for name, calls in cases():
-        took: dict[str, list[float]] = {library: [] for library in calls}
-        for call in calls.values():
-            call()
+    """Medians in microseconds, the libraries in turns.
+
+    Of what moves memory also the bytes that it must move, and the share that this is of the rate
+    at which a large array was copied before.
+    """
+    rate, measured = copy_rate(), []
+    for case in cases():
+        took: dict[str, list[float]] = {library: [] for library in case.calls}
+        for call in case.calls.values():
+            for _ in range(WARM_UP):  # kernels are compiled, and steps captured
+                call()
         for _ in range(ROUNDS):
-            for library, call in calls.items():
+            for library, call in case.calls.items():
                 took[library].append(seconds(call))
-        figures = {library: statistics.median(values) * 1e6 for library, values in took.items()}
-        measured.append({"case": name, "microseconds": figures})
-    return measured
+        medians = {library: statistics.median(values) for library, values in took.items()}
+        row: dict[str, Any] = {
+            "case": case.name,
+            "microseconds": {library: 1e6 * value for library, value in medians.items()},
+        }
+        if case.bytes:
+            ours = case.bytes / medians["minitorch"]
+            row |= {"bytes": case.bytes, "share_of_copy": ours / rate}
+        measured.append(row)
+    return [{"case": "copy", "bytes_per_second": rate}, *measured]
+
+
+def copy_rate() -> float:
+    """Bytes that a copy on the device reads and writes in a second."""
+    import cupy
+
+    source = cupy.ones(1 << 28, cupy.float32)
+    to = cupy.empty_like(source)
+    copy = lambda: cupy.copyto(to, source)  # noqa: E731
+    copy()
+    return 2 * source.nbytes / statistics.median(seconds(copy) for _ in range(ROUNDS))
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -138,39 +197,203 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def cases() -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
-    """A name, and the same work by each library that is installed."""
-    import cupy
-    import numpy as np
+class Case(NamedTuple):
+    """The same work by each library that is installed; bytes: what memory has to move for it."""
 
-    from minitorch import kernels
+    name: str
+    calls: dict[str, Callable[[], Any]]
+    bytes: float = 0
+
+
+def cases() -> Iterator[Case]:
+    """Products, what is bound by memory, attention, the optimizer, whole steps."""
     from minitorch.backend import bfloat16, float32
 
-    random = np.random.default_rng(0)
-
-    def make(*shape: int) -> np.ndarray:
-        return random.standard_normal(shape, np.float32)
-
     for dtype in (float32, bfloat16):
-        for name, shapes, ours, theirs in (
-            ("matmul", [(4096, 4096)] * 2, "matmul", lambda a, b: a @ b),
-            ("softmax", [(8192, 4096)], "softmax", lambda x: x.softmax(-1)),
-            ("gelu", [(8192, 4096)], "gelu", None),
-        ):
-            arrays = [make(*shape) for shape in shapes]
-            on_gpu = [cupy.asarray(array.astype(dtype)) for array in arrays]
-            kernel = kernels.lookup(ours, "cuda")
-            calls = {"minitorch": lambda f=kernel, x=on_gpu: f(*x)}
-            if name == "matmul" and dtype == float32:
-                calls["cupy"] = lambda x=on_gpu: x[0] @ x[1]
-            if importlib.util.find_spec("torch"):
-                import torch
+        yield from products(dtype)
+        yield from rows(dtype)
+        yield from attention(dtype)
+    yield from optimizer()
+    for precision in ("float32", "bfloat16"):
+        yield from steps(precision)
 
-                kind = torch.float32 if dtype == float32 else torch.bfloat16
-                peers = [torch.from_numpy(array).to("cuda", kind) for array in arrays]
-                function = theirs or torch.nn.functional.gelu
-                calls["torch"] = lambda f=function, x=peers: f(*x)
-            yield f"{name} {dtype}", calls
+
+def normal(*shape: int) -> Any:
+    """Random numbers in main memory."""
+    import numpy as np
+
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def torch_of(array: Any, dtype: Any) -> Any:
+    """The array as PyTorch's, on the device."""
+    import torch
+
+    return torch.from_numpy(array).to("cuda", getattr(torch, str(dtype)))
+
+
+def products(dtype: Any) -> Iterator[Case]:
+    import cupy
+
+    from minitorch import kernels
+
+    host = [normal(LARGE, LARGE)] * 2
+    a, b = (cupy.asarray(x.astype(dtype)) for x in host)
+    matmul = kernels.lookup("matmul", "cuda")
+    calls = {"minitorch": lambda: matmul(a, b)}
+    if dtype == "float32":
+        calls["cupy"] = lambda: a @ b
+    if HAS_TORCH:
+        c, d = (torch_of(x, dtype) for x in host)
+        calls["torch"] = lambda: c @ d
+    yield Case(f"matmul {dtype}", calls)
+
+
+def rows(dtype: Any) -> Iterator[Case]:
+    """Functions of rows and of elements; forward reads one array and writes one."""
+    import cupy
+
+    from minitorch import kernels
+    from minitorch.backend import float32
+
+    host = normal(2 * LARGE, LARGE)
+    x, grad = (cupy.asarray(host.astype(dtype)) for _ in range(2))
+    weight, bias = (cupy.ones(LARGE, float32) for _ in range(2))
+    target = cupy.arange(2 * LARGE) % LARGE
+    run = lambda name: kernels.lookup(name, "cuda")  # noqa: E731
+    y = run("softmax")(x)
+    _, mean, rstd = run("layer_norm")(x, weight, bias)
+    _, rms = run("rms_norm")(x, weight)
+    loss, normaliser = run("cross_entropy")(x, target)
+    ours = {
+        "add": (3, lambda: run("add")(x, grad)),
+        "gelu": (2, lambda: run("gelu")(x)),
+        "gelu_backward": (3, lambda: run("gelu_backward")(grad, x)),
+        "silu": (2, lambda: run("silu")(x)),
+        "swiglu": (3, lambda: run("swiglu")(x, grad)),
+        "dropout": (2, lambda: run("dropout")(x, p=0.1, seed=1, offset=2)),
+        "softmax": (2, lambda: run("softmax")(x)),
+        "softmax_backward": (3, lambda: run("softmax_backward")(grad, y)),
+        "layer_norm": (2, lambda: run("layer_norm")(x, weight, bias)),
+        "layer_norm_backward": (
+            3,
+            lambda: run("layer_norm_backward")(grad, x, weight, mean, rstd),
+        ),
+        "rms_norm": (2, lambda: run("rms_norm")(x, weight)),
+        "rms_norm_backward": (3, lambda: run("rms_norm_backward")(grad, x, weight, rms)),
+        "cross_entropy": (1, lambda: run("cross_entropy")(x, target)),
+        "cross_entropy_backward": (
+            2,
+            lambda: run("cross_entropy_backward")(loss, x, target, normaliser),
+        ),
+        "l2_norm": (1, lambda: run("l2_norm")([x])),
+        "categorical": (
+            1,
+            lambda: run("categorical")(
+                x, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1, offset=2
+            ),
+        ),
+    }
+    theirs: dict[str, Callable[[], Any]] = {}
+    if HAS_TORCH:
+        import torch
+
+        t, g, w = torch_of(host, dtype), torch_of(host, dtype), torch_of(host[0], dtype)
+        f, index = torch.nn.functional, torch.arange(2 * LARGE, device="cuda") % LARGE
+        theirs = {
+            "add": lambda: t + g,
+            "gelu": lambda: f.gelu(t),
+            "silu": lambda: f.silu(t),
+            "dropout": lambda: f.dropout(t, 0.1),
+            "softmax": lambda: t.softmax(-1),
+            "layer_norm": lambda: f.layer_norm(t, (LARGE,), w, w),
+            "rms_norm": lambda: f.rms_norm(t, (LARGE,), w),
+            "cross_entropy": lambda: f.cross_entropy(t, index),
+        }
+    for name, (arrays, call) in ours.items():
+        peers = {"torch": theirs[name]} if name in theirs else {}
+        yield Case(f"{name} {dtype}", {"minitorch": call, **peers}, arrays * x.nbytes)
+
+
+def attention(dtype: Any) -> Iterator[Case]:
+    import minitorch as mt
+    from minitorch.nn import functional as F
+
+    host = [normal(*HEADS, LARGE // 2, 128)] * 3
+
+    def both(library: Any, q: Any, k: Any, v: Any) -> Callable[[], None]:
+        def run() -> None:
+            out = library.scaled_dot_product_attention(q, k, v, is_causal=True)
+            out.backward(v.detach())
+            q.grad = k.grad = v.grad = None
+
+        return run
+
+    for name in ("forward", "forward + backward"):
+        backward = name != "forward"
+        ours = [mt.from_numpy(x).to(dtype=dtype, device="cuda") for x in host]
+        libraries: dict[str, tuple[Any, list[Any]]] = {"minitorch": (F, ours)}
+        if HAS_TORCH:
+            import torch
+
+            libraries["torch"] = torch.nn.functional, [torch_of(x, dtype) for x in host]
+        calls: dict[str, Callable[[], Any]] = {}
+        for library, (functions, tensors) in libraries.items():
+            if backward:
+                calls[library] = both(functions, *(x.requires_grad_() for x in tensors))
+            else:
+                attend = functions.scaled_dot_product_attention
+                calls[library] = lambda f=attend, t=tensors: f(*t, is_causal=True)
+        yield Case(f"causal attention {dtype} {name}", calls)
+
+
+def optimizer() -> Iterator[Case]:
+    """Clip and AdamW over GPT-2's parameters: four arrays read, three written; one for the norm."""
+    import minitorch as mt
+    from models.gpt2 import GPT2, GPT2Config
+
+    params = list(GPT2(GPT2Config.preset("gpt2")).to("cuda").parameters())
+    count = sum(p.numel() for p in params)
+    for p in params:
+        p.grad = p.detach().clone()
+    adamw = mt.optim.AdamW(params, 1e-4)
+
+    def ours() -> None:
+        _, scale = mt.optim.clip_grad_scale(params, 1.0)
+        adamw.step(scale)
+
+    calls: dict[str, Callable[[], Any]] = {"minitorch": ours}
+    if HAS_TORCH:
+        import torch
+
+        theirs = [torch.zeros(p.shape, device="cuda", requires_grad=True) for p in params]
+        for p in theirs:
+            p.grad = torch.ones_like(p)
+        fused = torch.optim.AdamW(theirs, 1e-4, fused=True)
+
+        def peer() -> None:
+            torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+            fused.step()
+
+        calls["torch"] = peer
+    yield Case("clip + AdamW gpt2", calls, 8 * 4 * count)
+
+
+def steps(precision: str) -> Iterator[Case]:
+    """Training steps, each launch by Python or all in one graph."""
+    from models.bench import step
+
+    for size, (config, *_) in step.SIZES.items():
+        batch = step.tokens(size, 0)
+        captured = step.Step(config, *batch, precision, "cuda")
+        eager = step.Step(config, *batch, precision, "cuda")
+        eager.update = eager.eager
+        calls: dict[str, Callable[[], Any]] = {"minitorch": captured, "minitorch eager": eager}
+        if HAS_TORCH:
+            from models.bench import torch_gpt
+
+            calls["torch"] = torch_gpt.Step(config, *batch, precision, False, "cuda")
+        yield Case(f"step {size} {precision}", calls)
 
 
 if __name__ == "__main__":

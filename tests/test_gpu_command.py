@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
+from models.bench import step
+from models.gpt2 import GPT2Config
 from tests import gpu
+from tests.cuda import cupy_of_numpy
 
 
 def test_without_a_gpu_one_line_says_what_is_missing(tmp_path):
@@ -86,3 +89,30 @@ def test_what_fails(machine, tmp_path, part, code):
 
 def test_it_ends_within_nine_minutes():
     assert sum(gpu.SECONDS.values()) < 9 * 60
+
+
+def test_golden_vectors_need_a_gpu_and_a_file(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert gpu.main(["--golden"]) == 2
+    assert "expected the FILE to write" in capsys.readouterr().err
+    assert gpu.main(["--golden", "vectors.safetensors"]) == 2
+    assert "--golden: needs nvcc, nvidia-smi, not found here" in capsys.readouterr().err
+
+
+def test_every_case_of_the_times_runs(monkeypatch):
+    """On the stand-in, in sizes that can be emulated."""
+    pytest.importorskip("minitorch._simt", reason="no C++20 compiler at installation")
+    small = GPT2Config(vocab_size=7, n_positions=4, n_layer=1, n_head=1, n_embd=4, dropout=0.0)
+    monkeypatch.setattr(step, "SIZES", {"tiny": (small, 1, 4)})
+    monkeypatch.setattr(GPT2Config, "preset", lambda *_, **__: small)
+    monkeypatch.setattr(gpu, "HAS_TORCH", False)
+    monkeypatch.setattr(gpu, "ROUNDS", 1)
+    monkeypatch.setattr(gpu, "copy_rate", lambda: 1e9)
+    monkeypatch.setattr(gpu, "WARM_UP", 1)
+    monkeypatch.setattr(gpu, "LARGE", 4)
+    monkeypatch.setattr(gpu, "HEADS", (1, 1))
+    with cupy_of_numpy.installed():
+        found = {row["case"]: row for row in gpu.times()}
+    assert {"copy", "softmax float32", "step tiny bfloat16", "clip + AdamW gpt2"} <= found.keys()
+    assert found["softmax bfloat16"]["share_of_copy"] > 0
+    assert found["step tiny float32"]["microseconds"].keys() == {"minitorch", "minitorch eager"}
