@@ -4,11 +4,17 @@
 // Fragments are taken apart here as the figures of the PTX ISA have them.
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/wgmma.h"
+#include "../../csrc/cuda/tensor_map.h"
+
+void minitorch::fail(const char* message) {
+    std::fputs(message, stderr);
+    std::exit(1);
+}
 
 constexpr int kMost = 1 << 18;  // bytes of an output
 
@@ -95,6 +101,11 @@ __global__ void powers_of_two(const char* in, float* out) {
     out[threadIdx.x] = ptx::exp2(reinterpret_cast<const float*>(in)[threadIdx.x]);
 }
 
+__global__ void round_to_tf32(const char* in, float* out) {
+    out[threadIdx.x] =
+        __uint_as_float(ptx::round_to_tf32(reinterpret_cast<const float*>(in)[threadIdx.x]));
+}
+
 // in: 32 rows of 16 bytes. Of row i the first i % 17 bytes are copied by 16, i % 9 by 8 and i % 5 by 4;
 // zeros follow.
 __global__ void cp_async(const char* in, float* out) {
@@ -174,8 +185,7 @@ __global__ void wgmma(const char* in, float* out) {
     }
 }
 
-#ifndef __CUDACC__
-// A box of 64 columns and 8 rows of a tensor (20, 100) of 16 bits, beyond its edges, loaded into both
+// A box of 64 columns and 8 rows of a tensor (20, 104) of 16 bits, beyond its edges, loaded into both
 // blocks of a cluster with a swizzle, and stored elsewhere by the second one.
 __global__ void boxes(const __grid_constant__ CUtensorMap from, const __grid_constant__ CUtensorMap to,
                       float* out) {
@@ -201,7 +211,6 @@ __global__ void boxes(const __grid_constant__ CUtensorMap from, const __grid_con
     ptx::cluster_arrive();
     ptx::cluster_wait();
 }
-#endif
 
 template <typename T, int columns>
 void run_wgmma(const std::string& name, const char* in, float* out) {
@@ -235,6 +244,7 @@ int main(int argc, char** argv) {
     CASE(ldmatrix_x2);
     CASE(stmatrix_x4);
     CASE(powers_of_two);
+    CASE(round_to_tf32);
     CASE(cp_async);
     CASE(bulk);
 #undef CASE
@@ -244,13 +254,13 @@ int main(int argc, char** argv) {
         run_wgmma<__nv_bfloat16, 256>(name.substr(9), in, out);
     }
     if (name.rfind("float16 ", 0) == 0) run_wgmma<__half, 32>(name.substr(8), in, out);
-#ifndef __CUDACC__
     if (name == "boxes") {
-        const CUtensorMap from{in, 2, 2, {100, 20}, {64, 8}, {2, 200}, 128};
-        const CUtensorMap to{out + 512, 2, 2, {100, 20}, {64, 8}, {2, 200}, 128};
-        launch({.cluster = 2}, boxes, 2, 32, 1024, 0, from, to, out);
+        const auto map = [](void* data) {
+            return minitorch::tensor_map(static_cast<__half*>(data), {104, 20}, {1, 104}, {64, 8},
+                                         ptx::Swizzle::bytes_128);
+        };
+        launch({.cluster = 2}, boxes, 2, 32, 1024, 0, map(in), map(out + 512), out);
     }
-#endif
     cudaMemcpy(output.data(), out, kMost, cudaMemcpyDeviceToHost);
     std::fwrite(output.data(), 1, kMost, stdout);
 }

@@ -109,6 +109,9 @@ def _cases(rng: np.random.Generator) -> Iterator[tuple[str, str, bytes, int, boo
         ("cp_async", 1536),
     ):
         yield name, name, rng.bytes(512), size, False
+    yield "boxes", "boxes", rng.bytes(20 * 104 * 2), 2048 + 20 * 104 * 2, False
+    numbers = rng.normal(size=32).astype(np.float32).tobytes()
+    yield "round_to_tf32", "round_to_tf32", numbers, 128, False
     yield "exp2", "powers_of_two", rng.normal(size=32).astype(np.float32).tobytes(), 128, True
     for dtype, columns, a_major, b_major, swizzle in WGMMA:
         a, b = (rng.normal(size=(n, 16)).astype(DTYPES[dtype]) for n in (64, columns))

@@ -82,18 +82,18 @@ def _by_lanes(matrices):
 
 def test_boxes_of_a_tensor(run):
     """Loaded for two blocks, swizzled; zeros beyond the edges, and nothing stored there."""
-    tensor = np.random.default_rng(6).integers(0, 1 << 16, (20, 100), np.uint16)
+    tensor = np.random.default_rng(6).integers(0, 1 << 16, (20, 104), np.uint16)
     for order in ("forward", "reversed", "random"):
         output = run("boxes", tensor, order=order)
         box = np.zeros((8, 64), np.uint16)
-        box[:5, :40] = tensor[15:, 60:]
+        box[:5, :44] = tensor[15:, 60:]
         pieces = box.reshape(8, 8, 8)
         swizzled = np.stack([row[np.arange(8) ^ r] for r, row in enumerate(pieces)])
         for copy in read(output, np.uint16, 2, 8, 8, 8):
             np.testing.assert_array_equal(copy, swizzled)
-        stored = np.zeros((20, 100), np.uint16)
+        stored = np.zeros((20, 104), np.uint16)
         stored[2:10, :60] = box[:, 4:]
-        np.testing.assert_array_equal(read(output[2048:], np.uint16, 20, 100), stored)
+        np.testing.assert_array_equal(read(output[2048:], np.uint16, 20, 104), stored)
 
 
 @pytest.mark.parametrize(("dtype", "columns", "a_major", "b_major", "swizzle"), WGMMA)
@@ -113,6 +113,15 @@ def test_products_of_a_warpgroup(run, dtype, columns, a_major, b_major, swizzle)
 def test_powers_of_two(run):
     x = np.linspace(-20, 20, 32, dtype=np.float32)
     np.testing.assert_allclose(read(run("powers_of_two", x), np.float32, 32), np.exp2(x), rtol=1e-6)
+
+
+def test_rounding_to_tf32(run):
+    """To a multiple of the last of ten bits, half of them away from zero."""
+    x = np.float32([1, 1 + 2**-10, 1 + 2**-11, -1 - 2**-11, 1 + 2**-12, 3.1415927] + 26 * [0])
+    found = read(run("round_to_tf32", x), np.float32, 32)
+    expected = np.sign(x) * np.floor(np.abs(x) / 2**-10 + 0.5) * 2**-10
+    expected[5] = np.floor(x[5] / 2**-9 + 0.5) * 2**-9
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_copies_that_end_early(run):
