@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.experiments.experiment import Experiment
 
-NAMES = ("context_extension", "expert_balance", "recall", "qk_norm", "cache_diets")
+NAMES = ("context_extension",)
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -67,12 +67,17 @@ def train(
     return losses
 
 
-def validation_loss(model: nn.Module, ids: np.ndarray, length: int, batch_size: int = 16) -> float:
-    """The mean over blocks of a length, in nats per token, the balance of experts left out."""
+def mean_loss(
+    model: nn.Module, ids: np.ndarray, length: int, max_tokens: int | None = None
+) -> float:
+    """The mean over blocks of a length, in nats per token, the balance of experts left out.
+
+    max_tokens: of about so many, spread evenly over the text.
+    """
     model.eval()
     total = count = 0.0
     with mt.no_grad():
-        for inputs, targets in sequential_batches(ids, batch_size, length):
+        for inputs, targets in sequential_batches(ids, 16, length, max_tokens):
             total += model.loss(*map(mt.from_numpy, (inputs, targets))).item() * targets.size  # type: ignore[attr-defined]
             count += targets.size
     return total / count

@@ -29,7 +29,7 @@ from models.blocks.context import Context
 from models.blocks.feed_forward import GatedFeedForward
 from models.decoder import Block, Decoder
 from models.experiments.experiment import Claim, Experiment, Row, by_name
-from models.experiments.learning import embedded, train, validation_loss
+from models.experiments.learning import embedded, mean_loss, train
 from models.llama import LlamaConfig, size
 
 TIMES = 10
@@ -41,11 +41,11 @@ class Setup:
 
     length: int = 64
     width: int = 64
-    layers: int = 3
+    layers: int = 2
     heads: int = 4
     hidden: int = 176
     batch_size: int = 16
-    steps: int = 300
+    steps: int = 200
     learning_rate: float = 3e-3
 
 
@@ -54,12 +54,12 @@ class Probed(Attention):
 
     largest = 0.0
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         if not self.training:
             scores = query.numpy() @ np.swapaxes(key.numpy(), -1, -2)
             scores = np.tril(np.abs(scores)) / math.sqrt(query.shape[-1])
             self.largest = max(self.largest, float(scores.max()))
-        return super()._attend(query, key, value, context)
+        return super().attend(query, key, value, context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def run(setup: Setup, seed: int, console: Console) -> list[Row]:
             rows.append(
                 {
                     "variant": name,
-                    "loss": validation_loss(model, text.validation, setup.length),
+                    "loss": mean_loss(model, text.validation, setup.length),
                     "largest score": largest_score(model, text.validation, setup.length),
                     "curve": smooth(losses, 20),
                 }

@@ -53,7 +53,7 @@ class Setup:
     width: int = 32
     heads: int = 4
     batch_size: int = 32
-    steps: int = 600
+    steps: int = 400
     learning_rate: float = 5e-3
 
 

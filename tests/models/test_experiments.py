@@ -5,11 +5,25 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from models.experiments import NAMES, RESULTS, load
+import minitorch as mt
+from minitorch.backend import DEFAULT_FLOAT
+from minitorch.random import Generator
+from models.experiments import (
+    NAMES,
+    RESULTS,
+    cache_diets,
+    context_extension,
+    expert_balance,
+    load,
+    multi_token,
+    qk_norm,
+    recall,
+)
 from models.experiments.__main__ import main
 from models.experiments.experiment import Claim, Experiment, record
 
@@ -102,7 +116,7 @@ def test_a_claim_that_fails_is_exit_code_1_and_is_written_all_the_same(
 ) -> None:
     monkeypatch.setattr("models.experiments.__main__.load", lambda name: measuring(value))
     target = tmp_path / "result.json"
-    result = run_cli("recall", "--json", target)
+    result = run_cli("context_extension", "--json", target)
     assert result.exit_code == code
     assert ("holds" if code == 0 else "fails") in result.output
     content = json.loads(target.read_text())
@@ -145,3 +159,114 @@ def test_a_command_line_that_cannot_be_understood_is_refused_before_it_runs(
     result = run_cli(*arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_the_table_and_the_verdicts_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.experiments.__main__.load", lambda name: measuring(0.5))
+    output = run_cli("context_extension").output
+    assert "only" in output
+    assert "0.500" in output
+    assert "value: 0.5 <= 1.0" in output
+
+
+def test_losses_by_position_average_to_the_loss() -> None:
+    config = context_extension.Qwen2Config.preset("toy")
+    model = config.build(DEFAULT_FLOAT, Generator(0))
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=8 * 12 + 1)
+    losses = context_extension.losses_by_position(model, ids, 12)
+    inputs, targets = (mt.from_numpy(part.reshape(8, 12)) for part in (ids[:-1], ids[1:]))
+    assert losses.shape == (12,)
+    assert losses.mean() == pytest.approx(model.loss(inputs, targets).item(), rel=1e-5)
+
+
+def test_a_recall_text_answers_what_it_asks() -> None:
+    setup = recall.Setup(keys=20, values=5, queries=7, batch_size=4)
+    batch, answers = next(recall.texts(setup, 6, seed=0))
+    assert batch.shape == (4, 6 + 7, 2)
+    for text, expected in zip(batch, answers, strict=True):
+        told = dict(map(tuple, text[:6]))
+        assert len(told) == 6
+        assert (text[6:, 1] == setup.values).all()
+        assert [told[key] for key in text[6:, 0]] == expected.tolist()
+
+
+@pytest.mark.parametrize("kinds", recall.KINDS.values(), ids=recall.KINDS)
+def test_a_recaller_does_not_see_later_tokens(kinds) -> None:
+    setup = recall.Setup(width=16, heads=2)
+    model = recall.Recaller(setup, kinds, Generator(0)).eval()
+    batch, _ = next(recall.texts(setup, 6, seed=0))
+    changed = batch.copy()
+    changed[:, -1, 0] = (changed[:, -1, 0] + 1) % setup.keys
+    with mt.no_grad():
+        before, after = (model(mt.from_numpy(x)).numpy() for x in (batch, changed))
+    np.testing.assert_allclose(before[:, :-1], after[:, :-1], atol=1e-6)
+    assert not np.allclose(before[:, -1], after[:, -1])
+
+
+def test_loads_count_every_choice_of_every_layer() -> None:
+    config = expert_balance.Config.preset("toy", experts=4, per_token=2)
+    model = config.build(DEFAULT_FLOAT, Generator(0))
+    routers = expert_balance.count_loads(model)
+    assert len(routers) == config.num_hidden_layers
+    ids = mt.from_numpy(np.arange(10).reshape(2, 5))
+    model.train()(ids)
+    model.eval()(ids)
+    assert [router.loads.sum() for router in routers] == [2 * 10] * len(routers)
+
+
+def test_the_largest_score_is_that_of_the_definition() -> None:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    config = qk_norm.Config.preset("toy", num_hidden_layers=1, qk_norm=1e-6, **heads)
+    model = config.build(DEFAULT_FLOAT, Generator(0))
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=3 * 8)
+    found = qk_norm.largest_score(model, ids, 8)
+    attention = model.layers[0].self_attn
+    read = mt.from_numpy(ids.reshape(3, 8))
+    context = model.context(read, None, None)
+    x = model.layers[0].input_layernorm(model.embed_tokens(read))
+    query, key, _ = attention.project(x, context)
+    query, key = (attention.config.rotary(y, context).detach().numpy() for y in (query, key))
+    largest = max(
+        abs(query[b, h, i] @ key[b, h, j]) / math.sqrt(query.shape[-1])
+        for b in range(3)
+        for h in range(4)
+        for i in range(8)
+        for j in range(i + 1)
+    )
+    assert found == pytest.approx(largest, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", cache_diets.KINDS)
+def test_a_diet_keeps_what_it_says_and_has_the_parameters_of_the_reference(kind: str) -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 2}
+    config, reference = (
+        cache_diets.Config(**sizes, max_position_embeddings=8, heads=8, hidden=128, kind=name)
+        for name in (kind, "reference")
+    )
+    assert config.num_parameters() == pytest.approx(reference.num_parameters(), rel=0.005)
+    expected = {"reference": 128, "none": 0}.get(kind, 32)
+    assert cache_diets.kept_numbers(config) == expected
+    if kind != "none":
+        model = config.build(DEFAULT_FLOAT, Generator(0)).eval()
+        cache = model.new_cache()
+        with mt.no_grad():
+            model(mt.from_numpy(np.arange(8)[None]), cache=cache)
+        assert cache.nbytes == 2 * 8 * expected * 4
+
+
+def test_what_follows_most_often_is_counted() -> None:
+    follows = multi_token.most_frequent(np.array([0, 1, 0, 2, 0, 1, 1], np.uint8), 3)
+    assert follows.tolist() == [1, 0, 0]
+
+
+def test_drafts_are_held_against_what_the_model_chooses() -> None:
+    config = multi_token.LlamaConfig.preset("toy")
+    model = config.build(DEFAULT_FLOAT, Generator(0)).eval()
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=17)
+    logits, _ = model(mt.from_numpy(ids[None, :-1]))
+    chosen = logits.detach().numpy().argmax(-1)[0]
+    follows = np.zeros(config.vocab_size, np.int64)
+    follows[ids[1:9]] = chosen[1:9]
+    expected = np.mean([follows[ids[i]] == chosen[i] for i in range(1, 16)])
+    assert 0 < expected < 1
+    assert multi_token.acceptance(model, ids, 16, follows) == pytest.approx(expected)
