@@ -44,10 +44,12 @@ def generate(
         raise ConfigError("generate: expected a prompt of at least one token; got none")
     model.eval()
     block, device = model.config.max_position_embeddings, next(model.parameters()).device
-    tokens, cache, fresh, held = list(prompt), model.new_cache(), list(prompt)[-block:], 0
-    for _ in range(max_tokens):
+    tokens, fresh, held = list(prompt), list(prompt)[-block:], 0
+    for drawn in range(max_tokens):
         if held + len(fresh) > block:
-            cache, fresh, held = model.new_cache(), tokens[-max(block // 2, 1) :], 0
+            fresh, held = tokens[-max(block // 2, 1) :], 0
+        if held == 0:
+            cache = model.new_cache(min(len(fresh) + max_tokens - drawn, block))
         held += len(fresh)
         with mt.no_grad():
             logits, _ = model(mt.from_numpy(np.array([fresh])).to(device), cache=cache)

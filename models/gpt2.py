@@ -293,9 +293,13 @@ class GPT2(nn.Module):
                 f"the {past} positions in the cache; got shape {ids.shape}. Crop the oldest tokens"
             )
 
-    def new_cache(self) -> list[nn.KVCache]:
-        """An empty cache for forward(), one part for each layer."""
-        return [nn.KVCache(self.config.n_positions) for _ in self.h]
+    def new_cache(self, planned: int | None = None) -> list[nn.KVCache]:
+        """An empty cache for forward(), one part for each layer.
+
+        planned: the length of the text to come, if it is known; there is then room for no more.
+        """
+        longest = self.config.n_positions
+        return [nn.KVCache(min(planned or longest, longest)) for _ in self.h]
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int = SHARD_BYTES) -> None:
         """Write config.json and the weights, which transformers' GPT2LMHeadModel loads."""

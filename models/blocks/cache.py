@@ -91,9 +91,9 @@ class LayerCache:
 class Cache:
     """What a model remembers: a part for each layer, and the position in each column.
 
-    planned: how long the sequence is going to be, if that is known. Positions that scale with the
-    length (dynamic NTK) are then scaled for it from the start: keys are held as they were turned,
-    and would not fit to queries turned for another length.
+    planned: how long the sequence is going to be; the length of the first step if that is not
+    known. Positions that scale with the length (dynamic NTK) are scaled for it to the end: keys are
+    held as they were turned, and would not fit to queries turned for another length.
     """
 
     def __init__(self, layers: Sequence[Any], planned: int | None = None):
@@ -113,5 +113,5 @@ class Cache:
     def extend(self, time: int, mask: np.ndarray | None, device: str) -> Context:
         """The context of the next `time` columns, which the cache counts from now on."""
         context = place(time, mask, self.positions, self.planned, device)
-        self.positions = context.key
+        self.positions, self.planned = context.key, context.planned
         return context

@@ -77,4 +77,4 @@ def place(
         query = np.where(mask, count + np.cumsum(mask, 1) - 1, PADDING)
         past = np.broadcast_to(past, (len(query), past.shape[1]))
     key = np.concatenate([past, query], 1)
-    return Context(query, key, max(planned or 0, int(key.max(initial=0)) + 1), device)
+    return Context(query, key, planned or int(key.max(initial=0)) + 1, device)

@@ -133,6 +133,7 @@ VARIANTS = {
     "logarithmic": {"trained_length": 4},
     "partial, interleaved": {"rotary": Rotary(2, 50.0, interleaved=True)},
 }
+DYNAMIC = Rotary(4, 100.0, {"rope_type": "dynamic", "factor": 2.0}, 4)
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
@@ -179,6 +180,22 @@ def test_padding_on_any_side_changes_nothing(variant, parts):
     for row, real, logits in zip(ids, MASK, together):
         alone = logits_of(model, row[None, real])[0]
         np.testing.assert_allclose(logits[real], alone, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("parts", [[1] * 9, [5, 1, 3], [2, 7]], ids=str)
+def test_positions_scaled_by_length_stay_as_they_were_planned(parts):
+    """Keys in the cache were turned for a length; it is the planned one from the first step on."""
+    model = randomised(varied(rotary=DYNAMIC)).eval()
+    ids, at = tokens((3, 9)), np.cumsum(parts)[:-1]
+    whole = logits_of(model, ids)
+    cache = model.new_cache(planned=9)
+    planned = [logits_of(model, piece, cache) for piece in np.split(ids, at, axis=1)]
+    np.testing.assert_allclose(np.concatenate(planned, 1), whole, rtol=1e-10, atol=1e-11)
+    cache = model.new_cache()
+    unplanned = [logits_of(model, piece, cache) for piece in np.split(ids, at, axis=1)]
+    first = logits_of(model, ids, model.new_cache(planned=parts[0]))
+    np.testing.assert_allclose(np.concatenate(unplanned, 1), first, rtol=1e-10, atol=1e-11)
+    assert np.abs(first - whole).max() > 1e-3
 
 
 def test_padded_rows_have_the_gradients_of_rows_alone():
@@ -401,3 +418,25 @@ def test_parameters_without_memory_cannot_be_written():
     with pytest.raises(ValueError, match="read-only"):
         layer.weight.data[0, 0] = 1.0
     assert nn.Linear(2, 2).weight.data.any()
+
+
+@pytest.mark.parametrize("variant", ["plain", "window", "biases", "norms"])
+def test_on_a_device_it_is_the_same(variant):
+    """Padded, and through a cache, with the device's kernels in the emulator."""
+    pytest.importorskip("minitorch._simt", reason="the emulator was not built")
+    model = randomised(varied(**VARIANTS[variant]), np.float32)
+    batch = [mt.from_numpy(x) for x in (tokens((2, 5)), tokens((2, 5), seed=2), MASK[:2, :5])]
+    found = []
+    for device in ("cpu", "simt"):
+        model.to(device)
+        model.zero_grad()
+        there = [x.to(device) for x in batch]
+        loss = model.loss(*there)
+        loss.backward()
+        cache = model.new_cache()
+        with mt.no_grad():
+            steps = [model(there[0][:, part], cache=cache)[0] for part in (slice(4), slice(4, 5))]
+        numbers = [loss, *(param.grad for param in model.parameters()), *steps]
+        found.append([x.detach().to("cpu").numpy().copy() for x in numbers])
+    for here, there in zip(*found, strict=True):
+        np.testing.assert_allclose(there, here, rtol=2e-4, atol=2e-5)
