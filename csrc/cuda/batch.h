@@ -95,14 +95,9 @@ void by_flag(bool flag, Body&& body) {
 // body(T(), O()): a's dtype, of 16 bits, and out's, which is the same or float32.
 template <typename Body>
 void by_half(const Array& a, const Array& out, Body&& body) {
-    by_flag(out.dtype != a.dtype, [&](auto wide) {
-        const auto with = [&](auto kind) {
-            using T = decltype(kind);
-            body(T(), std::conditional_t<wide.value, float, T>());
-        };
-        if (a.dtype == Dtype::bfloat16) return with(bfloat16());
-        require(a.dtype == Dtype::float16, "a kernel takes bfloat16 and float16");
-        with(float16());
+    by_half(a, [&](auto kind) {
+        using T = decltype(kind);
+        out.dtype == a.dtype ? body(T(), T()) : body(T(), float());
     });
 }
 

@@ -94,6 +94,14 @@ struct Product {
     }
 };
 
+// body(T()) with T the array's dtype: bfloat16 or float16.
+template <typename Body>
+void by_half(const Array& x, Body&& body) {
+    if (x.dtype == Dtype::bfloat16) return body(bfloat16());
+    require(x.dtype == Dtype::float16, "a product of 16-bit floats was given others");
+    body(float16());
+}
+
 // The first row and column of a block's tile of out; tiles are counted along the rows of out.
 struct Corner {
     long row, column;

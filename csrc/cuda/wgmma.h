@@ -41,6 +41,12 @@ __device__ inline uint64_t matrix_descriptor(const void* tile, unsigned leading_
 __device__ inline void wgmma_fence() {
     PTX(asm volatile("wgmma.fence.sync.aligned;" ::: "memory"), simt::wgmma_fence());
 }
+// Sums that were set are in their registers from now on, and not constants that the compiler would put
+// there between products, which then wait for each other.
+template <int registers>
+__device__ inline void keep_in_registers([[maybe_unused]] float (&d)[registers]) {
+    PTX(for (float& sum : d) asm volatile("" : "+f"(sum)::"memory"), );
+}
 __device__ inline void wgmma_commit() {
     PTX(asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"), simt::wgmma_commit());
 }

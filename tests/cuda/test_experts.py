@@ -9,6 +9,7 @@ from minitorch.backend import to_device
 from minitorch.errors import ShapeError
 from minitorch.kernels.cuda.extension import checked
 from minitorch.nn import functional as F
+from tests.cuda.conftest import close, wide
 
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
 SHAPES = [(1, 1, 1, 1), (5, 3, 2, 7), (9, 4, 3, 40), (70, 2, 1, 16)]  # tokens, experts, k, features
@@ -54,6 +55,25 @@ def test_grouped_products(hold, dtype, ends, k, n):
     hold("grouped_mm", x, weight, np.int32(ends))
     hold("grouped_mm", grad, weight.swapaxes(1, 2), np.int64(ends))
     hold("grouped_outer", x, grad, np.int64(ends))
+
+
+@pytest.mark.parametrize("ends", [[5], [0, 3, 3, 70], [64, 64, 129]], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_grouped_products_of_warpgroups(hold, dtype, ends):
+    test_grouped_products(hold, dtype, ends, 72, 136)
+
+
+def test_rows_of_other_groups_count_as_zeros():
+    """They come with the tiles of a group, and may hold what is no number."""
+    rng = np.random.default_rng(1)
+    x, grad = (rng.standard_normal((40, 16)).astype(mt.bfloat16) for _ in range(2))
+    x[9:] = grad[9:] = np.inf
+    with checked():
+        out = kernels.lookup("grouped_outer", "simt")(
+            *(to_device(x, "simt") for x in (x, grad, np.int64([9, 40])))
+        )
+    exact = wide(x[:9]).T @ wide(grad[:9])
+    close(out[0], exact, x.dtype)
 
 
 @pytest.mark.parametrize("norm_topk_prob", [True, False])

@@ -1,10 +1,18 @@
-"""Mixture of experts on the device (csrc/cuda/experts.cu, routing.cu)."""
+"""Mixture of experts on the device (csrc/cuda/experts.cu, experts_wgmma.cu, routing.cu)."""
 
 from typing import Any
 
 import numpy as np
 
-from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.cuda.extension import (
+    FLOATS,
+    call,
+    capability,
+    contiguous,
+    device_kernel,
+    empty,
+)
+from minitorch.kernels.cuda.ladder import lines
 from minitorch.kernels.reference import experts as reference
 
 Array = Any
@@ -59,7 +67,11 @@ def grouped_mm(x: Array, weight: Array, offs: Array) -> Array:
     if not _takes(x, weight):
         return reference.grouped_mm(x, weight, offs)
     out = empty(x, (len(x), weight.shape[2]))
-    call("grouped_mm", x, weight, _integers(offs), out)
+    arrays = x, weight, _integers(offs), out
+    if _for_warpgroups(x) and lines(weight) is not None:
+        call("grouped_mm_wgmma", *arrays, not lines(weight))
+    else:
+        call("grouped_mm", *arrays)
     return out
 
 
@@ -69,7 +81,8 @@ def grouped_outer(x: Array, grad: Array, offs: Array) -> Array:
     if not _takes(x, grad):
         return reference.grouped_outer(x, grad, offs)
     out = empty(x, (len(offs), x.shape[1], grad.shape[1]))
-    call("grouped_outer", x, grad, _integers(offs), out)
+    kernel = "grouped_outer_wgmma" if _for_warpgroups(x, grad) else "grouped_outer"
+    call(kernel, x, grad, _integers(offs), out)
     return out
 
 
@@ -92,6 +105,15 @@ def routing_weights_backward(grad: Array, logits: Array, indices: Array, **optio
     arrays = contiguous(grad), contiguous(logits), _integers(indices), dx
     call("routing_weights_backward", *arrays, *_numbers(**options))
     return dx
+
+
+def _for_warpgroups(*rows: Array) -> bool:
+    """On Hopper, in 16 bits, and rows that the tensor memory accelerator can copy."""
+    return (
+        capability(rows[0]) == 90
+        and rows[0].dtype.itemsize == 2
+        and all(lines(x) is True for x in rows)
+    )
 
 
 def _takes(*arrays: Array | None) -> bool:

@@ -1,0 +1,156 @@
+// The products of experts.cu, of groups of rows with a matrix each, on Hopper's tensor cores, sm_90a:
+// for bfloat16 and float16, added up in float32.
+//
+//     grouped_mm       out[r] = x[r] weight[e]       for the rows r of group e; the gradient of x is
+//                                                    one, too, of weight[e]ᵀ
+//     grouped_outer    out[e] = x_eᵀ grad_e          the gradient of the weight
+//
+// Only the device knows where groups begin. The tensor memory accelerator does not mind: a box may
+// begin at any row. What it brings of the next group's rows makes sums that are not written, or, where
+// rows are what is added up, is overwritten by zeros. 128 x 128 numbers to a block, a tile each.
+//
+// Registers of a thread: 168, which is the share of each of 384; no spills.
+//
+// Source: Gale et al. 2022, "MegaBlocks".
+
+#include "warpgroups.h"
+
+namespace minitorch {
+
+namespace {
+
+template <typename T, bool a_along_k, bool b_along_k>
+using Grouped = Plan<T, a_along_k, b_along_k, 128, 128, 6, 1>;
+
+// A tile of rows of a group: there are as many blocks as there can be such tiles.
+struct GroupRows {
+    int group;
+    long begin, end;
+
+    __device__ GroupRows(const int64_t* ends, int groups, long tile) {
+        begin = 0;
+        for (group = 0; group < groups; ++group) {
+            end = ends[group];
+            const long tiles = (end - begin + 127) / 128;
+            if (tile < tiles) {
+                begin += tile * 128;
+                return;
+            }
+            tile -= tiles;
+            begin = end;
+        }
+    }
+};
+
+// `steps` of k from `begin` on: the first warpgroup has tiles copied, the others multiply them.
+template <typename P, typename Prepare, typename Write>
+__device__ void multiply_tile(const Maps& maps, int row, int column, int plane, int begin, int steps,
+                              Prepare prepare, Write write) {
+    SHARED_DYNAMIC(char, memory);
+    SHARED(uint64_t, full, [P::stages]);
+    SHARED(uint64_t, empty, [P::stages]);
+    Ring<P> ring{memory, full, empty};
+    if (threadIdx.x == 0) ring.init();
+    __syncthreads();
+    if (threadIdx.x < kGroup) {
+        ptx::give_registers<40>();
+        if (threadIdx.x == 0) fill(ring, maps, row, column, 0, plane, begin, begin + steps);
+    } else {
+        ptx::take_registers<232>();
+        const int consumer = threadIdx.x / kGroup - 1;
+        char* const own = memory + P::stages * P::stage_bytes + consumer * Square::bytes;
+        Sums<P::columns> sums;
+        accumulate(sums, steps, consumer, ring, prepare);
+        write(sums, 64 * consumer, Square{reinterpret_cast<float*>(own), 1 + consumer});
+    }
+}
+
+template <typename P>
+__global__ void __launch_bounds__(P::threads, 1)
+    grouped_mm_kernel(const __grid_constant__ Maps maps, Matrix<typename P::T> out,
+                      const int64_t* ends, int groups, long n, int k) {
+    using T = typename P::T;
+    const GroupRows rows(ends, groups, blockIdx.x);
+    if (rows.group == groups) return;
+    const int column = blockIdx.y * P::columns;
+    multiply_tile<P>(
+        maps, int(rows.begin), column, rows.group, 0, k, [](char*, int) {},
+        [&](const Sums<P::columns>& sums, int own, const Square& square) {
+            Product<T, T> p{};
+            p.m = rows.end, p.n = n, p.alpha = 1, p.out = out;
+            sums.write(p, rows.begin + own, column, square);
+        });
+}
+
+// Lines of a stage's panels from `rest` on are those of other groups' rows.
+template <typename P>
+__device__ void clear_lines(char* stage, int rest) {
+    if (rest >= kDepth) return;
+    constexpr int threads = P::consumers * kGroup;
+    for (int i = threadIdx.x - kGroup; i < P::stage_bytes / 16; i += threads)
+        if (i / 8 % kDepth >= rest) reinterpret_cast<uint4*>(stage)[i] = make_uint4(0, 0, 0, 0);
+    ptx::fence_proxy_async();
+    ptx::bar_sync(1 + P::consumers, threads);
+}
+
+template <typename P>
+__global__ void __launch_bounds__(P::threads, 1)
+    grouped_outer_kernel(const __grid_constant__ Maps maps, Matrix<typename P::T> out,
+                         long out_stride, const int64_t* ends, long m, long n) {
+    using T = typename P::T;
+    const int group = blockIdx.y;
+    const long begin = group ? ends[group - 1] : 0;
+    const Corner corner(n, P::rows, P::columns);
+    multiply_tile<P>(
+        maps, int(corner.row), int(corner.column), 0, int(begin), int(ends[group] - begin),
+        [](char* stage, int rest) { clear_lines<P>(stage, rest); },
+        [&](const Sums<P::columns>& sums, int own, const Square& square) {
+            Product<T, T> p{};
+            p.m = m, p.n = n, p.alpha = 1;
+            p.out = {out.data + group * out_stride, out.row_stride, out.column_stride};
+            sums.write(p, corner.row + own, corner.column, square);
+        });
+}
+
+}  // namespace
+
+// x (rows, k), in rows; weight (groups, k, n), in columns if that is said, otherwise in rows; ends
+// (groups), int64; out (rows, n). Lines begin at multiples of 16 bytes.
+DEVICE_KERNEL(grouped_mm_wgmma) {
+    const Array &x = arrays[0], &weight = arrays[1], &ends = arrays[2], &out = arrays[3];
+    by_half(x, [&](auto kind) {
+        using T = decltype(kind);
+        const long rows = x.shape[0], k = x.shape[1], n = out.shape[1], groups = ends.size;
+        const auto run = [&](auto along_k) {
+            using P = Grouped<T, true, decltype(along_k)::value>;
+            Maps maps{};
+            maps.a = P::A::map(matrix_of<const T>(x), rows, k, 1, 0);
+            maps.b = P::B::map(matrix_of<const T>(weight).transposed(), n, k, groups,
+                               weight.strides[0]);
+            launch(grouped_mm_kernel<P>, dim3(unsigned(rows / 128 + groups), ceil_div(n, 128)),
+                   P::threads, P::shared_bytes, stream, maps, matrix_of<T>(out),
+                   ends.as<const int64_t>(), int(groups), n, int(k));
+        };
+        numbers[0] != 0 ? run(std::true_type()) : run(std::false_type());
+    });
+}
+
+// x (rows, m), grad (rows, n), in rows; ends (groups), int64; out (groups, m, n). Lines begin at
+// multiples of 16 bytes.
+DEVICE_KERNEL(grouped_outer_wgmma) {
+    const Array &x = arrays[0], &grad = arrays[1], &ends = arrays[2], &out = arrays[3];
+    by_half(x, [&](auto kind) {
+        using T = decltype(kind);
+        using P = Grouped<T, false, false>;
+        const long rows = x.shape[0], m = x.shape[1], n = grad.shape[1];
+        Maps maps{};
+        maps.a = P::A::map(matrix_of<const T>(x).transposed(), m, rows, 1, 0);
+        maps.b = P::B::map(matrix_of<const T>(grad).transposed(), n, rows, 1, 0);
+        launch(grouped_outer_kernel<P>,
+               dim3(ceil_div(m, P::rows) * ceil_div(n, P::columns), unsigned(ends.size)), P::threads,
+               P::shared_bytes, stream, maps, matrix_of<T>(out), out.strides[0],
+               ends.as<const int64_t>(), m, n);
+    });
+}
+
+}  // namespace minitorch
