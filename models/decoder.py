@@ -63,6 +63,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
             check_size(name, getattr(self, name))
+        for name in ("rms_norm_eps", "initializer_range"):
+            check_positive(name, getattr(self, name))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -181,6 +183,12 @@ def check_size(name: str, value: Any) -> None:
     """ConfigError unless value is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name}: expected an integer of at least 1; got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """ConfigError unless value is a number above 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ConfigError(f"{name}: expected a number above 0; got {value!r}")
 
 
 class Block(nn.Module):

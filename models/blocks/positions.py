@@ -167,11 +167,10 @@ def read_rope(content: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]
     if any(isinstance(value, Mapping) for value in scaling.values()):
         raise ConfigError("rope_parameters: expected one kind of rotation for all layers")
     theta = scaling.pop("rope_theta", content.get("rope_theta"))
-    kind = scaling.pop("type", None)
-    scaling = {"rope_type": scaling.pop("rope_type", kind or "default"), **scaling}
-    return 10_000.0 if theta is None else theta, None if scaling[
-        "rope_type"
-    ] == "default" else scaling
+    kind = scaling.pop("type", "default")
+    scaling = {"rope_type": kind, **scaling}
+    plain = scaling == {"rope_type": "default"}
+    return 10_000.0 if theta is None else theta, None if plain else scaling
 
 
 class Rotary:

@@ -284,6 +284,18 @@ def test_bad_input_is_refused():
         LlamaConfig.preset("llama-4")
 
 
+def test_dropout_of_attention_acts_in_training_alone():
+    mt.manual_seed(0)
+    model = randomised(dataclasses.replace(SMALL, attention_dropout=0.5))
+    ids = tokens(MASK.shape)
+    for mask in (None, MASK):
+        model.train()
+        assert (logits_of(model, ids, mask=mask) != logits_of(model, ids, mask=mask)).any()
+        model.eval()
+        expected = logits_of(randomised(SMALL), ids, mask=mask)
+        np.testing.assert_array_equal(logits_of(model, ids, mask=mask), expected)
+
+
 def test_hidden_states_lead_to_the_features():
     model = randomised(SMALL)
     ids = mt.from_numpy(tokens((2, 5)))

@@ -238,7 +238,11 @@ def test_folders_without_what_is_needed(saved):
         ({"rope_scaling": {"rope_type": "linear"}}, "linear.*factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "facto": 1}}, "linear.*facto"),
         ({"rope_parameters": {"full_attention": {}}}, "one kind of rotation"),
+        ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
         ({"head_dim": 3}, "even"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps: expected a number above 0; got 'small'"),
+        ({"rope_theta": -1.0}, "rope_theta: expected a number above 0"),
+        ({"attention_dropout": 1.0}, "attention_dropout: expected a number in"),
     ],
 )
 def test_other_architectures_are_refused(changes, message, saved):
