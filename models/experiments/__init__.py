@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.experiments.experiment import Experiment
 
-NAMES = ("context_extension",)
+NAMES = ("context_extension", "expert_balance", "recall")
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -52,8 +52,8 @@ class Setup:
     queries: int = 16
     width: int = 32
     heads: int = 4
-    batch_size: int = 32
-    steps: int = 400
+    batch_size: int = 16
+    steps: int = 600
     learning_rate: float = 5e-3
 
 

@@ -19,6 +19,7 @@ from models.experiments import (
     cache_diets,
     context_extension,
     expert_balance,
+    facts,
     load,
     multi_token,
     qk_norm,
@@ -270,3 +271,21 @@ def test_drafts_are_held_against_what_the_model_chooses() -> None:
     expected = np.mean([follows[ids[i]] == chosen[i] for i in range(1, 16)])
     assert 0 < expected < 1
     assert multi_token.acceptance(model, ids, 16, follows) == pytest.approx(expected)
+
+
+def test_batches_of_facts_are_all_facts_once_before_any_comes_again() -> None:
+    setup = facts.Setup(subjects=5, relations=3)
+    questions, objects = facts.all_facts(setup, seed=0)
+    assert len({tuple(question) for question in questions}) == 15
+    stream = facts.batches(questions, objects, 4, seed=0)
+    told = [(*q, o) for _ in range(4) for q, o in zip(*next(stream), strict=True)]
+    assert sorted(told) == sorted((*q, o) for q, o in zip(questions, objects, strict=True))
+
+
+def test_the_wide_dense_layer_multiplies_as_often_as_peer() -> None:
+    setup = facts.Setup()
+    wide = facts.make_layer("dense, wide", setup, Generator(0))
+    peer = facts.make_layer("PEER", setup, Generator(0))
+    read = 2 * setup.active * setup.width  # u and v of the chosen experts
+    searched = peer.query.weight.data.size + setup.heads * peer.keys.data.size
+    assert wide.up_proj.weight.data.size + wide.down_proj.weight.data.size == read + searched
