@@ -40,7 +40,7 @@ def rloo_advantages(rewards: Tensor) -> Tensor:
     """Each reward minus the mean of the others of its group. rewards: (groups, size).
 
     Raises ShapeError for groups of one, which have no others. Source: Kool et al. 2019, "Buy 4
-    REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024 (arXiv 2402.14740), eq. 7.
+    REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024 (arXiv 2402.14740).
     """
     rewards = _groups("rloo_advantages", rewards)
     size = rewards.shape[1]

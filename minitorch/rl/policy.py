@@ -65,8 +65,8 @@ def ppo_loss(
     """The clipped surrogate. Returns a single number.
 
     dual_clip: the most that a token with a negative advantage can weigh, as a ratio above 1, since
-    min() leaves it unbounded. Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7; dual_clip: Ye
-    et al. 2019 (arXiv 1912.09729), eq. 5.
+    min() leaves it unbounded; trl calls it delta. Source: Schulman et al. 2017 (arXiv 1707.06347),
+    eq. 7; dual_clip: Ye et al. 2019 (arXiv 1912.09729).
     """
     ratio, mask = _ratio("ppo_loss", log_probs, old_log_probs, mask)
     advantages = _per_token("ppo_loss", advantages, mask)

@@ -85,7 +85,7 @@ def dpo_loss(
 
     label_smoothing: the probability that a label is wrong, which makes it cDPO: there is then
     a finite best h. Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; label_smoothing:
-    Mitchell 2023, "A note on DPO with noisy preferences", eq. 3.
+    Mitchell 2023, "A note on DPO with noisy preferences".
     """
     if not 0 <= label_smoothing < 0.5:
         raise ConfigError(
@@ -153,7 +153,7 @@ def kto_loss(
 
     log_probs, reference: (batch,), sums; desirable: bools (batch,). divergence: z, by
     kto_divergence. The weights should make up for an unequal number of the two kinds. Source:
-    Ethayarajh et al. 2024, "KTO" (arXiv 2402.01306), eq. 8, less its constants.
+    Ethayarajh et al. 2024, "KTO" (arXiv 2402.01306), section 4, less its constants.
     """
     _pairs("kto_loss", log_probs, reference)
     _pairs("kto_loss", log_probs, desirable)

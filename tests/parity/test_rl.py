@@ -260,6 +260,10 @@ TRL_LOSSES = {
     "grpo": (rl.grpo_loss, {}),
     "dr_grpo": (lambda *x, **o: rl.grpo_loss(*x, **o, aggregate=rl.constant_length(9)), {}),
     "dapo": (lambda *x, **o: rl.grpo_loss(*x, **o, aggregate=rl.token_mean), {}),
+    "dual clip": (
+        lambda *x, **_: rl.ppo_loss(*x, dual_clip=1.5),
+        {"loss_type": "dapo", "delta": 1.5, "beta": 0.0},
+    ),
     "cispo": (lambda *x, **_: rl.cispo_loss(*x, max_ratio=1.5), {"beta": 0.0}),
     "gspo": (
         lambda *x, **_: rl.gspo_loss(*x, clip_low=0.2, clip_high=0.2),
@@ -286,7 +290,11 @@ def test_policy_losses_are_those_of_trl(name):
         "epsilon_low": 0.2,
         "epsilon_high": 1.5 if name == "cispo" else 0.2,
         "max_completion_length": 9,
+        "delta": None,
     } | options
+    arguments = SimpleNamespace(
+        delta=settings.pop("delta"), use_bias_correction_kl=False, steps_per_generation=1
+    )
     trainer = MagicMock(
         **settings,
         top_entropy_quantile=1.0,
@@ -297,7 +305,7 @@ def test_policy_losses_are_those_of_trl(name):
         use_adaptive_entropy=False,
         current_gradient_accumulation_steps=1,
         model=SimpleNamespace(training=True),
-        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
+        args=arguments,
         _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
     )
     trainer.accelerator.num_processes = 1
