@@ -93,9 +93,11 @@ struct Range {
     long begin, end;
 };
 
-// Part i of `count` numbers in `parts`, which begins at a multiple of n and may be empty.
-template <int n>
+// Part i of `count` numbers in `parts`, which begins at a multiple of 16 bytes and may be empty.
+// All ranks must cut in the same places, also those whose arrays do not allow accesses of 16 bytes.
+template <typename T>
 __device__ Range part_of(long count, long parts, long i) {
+    constexpr long n = 16 / sizeof(T);
     const long each = (count + parts * n - 1) / (parts * n) * n;
     return {min(i * each, count), min((i + 1) * each, count)};
 }
@@ -164,7 +166,7 @@ template <typename T, int n>
 __global__ void one_shot_kernel(const __grid_constant__ Spaces spaces, const T* in, T* out,
                                 long count, Compute<T> divisor) {
     Steps steps(spaces);
-    const Range part = part_of<n>(count, gridDim.x, blockIdx.x);
+    const Range part = part_of<T>(count, gridDim.x, blockIdx.x);
     const long most = spaces.half_bytes / long(sizeof(T));
     for (long begin = part.begin; begin < part.end; begin += most) {
         const long end = min(begin + most, part.end);
@@ -182,13 +184,13 @@ __global__ void two_shot_kernel(const __grid_constant__ Spaces spaces, const T* 
                                 long count, Compute<T> divisor) {
     Steps steps(spaces);
     const int ranks = spaces.ranks, rank = spaces.rank;
-    const Range part = part_of<n>(count, gridDim.x, blockIdx.x);
+    const Range part = part_of<T>(count, gridDim.x, blockIdx.x);
     const long most = spaces.half_bytes / long(sizeof(T));
     for (long begin = part.begin; begin < part.end; begin += most) {
         const long size = min(most, part.end - begin);
         put<n>(steps.half<T>(rank), in, begin, begin + size);
         steps.meet();
-        const Range mine = part_of<n>(size, ranks, rank);
+        const Range mine = part_of<T>(size, ranks, rank);
         T* const sums = steps.half<T>(rank, 1);
         for (long i = mine.begin + threadIdx.x * n; i < mine.end; i += blockDim.x * n)
             store(sums + i, sum_of_ranks<T, n>(steps, ranks, i, divisor));
@@ -196,7 +198,7 @@ __global__ void two_shot_kernel(const __grid_constant__ Spaces spaces, const T* 
         steps.meet();
         for (int turn = 0; turn < ranks; ++turn) {
             const int q = (rank + turn) % ranks;  // not all at once from the same one
-            const Range share = part_of<n>(size, ranks, q);
+            const Range share = part_of<T>(size, ranks, q);
             take<n>(steps.half<T>(q) + share.begin, out, begin + share.begin, begin + share.end);
         }
         steps.next();
@@ -211,13 +213,13 @@ __global__ void ring_kernel(const __grid_constant__ Spaces spaces, const T* in, 
     using C = Compute<T>;
     Steps steps(spaces);
     const int ranks = spaces.ranks, rank = spaces.rank, left = (rank + ranks - 1) % ranks;
-    const Range part = part_of<n>(count, gridDim.x, blockIdx.x);
+    const Range part = part_of<T>(count, gridDim.x, blockIdx.x);
     const long most = spaces.half_bytes / long(sizeof(C)) * ranks;
     bool first = true;  // the step before was another kernel's, of which all may have read
     for (long begin = part.begin; begin < part.end; begin += most) {
         const long size = min(most, part.end - begin);
         const auto piece = [&](int i) {
-            const Range inside = part_of<n>(size, ranks, (i + 2 * ranks) % ranks);
+            const Range inside = part_of<T>(size, ranks, (i + 2 * ranks) % ranks);
             return Range{begin + inside.begin, begin + inside.end};
         };
         const auto meet = [&] {
@@ -267,8 +269,8 @@ __global__ void reduce_scatter_kernel(const __grid_constant__ Spaces spaces, con
                                       long count, Compute<T> divisor) {
     Steps steps(spaces);
     const int ranks = spaces.ranks, rank = spaces.rank;
-    const Range part = part_of<n>(count, gridDim.x, blockIdx.x);
-    const long most = spaces.half_bytes / long(sizeof(T)) / ranks / n * n;
+    const Range part = part_of<T>(count, gridDim.x, blockIdx.x);
+    const long most = spaces.half_bytes / ranks / 16 * 16 / long(sizeof(T));
     for (long begin = part.begin; begin < part.end; begin += most) {
         const long end = min(begin + most, part.end);
         for (int q = 0; q < ranks; ++q)
@@ -286,7 +288,7 @@ template <typename Unit>
 __global__ void all_gather_kernel(const __grid_constant__ Spaces spaces, const Unit* in, Unit* out,
                                   long count) {
     Steps steps(spaces);
-    const Range part = part_of<1>(count, gridDim.x, blockIdx.x);
+    const Range part = part_of<Unit>(count, gridDim.x, blockIdx.x);
     const long most = spaces.half_bytes / long(sizeof(Unit));
     for (long begin = part.begin; begin < part.end; begin += most) {
         const long end = min(begin + most, part.end);
@@ -305,7 +307,7 @@ template <typename Unit>
 __global__ void broadcast_kernel(const __grid_constant__ Spaces spaces, const Unit* in, Unit* out,
                                  long count, int source) {
     Steps steps(spaces);
-    const Range part = part_of<1>(count, gridDim.x, blockIdx.x);
+    const Range part = part_of<Unit>(count, gridDim.x, blockIdx.x);
     const long most = spaces.half_bytes / long(sizeof(Unit));
     for (long begin = part.begin; begin < part.end; begin += most) {
         const long end = min(begin + most, part.end);
@@ -348,12 +350,12 @@ struct Collective {
         return all;
     }
 
-    // kernel(spaces, i-th input, i-th output, arguments...), for each rank here. `work`: how many
-    // accesses a rank makes of its input.
+    // kernel(spaces, i-th input, i-th output, arguments...), for each rank here. `bytes`: those of
+    // an array that decide how many blocks and threads there are, the same on all ranks.
     template <typename In, typename Out, typename... Parameters, typename... Arguments>
-    void run(void (*kernel)(Spaces, const In*, Out*, Parameters...), long work, cudaStream_t stream,
-             Arguments... arguments) const {
-        const long most = std::min(kMostBlocks, kResidentBlocks / here);
+    void run(void (*kernel)(Spaces, const In*, Out*, Parameters...), long bytes,
+             cudaStream_t stream, Arguments... arguments) const {
+        const long work = (bytes + 15) / 16, most = std::min(kMostBlocks, kResidentBlocks / here);
         const long grid = blocks ? blocks : std::min(most, (work + 127) / 128);
         const unsigned threads = row_threads((work + grid - 1) / grid);
         const SideBySide streams(stream, here);
@@ -404,7 +406,7 @@ DEVICE_KERNEL(all_reduce) {
                                 : call.numbers[1] == 1 ? two_shot_kernel<T, n>
                                                        : ring_kernel<T, n>;
             const long count = call.inputs[0].size;
-            call.run(kernel, (count + n - 1) / n, stream, count,
+            call.run(kernel, count * long(sizeof(T)), stream, count,
                      Compute<T>(call.numbers[0] != 0 ? call.ranks : 1));
         });
     });
@@ -418,7 +420,7 @@ DEVICE_KERNEL(reduce_scatter) {
         const long count = call.outputs[0].size;
         by_width_of<T>(call, count, [&](auto width) {
             constexpr int n = decltype(width)::value;
-            call.run(reduce_scatter_kernel<T, n>, count / n, stream, count,
+            call.run(reduce_scatter_kernel<T, n>, count * long(sizeof(T)), stream, count,
                      Compute<T>(call.numbers[0] != 0 ? call.ranks : 1));
         });
     });
@@ -429,7 +431,7 @@ DEVICE_KERNEL(all_gather) {
     const Collective call(arrays, num_arrays, numbers);
     by_unit(call, [&](auto unit) {
         const long count = call.inputs[0].size / long(sizeof unit);
-        call.run(all_gather_kernel<decltype(unit)>, count, stream, count);
+        call.run(all_gather_kernel<decltype(unit)>, call.inputs[0].size, stream, count);
     });
 }
 
@@ -438,7 +440,8 @@ DEVICE_KERNEL(broadcast) {
     const Collective call(arrays, num_arrays, numbers);
     by_unit(call, [&](auto unit) {
         const long count = call.inputs[0].size / long(sizeof unit);
-        call.run(broadcast_kernel<decltype(unit)>, count, stream, count, int(call.numbers[0]));
+        call.run(broadcast_kernel<decltype(unit)>, call.inputs[0].size, stream, count,
+                 int(call.numbers[0]));
     });
 }
 

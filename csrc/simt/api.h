@@ -129,6 +129,7 @@ struct Launch {
     const char* name = "?";  // of the kernel
     dim3 cluster = 1;
     bool cooperative = false;
+    const void* stream = nullptr;
     void (*entry)(const void* arguments) = nullptr;
     void (*drop)(const void* arguments) = nullptr;
     const void* arguments = nullptr;
@@ -137,7 +138,8 @@ struct Launch {
 // Inside of a Together the grid runs later, with the others.
 cudaError_t run(const Launch& launch);
 
-// The grids launched while one of these lives run at once, when it ends.
+// The grids launched while one of these lives run at once, when it ends, or when the outermost does.
+// Those of one stream run one after another, unless it is the null stream.
 class Together {
 public:
     Together();

@@ -59,6 +59,7 @@ public:
         }
         alive_ = order_.size();
         join_clusters(unit);
+        queue_in_streams(unit);
         if (options().order == Order::reversed) std::reverse(order_.begin(), order_.end());
         for (const unsigned choice : options().choices) take_chosen_turn(choice);
         for (int idle = 0; alive_ > 0;) {
@@ -149,12 +150,45 @@ private:
                 PhaseBarrier(grid->launch.grid.size() * grid->launch.block.size());
     }
 
+    // A grid whose stream has another one before it begins when that has ended.
+    void queue_in_streams(const Unit& unit) {
+        queues_.clear();
+        std::map<const void*, const Grid*> last;
+        for (size_t i = 0; i < unit.size(); ++i) {
+            const Grid* grid = unit[i].first;
+            Queued& queued = queues_[grid];
+            if (!queued.running && grid->launch.stream)
+                queued.before = std::exchange(last[grid->launch.stream], grid);
+            queued.running += blocks_[i]->alive;
+            if (!queued.before) continue;
+            for (Thread& thread : blocks_[i]->threads) {
+                thread.state = Thread::waiting;
+                thread.waits_for = "the grid before it in its stream";
+                thread.site = {"", 0};
+            }
+        }
+    }
+
+    void end_in_stream(Thread& thread) {
+        const Grid* grid = thread.block->grid;
+        if (!grid->launch.stream) return;
+        Queued& queued = queues_[grid];
+        if (checking) release(thread, queued.known);
+        if (--queued.running) return;
+        for (Thread* next : order_)
+            if (queues_[next->block->grid].before == grid) {
+                if (checking) acquire(*next, queued.known);
+                wake(*next);
+            }
+    }
+
     static void begin_thread();
 
     void end_thread(Thread& thread) {
         Block& block = *thread.block;
         --block.alive;
         --alive_;
+        end_in_stream(thread);
         release_if_complete(block.barriers[0], block);
         if (block.cluster.size() > 1) {
             if (checking) check_end(thread);
@@ -229,8 +263,16 @@ private:
         report("deadlock", first->site, message);
     }
 
+    // A grid among those of its stream.
+    struct Queued {
+        const Grid* before = nullptr;
+        size_t running = 0;  // threads
+        Known known;         // of those that have ended
+    };
+
     Fiber scheduler_;
     Stacks stacks_;
+    std::map<const Grid*, Queued> queues_;
     std::vector<std::unique_ptr<Block>> blocks_;
     std::vector<Thread*> order_;
     std::vector<std::function<void()>> copies_;
@@ -307,6 +349,7 @@ cudaError_t execute(const std::vector<Grid>& grids) {
 }
 
 thread_local std::vector<Grid>* together = nullptr;
+thread_local int together_depth = 0;
 
 // A barrier that waits for no more lets its threads go on.
 void release_if_complete(Barrier& barrier, Block& block) {
@@ -527,10 +570,11 @@ cudaError_t run(const Launch& launch) {
 }
 
 Together::Together() {
-    together = new std::vector<Grid>;
+    if (together_depth++ == 0) together = new std::vector<Grid>;
 }
 
 Together::~Together() {
+    if (--together_depth > 0) return;
     const std::unique_ptr<std::vector<Grid>> grids(std::exchange(together, nullptr));
     if (!grids->empty()) (void)execute(*grids);
 }

@@ -103,6 +103,7 @@ cudaError_t start(Kernel kernel, Launch launch, Arguments... arguments) {
 
 inline Launch launch_of(const cudaLaunchConfig_t& config) {
     Launch launch{config.grid, config.block, config.dynamicSmemBytes};
+    launch.stream = config.stream;
     for (unsigned i = 0; i < config.numAttrs; ++i) {
         const auto& [id, value] = config.attrs[i];
         if (id == cudaLaunchAttributeClusterDimension) launch.cluster = value.clusterDim;
@@ -127,8 +128,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 // kernel<<<grid, block, bytes, stream>>>(arguments) becomes
 // SIMT_LAUNCH((kernel), (grid, block, bytes, stream), (arguments)).
 struct simt_configuration : simt::Launch {
-    simt_configuration(dim3 grid, dim3 block, size_t shared_bytes = 0, cudaStream_t = nullptr)
-        : simt::Launch{grid, block, shared_bytes} {}
+    simt_configuration(dim3 grid, dim3 block, size_t shared_bytes = 0,
+                       cudaStream_t stream = nullptr)
+        : simt::Launch{grid, block, shared_bytes} {
+        this->stream = stream;
+    }
 };
 template <typename Kernel, typename... Arguments>
 void simt_launch(const char* name, Kernel kernel, simt_configuration how, Arguments... arguments) {
