@@ -40,41 +40,6 @@ struct Plan : Widths {
     static constexpr size_t shared_bytes = 2 * (rows * dim + 2 * stage);
 };
 
-// The softmax of the lane's two rows of a strip, so far. Scores are in units of 1 / factor.
-struct Softmax {
-    float peak[2], total[2];  // the lane's part of the sum
-
-    __device__ void begin(float sink) {
-        for (int i = 0; i < 2; ++i) {
-            peak[i] = sink;
-            total[i] = threadIdx.x % 4 == 0 && sink > -INFINITY ? 1 : 0;
-        }
-    }
-    // Scores become exp2(factor (score - peak)), fade is what earlier ones are to be multiplied by.
-    template <int n>
-    __device__ void take(float (&scores)[n][4], float factor, float (&fade)[2]) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            float larger = peak[i];
-#pragma unroll
-            for (int j = 0; j < n; ++j)
-                larger = max(larger, max(scores[j][2 * i], scores[j][2 * i + 1]));
-            larger = reduce_row<Larger>(larger);
-            const float shift = larger == -INFINITY ? 0 : larger * factor;
-            fade[i] = ptx::exp2(peak[i] * factor - shift);
-            peak[i] = larger;
-            total[i] *= fade[i];
-#pragma unroll
-            for (int e = 2 * i; e < 2 * i + 2; ++e)
-#pragma unroll
-                for (int j = 0; j < n; ++j) {
-                    scores[j][e] = ptx::exp2(scores[j][e] * factor - shift);
-                    total[i] += scores[j][e];
-                }
-        }
-    }
-};
-
 template <typename T, typename Plan>
 __global__ void __launch_bounds__(kThreads)
     forward_mma(Attention<T> p, Heads<T> out, float* log_normaliser) {

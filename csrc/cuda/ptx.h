@@ -125,7 +125,7 @@ __device__ inline void fence_proxy_async() {
     PTX(asm volatile("fence.proxy.async.shared::cta;" ::: "memory"), simt::proxy_fence());
 }
 
-// Boxes of tensors of two or three dimensions, by the tensor memory accelerator; column is the
+// Boxes of tensors of two to four dimensions, by the tensor memory accelerator; column is the
 // innermost coordinate. sm_90.
 __device__ inline void tma_load(void* to, const CUtensorMap* map, uint64_t* barrier, int column,
                                 int row SITE) {
@@ -143,6 +143,15 @@ __device__ inline void tma_load(void* to, const CUtensorMap* map, uint64_t* barr
                      ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(column),
                      "r"(row), "r"(plane) : "memory"),
         const int at[] = {column, row, plane};
+        simt::tensor_load(to, *map, at, barrier, 1u << simt::cluster_rank(), site));
+}
+__device__ inline void tma_load(void* to, const CUtensorMap* map, uint64_t* barrier, int column,
+                                int row, int plane, int volume SITE) {
+    PTX(asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                     "[%0], [%1, {%3, %4, %5, %6}], [%2];"
+                     ::"r"(shared_address(to)), "l"(map), "r"(shared_address(barrier)), "r"(column),
+                     "r"(row), "r"(plane), "r"(volume) : "memory"),
+        const int at[] = {column, row, plane, volume};
         simt::tensor_load(to, *map, at, barrier, 1u << simt::cluster_rank(), site));
 }
 // ... into the same place of all blocks of the cluster in cta_mask.

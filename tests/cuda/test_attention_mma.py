@@ -24,6 +24,12 @@ CASES = [
 DTYPES = ["bfloat16", "float16"]
 
 
+@pytest.fixture(autouse=True)
+def without_warpgroups():
+    with attention.attention_kernel("attention_mma"):
+        yield
+
+
 @pytest.fixture
 def called(monkeypatch):
     """The names of the kernels that were called."""

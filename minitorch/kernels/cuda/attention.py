@@ -1,5 +1,7 @@
 """Attention on the device: memory linear in time, forward and backward.
 
+    attention_wgmma.cu    forward, on Hopper: what attention_mma.cu takes, of more than 64 queries,
+                          without a mask or cap
     attention_mma*.cu     bfloat16 and float16, on tensor cores: heads of a multiple of 8 features,
                           rows at multiples of 16 bytes, a scale above 0
     attention_decode.cu   the same, of a few queries to many keys, or keys in pages; and of heads of
@@ -10,18 +12,20 @@ Results lie in memory as (batch, time, heads, head_dim), whatever the order of t
 that is how a model puts the heads together again, and how it took them apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from minitorch.backend import array_module, beside, float32, float64, int32, int64
-from minitorch.errors import ShapeError
+from minitorch.errors import ConfigError, ShapeError
 from minitorch.kernels.cuda.elementwise import cast
 from minitorch.kernels.cuda.extension import (
     FLOATS,
     address,
     call,
+    capability,
     contiguous,
     device_kernel,
     empty,
@@ -38,7 +42,24 @@ from minitorch.kernels.reference.attention import (
 
 Array = Any
 
+KERNELS = ("attention", "attention_mma", "attention_wgmma")
+"""Each wants more of arrays and of the device than the one before."""
+
+_best = KERNELS[-1]
 _ROWS_OF_A_BLOCK, _KEYS_OF_A_TILE = 64, 64  # of attention_decode.cu, at most
+
+
+@contextmanager
+def attention_kernel(name: str) -> Iterator[None]:
+    """Within the block, attention is by this one of KERNELS where it can be, or by those before."""
+    global _best
+    if name not in KERNELS:
+        raise ConfigError(f"attention_kernel: expected one of {', '.join(KERNELS)}; got {name!r}")
+    before, _best = _best, name
+    try:
+        yield
+    finally:
+        _best = before
 
 
 @device_kernel("scaled_dot_product_attention")
@@ -238,8 +259,22 @@ def _forward(*arrays: Any, **options: Any) -> None:
     few = starts is None and rows <= _ROWS_OF_A_BLOCK and key.shape[2] >= 4 * _KEYS_OF_A_TILE
     if kernel == "attention_mma" and (few or key.shape[3] > 256):
         _decode(query, key, value, bias, sinks, out, lse, None, None, numbers, key.shape[2])
-    else:
-        call(kernel, *arrays, *numbers)
+        return
+    plain = bias is None and numbers[1] == 0
+    if kernel == "attention_mma" and plain and _suit_hopper(query, key, value):
+        kernel = "attention_wgmma"
+    call(kernel, *arrays, *numbers)
+
+
+def _suit_hopper(query: Array, *keys_and_values: Array) -> bool:
+    """Whether tensor maps can describe them, and there are queries for both warpgroups."""
+    arrays = query, *keys_and_values
+    return (
+        _best == "attention_wgmma"
+        and capability(query) // 10 == 9
+        and query.shape[2] > 64
+        and all(d > 0 for x in arrays for n, d in zip(x.shape, x.strides, strict=True) if n > 1)
+    )
 
 
 def _decode(
@@ -286,11 +321,15 @@ def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:
 
 def _kernel_for(rows: Sequence[Array], scale: float) -> str:
     """Tensor cores take rows that can be copied by 16 bytes, and multiplied as they are."""
-    fits = scale > 0 and all(
-        x.dtype.itemsize == 2
-        and x.shape[-1] % 8 == 0
-        and all(n % 16 == 0 for n in (address(x), *x.strides[:-1]))
-        for x in rows
+    fits = (
+        _best != "attention"
+        and scale > 0
+        and all(
+            x.dtype.itemsize == 2
+            and x.shape[-1] % 8 == 0
+            and all(n % 16 == 0 for n in (address(x), *x.strides[:-1]))
+            for x in rows
+        )
     )
     return "attention_mma" if fits else "attention"
 

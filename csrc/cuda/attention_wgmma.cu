@@ -1,0 +1,271 @@
+// Attention forward on Hopper, sm_90a: what attention_mma.cu computes, by warpgroups. A block takes
+// 128 queries and has three of them, 128 threads each:
+//
+//     producer    one thread asks the tensor memory accelerator for tiles of 128 (heads of 256: 64)
+//     keys
+//                 and of their values, two of each on their way; the others have nothing to do
+//     consumers   two with 64 queries each: S = Q Kᵀ and O += P V by wgmma, Q, K and V from shared
+//                 memory, P from the registers in which the softmax leaves it
+//
+// wgmma goes on while its threads do something else, and that is used twice. A consumer begins the
+// scores of a tile and the values of the tile before it together, and takes the softmax of the one
+// while the tensor cores do the other. And the consumers take turns (pingpong): each begins its
+// products when the other one has begun its own, so that while one of them computes exponentials,
+// of which a multiprocessor does 16 in the time of 2048 multiply-adds, the tensor cores work for the other
+// one:
+//
+//     one      | products j | softmax j  | products j+1 | softmax j+1  |
+//     other    ...          | products j | softmax j    | products j+1 | ...
+//
+// The producer needs few registers: of the 168 that a thread has at first it keeps 24, and consumers
+// get 240. No spills. Source: FlashAttention-3, Shah et al. 2024 (arXiv 2407.08608), sections 3.1 and
+// 3.2, algorithm 2.
+
+#include "fragments.h"
+#include "tensor_map.h"
+
+namespace minitorch {
+
+namespace {
+
+constexpr int kGroup = 128, kThreads = 3 * kGroup, kPanel = 64;  // columns of a panel: 128 bytes
+
+template <typename Widths>
+struct Plan : Widths {
+    using Widths::dim, Widths::value_dim;
+    static constexpr int rows = 128;
+    static constexpr int keys = dim <= 192 ? 128 : 64;  // of a tile
+    static constexpr int query_bytes = 64 * dim * 2, key_bytes = keys * dim * 2;
+    static constexpr int value_bytes = keys * value_dim * 2;
+    static constexpr size_t shared_bytes = 2 * (query_bytes + key_bytes + value_bytes);
+};
+
+// Panels of 64 columns, `rows` rows of 128 bytes each, swizzled, one after another.
+template <typename T, int rows>
+struct Panels {
+    char* data;
+
+    static constexpr int bytes = rows * 128;
+    __device__ uint64_t descriptor(int panel, int offset) const {
+        return ptx::matrix_descriptor(data + panel * bytes + offset, bytes, 1024,
+                                      ptx::Swizzle::bytes_128);
+    }
+    // 16 columns of all rows, or 16 rows of all columns.
+    __device__ uint64_t columns(int k) const { return descriptor(k / kPanel, k % kPanel * 2); }
+    __device__ uint64_t lines(int k) const { return descriptor(0, k * 128); }
+
+    __device__ void load(const CUtensorMap* map, uint64_t* barrier, int width, long row, long head,
+                         long batch) const {
+        for (int panel = 0; panel < width / kPanel; ++panel)
+            ptx::tma_load(data + panel * bytes, map, barrier, panel * kPanel, int(row), int(head),
+                          int(batch));
+    }
+};
+
+// For each of two places in shared memory: when it has been filled, and when it may be filled
+// again.
+struct Ring {
+    uint64_t *full, *empty;
+
+    __device__ void begin() const {
+        for (int i = 0; i < 2; ++i) {
+            ptx::mbarrier_init(full + i, 1);
+            ptx::mbarrier_init(empty + i, 8);  // the warps that read
+        }
+    }
+    __device__ void wait_to_fill(long n, unsigned bytes) const {
+        if (n >= 2) ptx::mbarrier_wait(empty + n % 2, (n / 2 - 1) % 2);
+        ptx::mbarrier_arrive_expect(full + n % 2, bytes);
+    }
+    __device__ void wait_to_read(long n) const { ptx::mbarrier_wait(full + n % 2, n / 2 % 2); }
+    __device__ void release(long n) const {
+        if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(empty + n % 2);
+    }
+};
+
+template <typename T, typename Plan>
+__global__ void __launch_bounds__(kThreads, 1)
+    forward_wgmma(Attention<T> p, const __grid_constant__ CUtensorMap query_map,
+                  const __grid_constant__ CUtensorMap key_map,
+                  const __grid_constant__ CUtensorMap value_map, Heads<T> out,
+                  float* log_normaliser) {
+    SHARED_DYNAMIC(char, memory);
+    SHARED(uint64_t, barriers, [9]);
+    const Ring key_ring{barriers, barriers + 2}, value_ring{barriers + 4, barriers + 6};
+    uint64_t* const queries_full = barriers + 8;
+    const Work<T> work(p, false, Plan::rows);
+    const long head = blockIdx.y, kv_head = head / p.group;
+    if (work.first >= work.time_q) return;
+    const long last = min(work.first + Plan::rows, work.time_q) - 1;
+    const long begin = work.first_key(work.first), end = work.end_of_keys(last);
+    const long tiles = max(0l, end - begin + Plan::keys - 1) / Plan::keys;
+
+    const auto queries = [&](int consumer) {
+        return Panels<T, 64>{memory + consumer * Plan::query_bytes};
+    };
+    const auto keys = [&](long n) {
+        return Panels<T, Plan::keys>{memory + 2 * Plan::query_bytes + n % 2 * Plan::key_bytes};
+    };
+    const auto values = [&](long n) {
+        return Panels<T, Plan::keys>{memory + 2 * (Plan::query_bytes + Plan::key_bytes) +
+                                     n % 2 * Plan::value_bytes};
+    };
+    if (threadIdx.x == 0) {
+        key_ring.begin();
+        value_ring.begin();
+        ptx::mbarrier_init(queries_full, 1);
+        ptx::fence_mbarrier_init();
+    }
+    __syncthreads();
+
+    if (threadIdx.x < kGroup) {
+        ptx::give_registers<24>();
+        if (threadIdx.x != 0 || tiles == 0) return;
+        ptx::mbarrier_arrive_expect(queries_full, 2 * Plan::query_bytes);
+        for (int i = 0; i < 2; ++i)
+            queries(i).load(&query_map, queries_full, Plan::dim, work.q_begin + work.first + 64 * i,
+                            head, work.batch);
+        for (long n = 0; n < tiles; ++n) {
+            const long row = work.k_begin + begin + n * Plan::keys;
+            key_ring.wait_to_fill(n, Plan::key_bytes);
+            keys(n).load(&key_map, key_ring.full + n % 2, Plan::dim, row, kv_head, work.batch);
+            value_ring.wait_to_fill(n, Plan::value_bytes);
+            values(n).load(&value_map, value_ring.full + n % 2, Plan::value_dim, row, kv_head,
+                           work.batch);
+        }
+        return;
+    }
+    ptx::take_registers<240>();
+    const int consumer = threadIdx.x / kGroup - 1, lane = threadIdx.x % 32;
+    const int own = 64 * consumer + threadIdx.x % kGroup / 32 * 16;  // the warp's rows
+    const int turn = 1 + consumer, turn_of_other = 2 - consumer;     // named barriers
+    const float factor = p.scale * kLog2e;
+    Softmax softmax;
+    softmax.begin(p.sinks ? p.sinks[head] * kLog2e / factor : -INFINITY);
+    float sums[Plan::value_dim / 2] = {}, scores[Plan::keys / 2];
+    Fragment weights[Plan::keys / 16];
+    auto& pieces = reinterpret_cast<float (&)[1][Plan::keys / 8][4]>(scores);
+    const auto begin_scores = [&](long n) {
+        key_ring.wait_to_read(n);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < Plan::dim; k += 16)
+            ptx::wgmma<T>(scores, queries(consumer).columns(k), keys(n).columns(k), k > 0);
+        ptx::wgmma_commit();
+    };
+    const auto begin_sums = [&](long n) {
+        value_ring.wait_to_read(n);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < Plan::keys; k += 16)
+            ptx::wgmma<T, true>(sums, weights[k / 16], values(n).lines(k), true);
+        ptx::wgmma_commit();
+    };
+
+    const auto weigh = [&](long n, float (&fade)[2]) {
+        key_ring.release(n);
+        const long key = begin + n * Plan::keys;
+        if (!work.all_see(work.first, last, key, key + Plan::keys - 1))
+            for_each(
+                [&](int row) {
+                    return
+                        [seen = work.keys_seen(work.first + own + row, key)](int column, float& s) {
+                            if (!seen.has(column)) s = -INFINITY;
+                        };
+                },
+                pieces);
+        softmax.take(pieces[0], factor, fade);
+    };
+    const auto keep_weights = [&] {
+#pragma unroll
+        for (int k = 0; k < Plan::keys / 16; ++k)
+            rounded<T>(pieces[0][2 * k], pieces[0][2 * k + 1], weights[k]);
+    };
+    const auto begin_turn = [&] { ptx::bar_sync(turn, 2 * kGroup); };
+    const auto end_turn = [&](long n) {
+        if (consumer == 0 || n + 1 < tiles) ptx::bar_arrive(turn_of_other, 2 * kGroup);
+    };
+
+    if (tiles > 0) {
+        float fade[2];
+        ptx::mbarrier_wait(queries_full, 0);
+        if (consumer == 1) ptx::bar_arrive(turn_of_other, 2 * kGroup);
+        begin_turn();
+        begin_scores(0);
+        end_turn(0);
+        ptx::wgmma_wait<0>(scores);
+        weigh(0, fade);
+        keep_weights();
+        for (long n = 1; n < tiles; ++n) {
+            begin_turn();
+            begin_scores(n);
+            begin_sums(n - 1);
+            end_turn(n);
+            ptx::wgmma_wait<1>(scores);
+            weigh(n, fade);
+            ptx::wgmma_wait<0>(sums);
+            value_ring.release(n - 1);
+#pragma unroll
+            for (int e = 0; e < Plan::value_dim / 2; ++e) sums[e] *= fade[e / 2 % 2];
+            keep_weights();
+        }
+        begin_sums(tiles - 1);
+        ptx::wgmma_wait<0>(sums);
+    }
+    ptx::bar_sync(3 + consumer, kGroup);  // this consumer's queries are not needed any more
+    const long query = work.first + own;
+    float factors[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const float total = reduce_row<Plus>(softmax.total[i]), peak = softmax.peak[i];
+        const bool blind = peak == -INFINITY;
+        factors[i] = blind ? 0 : 1 / total;
+        const long row = query + lane / 4 + 8 * i;
+        if (lane % 4 == 0 && row < work.time_q)
+            log_normaliser[work.statistic(head, row)] =
+                blind ? INFINITY : peak * factor / kLog2e + logf(total);
+    }
+    const RowTile<T, Plan::value_dim> staged{reinterpret_cast<T*>(memory) + own * Plan::dim};
+    staged.store(reinterpret_cast<const float (&)[Plan::value_dim / 8][4]>(sums), factors,
+                 {out.row(work.batch, head, work.q_begin + query), out.time_stride,
+                  work.time_q - query, out.dim});
+}
+
+// Boxes of `rows` rows of a head, 64 columns of each. Where there is one of a kind no stride is
+// needed.
+template <typename T>
+static CUtensorMap map_of(const Array& x, int rows) {
+    const auto stride = [&](int i) { return x.shape[i] > 1 ? x.strides[i] : 8; };
+    return tensor_map(x.as<const T>(), {x.shape[3], x.shape[2], x.shape[1], x.shape[0]},
+                      {1, stride(2), stride(1), stride(0)}, {kPanel, rows, 1, 1},
+                      ptx::Swizzle::bytes_128);
+}
+
+template <typename T, typename Body>
+void by_hopper_width(const Attention<T>& p, Body&& body) {
+    const int dim = p.query.dim, value_dim = p.value.dim, wider = max(dim, value_dim);
+    if (wider <= 64) return body(Widths<64, 64>());
+    if (wider <= 128) return body(Widths<128, 128>());
+    if (dim <= 192 && value_dim <= 128) return body(Widths<192, 128>());
+    return body(Widths<256, 256>());
+}
+
+}  // namespace
+
+// The arrays of `attention_mma` without bias, strides above 0 where they matter, and its numbers
+// with a softcap of 0.
+DEVICE_KERNEL(attention_wgmma) {
+    by_half(arrays[0], [&](auto kind) {
+        using T = decltype(kind);
+        const auto p = attention_of<T>(arrays, numbers);
+        by_hopper_width(p, [&](auto widths) {
+            using P = Plan<decltype(widths)>;
+            launch(forward_wgmma<T, P>, grid_of(p, p.time_q, p.heads, P::rows), kThreads,
+                   P::shared_bytes, stream, p, map_of<T>(arrays[0], 64),
+                   map_of<T>(arrays[1], P::keys), map_of<T>(arrays[2], P::keys),
+                   heads_of<T>(arrays[7]), arrays[8].as<float>());
+        });
+    });
+}
+
+}  // namespace minitorch
