@@ -94,6 +94,17 @@ def test_weights_are_mapped_and_can_be_trained(tmp_path):
     assert (weight.data != from_pretrained(tmp_path).layers[0].mlp.up_proj.weight.data).any()
 
 
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 3000])
+def test_a_mapped_model_can_be_saved_where_it_came_from(max_shard_bytes, tmp_path):
+    model = randomised(CONFIGS["llama"])
+    model.save_pretrained(tmp_path, max_shard_bytes)
+    mapped = from_pretrained(tmp_path)
+    for size in (3000, 10**9, 2000):
+        mapped.save_pretrained(tmp_path, size)
+        assert_same_weights(mapped, model)
+        assert_same_weights(from_pretrained(tmp_path), model)
+
+
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_dtypes(stored, tmp_path):
     model = randomised(CONFIGS["llama"])
