@@ -12,6 +12,7 @@ from minitorch.kernels.cuda.extension import checked
 from minitorch.kernels.cuda.ladder import LADDER, matmul_step
 from minitorch.kernels.cuda.traffic import counted
 from minitorch.kernels.reference import matmul as reference
+from tests.cuda.conftest import placed
 
 TOLERANCE = {"float32": 2e-3, "bfloat16": 8e-3, "float16": 1e-3}
 ORDERS = [("forward", 0), ("reversed", 0), ("random", 7)]
@@ -62,6 +63,16 @@ def test_each_step(step, order):
     assert type(out) is SimtArray
     assert out.dtype == a.dtype
     close(out, wide(a) @ wide(b), TOLERANCE["bfloat16"])
+
+
+@pytest.mark.parametrize("step", TENSOR)
+def test_each_step_on_the_device(device, step):
+    """Also on a GPU, where there is one."""
+    rng = np.random.default_rng(10)
+    a, b = numbers(rng, "bfloat16", 136, 200), numbers(rng, "bfloat16", 264, 200)
+    with matmul_step(step):
+        out = kernels.lookup("matmul", device)(placed(a, device), placed(b, device).T)
+    close(placed(out, "cpu"), wide(a) @ wide(b).T, TOLERANCE["bfloat16"])
 
 
 @pytest.mark.parametrize(
