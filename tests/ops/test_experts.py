@@ -120,6 +120,35 @@ def test_half_precision_and_autocast():
     )
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [mt.float32, mt.float64, mt.bfloat16, mt.float16])
+@pytest.mark.parametrize("sizes", [(0, 5, 1, 0, 40), (300, 0, 7), (4,), (0, 0)], ids=str)
+def test_grouped_products_are_products_of_groups(sizes, dtype, threads):
+    """Of empty groups, single rows, groups large enough for threads; of transposed weights."""
+    rng = np.random.default_rng(0)
+    ends = np.cumsum(sizes)
+    x, y = (rng.standard_normal((ends[-1], n)).astype(dtype) for n in (96, 130))
+    weight = rng.standard_normal((len(sizes), 130, 96)).astype(dtype).swapaxes(1, 2)
+    before = mt.get_num_threads()
+    mt.set_num_threads(threads)
+    try:
+        found = F.grouped_mm(mt.Tensor(x), mt.Tensor(weight), mt.Tensor(ends)).numpy()
+        leaf = mt.Tensor(np.ascontiguousarray(weight), requires_grad=True)
+        F.grouped_mm(mt.Tensor(x), leaf, mt.Tensor(ends)).backward(mt.Tensor(y))
+    finally:
+        mt.set_num_threads(before)
+    wide = np.float64 if dtype == np.float64 else np.float32
+    tolerance = {2: 0.03, 4: 1e-5, 8: 1e-13}[dtype.itemsize]
+    for e, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        rows, given = x[begin:end].astype(wide), y[begin:end].astype(wide)
+        for mine, expected in (
+            (found[begin:end], rows @ weight[e].astype(wide)),
+            (leaf.grad.numpy()[e], rows.T @ given),
+        ):
+            scale = np.abs(expected).max(initial=1.0)
+            np.testing.assert_allclose(mine.astype(wide), expected, atol=tolerance * scale)
+
+
 def test_errors():
     x, router, weight_1, _ = tensors(*PARAMETERS)
     index = mt.zeros(TOKENS, 2, dtype=mt.int64)
