@@ -45,6 +45,16 @@ __global__ void wait_for_the_older_copy(const float* in, float* out) {
     out[threadIdx.x] = tile[0][threadIdx.x] + tile[1][threadIdx.x];  // finds race
 }
 
+// Of 16 bytes those that exist, and zeros: from a multiple of 16 on all the same.
+template <bool wrong>
+__global__ void copy_of_a_part(const float* in, float* out) {
+    __shared__ __align__(16) float tile[kThreads][4];
+    ptx::cp_async<16>(tile[threadIdx.x], in + (wrong ? 1 : 4), 6);  // finds misaligned
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    out[threadIdx.x] = tile[threadIdx.x][2];
+}
+
 // The thread that copies has waited; the others have not waited for it.
 template <bool wrong>
 __global__ void wait_of_another_thread(const float* in, float* out) {
@@ -414,6 +424,7 @@ void run(const std::string& name, const float* in, float* out, float* parts, uns
     CASE(copy_without_wait);
     CASE(copy_without_commit);
     CASE(wait_for_the_older_copy);
+    CASE(copy_of_a_part);
     CASE(wait_of_another_thread);
     CASE(copy_over_what_is_read);
     CASE(wrong_parity);
