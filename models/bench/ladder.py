@@ -61,9 +61,9 @@ def _steps() -> Iterator[tuple[str, Any]]:
 
 def _operands(size: int, dtype: Any, device: str, seed: int) -> tuple[Any, Any, Any]:
     generator = np.random.default_rng(seed)
-    x, weight = (generator.standard_normal((size, size), np.float32) for _ in range(2))
-    a, b = (to_device(each.astype(dtype), device) for each in (x, weight))
-    return a, b.T, to_device(np.empty((size, size), dtype), device)
+    x, y = (generator.standard_normal((size, size), np.float32) for _ in range(2))
+    a, b = (to_device(each.astype(dtype), device) for each in (x, y))
+    return a, b, to_device(np.empty((size, size), dtype), device)
 
 
 def _speeds(seed: int) -> Iterator[tuple[str, ...]]:
