@@ -170,12 +170,12 @@ def test_steps_are_judged_by_what_they_and_later_ones_earned():
 
 
 def test_equal_steps_one_step_and_no_steps():
-    ends = np.zeros((3, 2, 4), bool)
+    ends = np.zeros((3, 3, 4), bool)
     ends[0, :, 3] = True
     ends[1, 0, 2] = True
     found = rl.process_advantages(mt.tensor(ends * 0.1), mt.tensor(ends)).numpy()
     assert (found[0] == 0).all()
-    np.testing.assert_allclose(found[1], [[0.1, 0.1, 0.1, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(found[1], [[0.1, 0.1, 0.1, 0], [0] * 4, [0] * 4])
     assert (found[2] == 0).all()
 
 

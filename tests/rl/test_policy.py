@@ -91,6 +91,23 @@ def test_the_gradient_stops_where_the_ratio_has_gone_far_enough(advantage, ratio
     assert clipped == (not flows)
 
 
+def test_there_may_be_more_room_above_than_below():
+    old, up, mask = mt.zeros(1, 1), mt.tensor([1.0]), mt.ones(1, 1)
+    for ratio, expected in [(1.25, 1.25), (1.5, 1.28)]:
+        log_probs = mt.tensor([[np.log(ratio)]])
+        assert rl.dapo_loss(log_probs, old, up, mask).item() == pytest.approx(-expected)
+    falls = rl.dapo_loss(mt.tensor([[np.log(0.75)]]), old, -up, mask)
+    assert falls.item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_the_old_policy_gets_no_gradient(name):
+    new, old = (mt.tensor(rand(B, T, seed=i) * 1e-4, requires_grad=True) for i in range(2))
+    CLIPPED[name](new, old, mt.tensor(ADVANTAGES), mt.tensor(MASK)).backward()
+    assert new.grad is not None
+    assert old.grad is None
+
+
 def test_the_dual_clip_bounds_what_a_bad_token_weighs():
     x, old, mask = mt.tensor([[3.0]]), mt.zeros(1, 1), mt.ones(1, 1)
     bad, good = mt.tensor([-2.0]), mt.tensor([2.0])
@@ -127,6 +144,17 @@ def test_the_kl_term_is_added_token_by_token():
         found = rl.grpo_loss(*arguments, reference=mt.tensor(reference), beta=0.3, kl=kl).item()
         extra = rl.sequence_mean(kl(arguments[0], mt.tensor(reference)), arguments[3]).item()
         assert found == pytest.approx(rl.grpo_loss(*arguments).item() + 0.3 * extra)
+
+
+def test_the_kl_term_reads_nothing_behind_the_mask():
+    log_probs, reference = rand(B, T), rand(B, T, seed=5)
+    log_probs[MASK == 0] = reference[MASK == 0] = np.nan
+    old, advantages, mask = mt.tensor(rand(B, T, seed=1)), mt.tensor(ADVANTAGES), mt.tensor(MASK)
+    found = gradient(
+        lambda x: rl.grpo_loss(x, old, advantages, mask, reference=mt.tensor(reference)), log_probs
+    )
+    assert np.isfinite(found).all()
+    assert (found[MASK == 0] == 0).all()
 
 
 def test_group_advantages_make_the_first_loss_zero_but_not_its_gradient():
