@@ -205,7 +205,10 @@ class Balance:
     devices: int = 1
 
     def loss(self, routing: Routing, config: RouterConfig, sequences: int) -> Tensor | None:
-        """The sum of the losses of one layer's routing; None where there are none."""
+        """The sum of the losses of one layer's routing; None where there are none.
+
+        Padding counts as tokens do: pack texts instead of padding them in training.
+        """
         rows = sequences if self.sequence_wise else 1
         scores, indices = (
             part.reshape(rows, -1, part.shape[-1]) for part in (routing.scores, routing.indices)
