@@ -21,6 +21,7 @@ et al. 2025, "DAPO" (arXiv 2503.14476), section 3.3; constant_length: Liu et al.
 from collections.abc import Callable
 
 from minitorch.errors import ConfigError, ShapeError
+from minitorch.ops.joining import stack
 from minitorch.ops.masking import where
 from minitorch.tensor import Tensor
 
@@ -28,17 +29,20 @@ Aggregation = Callable[[Tensor, Tensor], Tensor]
 """(values, mask), both (batch, time), to a single number."""
 
 
-def completion_mask(tokens: Tensor, end_token: int) -> Tensor:
-    """True up to and including the first end_token of each row, and in rows without one.
+def completion_mask(tokens: Tensor, *end_tokens: int) -> Tensor:
+    """True up to and including the first end token of each row; all of a row without one.
 
-    tokens: (batch, time), completions without their prompts. Returns bools of that shape.
+    tokens: (batch, time), completions without their prompts; end_tokens: those of the model, such
+    as end of text and end of turn. Returns bools of the shape of tokens.
     """
     if tokens.ndim != 2 or tokens.is_floating_point():
         raise ShapeError(
             "completion_mask: expected integer tokens (batch, time); got "
             f"{tokens.shape} of {tokens.dtype}"
         )
-    ends = (tokens == end_token).long()
+    if not end_tokens:
+        raise ConfigError("completion_mask: expected at least one end token; got none")
+    ends = stack([tokens == end for end in end_tokens]).any(0).long()
     return ends.cumsum(1) - ends == 0
 
 

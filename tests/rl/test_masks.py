@@ -22,6 +22,14 @@ def test_the_first_end_token_counts_and_what_follows_does_not():
     ]
 
 
+def test_whichever_end_comes_first_counts():
+    tokens = mt.tensor([[5, 8, END, 1], [5, END, 8, 1], [5, 5, 5, 8]])
+    expected = [[True, True, False, False], [True, True, False, False], [True] * 4]
+    assert rl.completion_mask(tokens, END, 8).tolist() == expected
+    with pytest.raises(ConfigError, match="at least one end token"):
+        rl.completion_mask(tokens)
+
+
 @pytest.mark.parametrize(
     ("aggregate", "expected"),
     [
