@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.experiments.experiment import Experiment
 
-NAMES = ("context_extension", "expert_balance", "recall")
+NAMES = ("context_extension", "expert_balance", "recall", "qk_norm", "multi_token", "facts")
 RESULTS = Path(__file__).parent / "results"
 
 
