@@ -1,10 +1,12 @@
 """CUDA programs on the CPU: translate what g++ cannot read, compile in the check build, run.
 
-The emulator (csrc/simt) makes a kernel's words mean something to g++. Two things are not words but
-grammar, and are rewritten, in place, so that every line keeps its number:
+The emulator (csrc/simt) makes a kernel's words mean something to g++. What is not words but
+grammar, and variables that have the names of such words, are rewritten, in place, so that every
+line keeps its number:
 
     kernel<<<grid, block>>>(x, n);      SIMT_LAUNCH((kernel), (grid, block), (x, n));
     __shared__ float tile[32][33];      SHARED(float, tile, [32][33]);
+    dim3 blockDim(32);                  dim3 blockDim_own(32);
 """
 
 import hashlib
@@ -13,6 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,6 +57,7 @@ def translate(source: str) -> str:
 
     Raises DataError for a launch whose brackets do not close.
     """
+    source = _without_own_names(source)
     edits = [*_launches(source), *_shared_arrays(source)]
     for begin, end, text in sorted(edits, reverse=True):
         kept = "\n" * (source.count("\n", begin, end) - text.count("\n"))
@@ -65,6 +69,52 @@ def _blanked(source: str) -> str:
     """The source with comments and strings overwritten by spaces, so that only code is found."""
     pattern = r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\''
     return re.sub(pattern, lambda m: re.sub(r"[^\n]", " ", m[0]), source, flags=re.DOTALL)
+
+
+def _without_own_names(source: str) -> str:
+    """A program's own variables that are named blockDim, say, renamed: simt.h has macros there."""
+    code = _blanked(source)
+    places: set[int] = set()
+    for begin, name in _declared(code):
+        use = re.compile(rf"(?<![\w.])(?<!->){name}\b")
+        places.update(match.end() for match in use.finditer(code, begin, _scope_end(code, begin)))
+    for at in sorted(places, reverse=True):
+        source = f"{source[:at]}_own{source[at:]}"
+    return source
+
+
+_TYPE = r"(?<![\w.])(?:dim3|uint3|auto|size_t|u?int(?:\d+_t)?|unsigned|long)\b"
+_BUILT_IN = ("threadIdx", "blockIdx", "blockDim", "gridDim")
+
+
+def _declared(code: str) -> Iterator[tuple[int, str]]:
+    """Where variables of the built-in names are declared, also behind others of their type."""
+    for kind in re.finditer(_TYPE, code):
+        depth, expected = 0, True  # expected: a name would be that of a new variable
+        for token in re.finditer(r"\w+|\S", code[kind.end() :]):
+            word = token[0]
+            if expected and depth == 0 and word in _BUILT_IN:
+                yield kind.end() + token.start(), word
+            depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(word, 0)
+            if depth < 0 or (depth == 0 and word == ";"):
+                break
+            if word not in ("&", "*", "const", "int", "long"):
+                expected = depth == 0 and word == ","
+
+
+def _scope_end(code: str, at: int) -> int:
+    """Where the block ends that encloses a declaration, or what follows that of a parameter."""
+    depth, opening = 0, at
+    while depth >= 0 and opening > 0:
+        opening -= 1
+        depth += {")": 1, "}": 1, "(": -1, "{": -1}.get(code[opening], 0)
+    if code[opening] == "(":
+        after = _closing(code, opening) + 1
+        body = re.compile(r"[{;]").search(code, after)
+        if body is None or body[0] == ";":
+            return len(code) if body is None else body.start()
+        opening = body.start()
+    return _closing(code, opening) if code[opening] == "{" else len(code)
 
 
 def _launches(source: str) -> list[tuple[int, int, str]]:
@@ -104,9 +154,9 @@ def _name_before(code: str, end: int) -> int:
 
 
 def _closing(code: str, opening: int) -> int:
-    depth = 0
+    bracket, depth = code[opening], 0
     for i in range(opening, len(code)):
-        depth += {"(": 1, ")": -1}.get(code[i], 0)
+        depth += {bracket: 1, {"(": ")", "{": "}"}[bracket]: -1}.get(code[i], 0)
         if depth == 0:
             return i
     raise DataError(f"line {code.count(chr(10), 0, opening) + 1}: a bracket that is not closed")
