@@ -19,6 +19,8 @@
 
 namespace simt {
 
+struct Block;
+
 // Who touched a place, when, and from where in the code.
 struct Access {
     uint32_t block;
@@ -58,6 +60,8 @@ void check_acquire(const uint32_t* flag, Site site);
 void check_mbarrier(const void* address, Site site);
 // A thread ends, and with the last one its block's shared memory.
 void check_end(Thread& thread);
+// All threads of a block have ended: a warpgroup's four warps have begun the same products.
+void check_warpgroups(const Block& block);
 // The thread's own variables: those that products of its warpgroup use are not its to touch.
 void check_registers(Thread& thread, const void* address, size_t bytes, bool write,
                      const void* code);

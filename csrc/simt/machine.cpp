@@ -189,6 +189,7 @@ private:
         --block.alive;
         --alive_;
         end_in_stream(thread);
+        if (checking && !block.alive) check_warpgroups(block);
         release_if_complete(block.barriers[0], block);
         if (block.cluster.size() > 1) {
             if (checking) check_end(thread);

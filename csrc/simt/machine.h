@@ -73,6 +73,8 @@ struct Thread {
     Copies loads, stores, products;
     std::vector<Registers> registers;
     bool products_fenced = false;  // at all
+    unsigned products_begun = 0;
+    Site last_product;
     unsigned cluster_phase = ~0u;  // in which it last arrived at the cluster's barrier
 
     unsigned lane() const { return rank % kWarp; }

@@ -188,6 +188,8 @@ void leave(Thread& thread, const void* variables, const Product* product) {
 void wgmma(const Wgmma& how, float* d, const uint32_t* a_registers, uint64_t a, uint64_t b,
            Site site) {
     Thread& thread = *self();
+    ++thread.products_begun;
+    thread.last_product = site;
     Request request{&how, a_registers, a, b, site, {}};
     collective("wgmma", ~0u, &request, begin_product, site);
     use(thread, d, how.columns / 2 * sizeof(float), true, site);
@@ -220,6 +222,28 @@ void wgmma_wait(unsigned keep) {
 
 uint32_t shared_address(const void* pointer) {
     return uint32_t(static_cast<const char*>(pointer) - self()->block->shared);
+}
+
+void check_warpgroups(const Block& block) {
+    constexpr unsigned kGroup = 4;
+    const auto warps = unsigned(block.collectives.size());
+    for (unsigned first = 0; first < warps; first += kGroup) {
+        const auto begun = [&](unsigned warp) {
+            return warp < warps ? block.threads[warp * kWarp].products_begun : 0;
+        };
+        unsigned most = first, least = first;
+        for (unsigned warp = first; warp < first + kGroup; ++warp) {
+            if (begun(warp) > begun(most)) most = warp;
+            if (begun(warp) < begun(least)) least = warp;
+        }
+        if (begun(least) < begun(most))
+            report("absent warp", block.threads[most * kWarp].last_product,
+                   "block " + text(block.index) + ": warp " + std::to_string(most) + " began " +
+                       std::to_string(begun(most)) + " products of its warpgroup, warp " +
+                       std::to_string(least) + " " + std::to_string(begun(least)) +
+                       (least < warps ? "" : ": the block has no such warp") +
+                       "; all four have to begin each");
+    }
 }
 
 void check_registers(Thread& thread, const void* address, size_t bytes, bool write,

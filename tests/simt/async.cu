@@ -291,6 +291,21 @@ __global__ void product_without_fence(const float* in, float* out) {
     out[threadIdx.x] = in[threadIdx.x % kThreads] + d[0];
 }
 
+// The fourth warp has nothing to do, and leaves: the GPU's other three would wait for it.
+template <bool wrong>
+__global__ void product_of_three_warps(const float* in, float* out) {
+    __shared__ Operands operands;
+    fill(operands, true);
+    float d[4] = {};
+    if (!wrong || threadIdx.x < 96) {
+        ptx::wgmma_fence();
+        MULTIPLY(d);  // finds absent warp
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>(d);
+    }
+    out[threadIdx.x] = in[threadIdx.x % kThreads] + d[0];
+}
+
 template <bool wrong>
 __global__ void sums_scaled_without_fence(const float* in, float* out) {
     __shared__ Operands operands;
@@ -444,6 +459,7 @@ void run(const std::string& name, const float* in, float* out, float* parts, uns
     CASE(product_without_wait);
     CASE(product_without_commit);
     CASE(product_without_fence);
+    CASE(product_of_three_warps);
     CASE(sums_scaled_without_fence);
     CASE(operand_that_products_do_not_see);
     CASE(operand_overwritten);

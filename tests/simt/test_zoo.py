@@ -26,7 +26,7 @@ def expected(zoo):
             kinds = line.split("// finds ")[1]
             for kind in re.findall(
                 "race|uninitialised|out of bounds|misaligned|divergent barrier|deadlock|"
-                "wrong mask|wrong barrier|missing fence|double arrival",
+                "wrong mask|wrong barrier|missing fence|double arrival|absent warp",
                 kinds,
             ):
                 marks.setdefault(name, set()).add((kind, number))
