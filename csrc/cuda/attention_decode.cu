@@ -19,7 +19,7 @@
 // pieces of 16 rows and 16 keys; through shared memory they come to threads that keep whole rows,
 // or parts of them, and leave P; and of O each warp makes some columns, of all rows.
 //
-// Registers of a thread on sm_90a: at most 96 with 16 rows, 242 with 64; latent 225; no spills.
+// Registers of a thread on sm_80: at most 94 with 16 rows, 237 with 64 and latents; no spills.
 // Source: Dao et al., "Flash-Decoding for
 // long-context inference", 2023; Kwon et al. 2023 (arXiv 2309.06180), section 4.1, for pages;
 // DeepSeek-AI 2024 (arXiv 2405.04434), section 2.1, for latents.
@@ -78,19 +78,22 @@ __global__ void __launch_bounds__(Plan::threads) decode(Attention<T> p, Past pas
     const long kv_head = blockIdx.y, first_row = blockIdx.x / past.splits * Plan::rows;
     const int split = blockIdx.x % past.splits, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const long all_rows = p.group * p.time_q;
-    const auto head_of = [&](long row) { return kv_head * p.group + row % p.group; };
+    const unsigned group =
+        unsigned(p.group);  // division of 64 bits is a function of many instructions
+    const auto head_of = [&](long row) { return kv_head * group + unsigned(row) % group; };
+    const auto query_of = [&](long row) { return long(unsigned(row) / group); };
 
     const long last_row = min(first_row + Plan::rows, all_rows) - 1;
-    const long low = work.first_key(first_row / p.group);
-    const long high = work.end_of_keys(last_row / p.group);
+    const long low = work.first_key(query_of(first_row));
+    const long high = work.end_of_keys(query_of(last_row));
     const long tiles = max(0l, high - low + Plan::keys - 1) / Plan::keys;
     const long each = (tiles + past.splits - 1) / past.splits * Plan::keys;
     const long begin = low + split * each, end = min(high, begin + each);
     const auto row_of = [&](const Heads<const T>& x, long key) -> const T* {
         if (key >= end) return nullptr;
         if (!past.table) return x.row(work.batch, kv_head, key);
-        const long page = past.table[work.batch * past.pages_each + key / past.page_size];
-        return x.row(page, kv_head, key % past.page_size);
+        const unsigned t = unsigned(key), size = unsigned(past.page_size);
+        return x.row(past.table[work.batch * past.pages_each + t / size], kv_head, t % size);
     };
     const auto fetch = [&](long key, int stage) {
         if (key < end) {
@@ -109,7 +112,7 @@ __global__ void __launch_bounds__(Plan::threads) decode(Attention<T> p, Past pas
     const int own = threadIdx.x / Plan::per_row, part = threadIdx.x % Plan::per_row;
     const long own_row = first_row + own;
     const bool exists = own_row < all_rows;
-    const long query = own_row / p.group;
+    const long query = query_of(own_row);
     const Modified<T> modified(work, exists ? head_of(own_row) : 0);
     const float factor = modified ? kLog2e : p.scale * kLog2e;
     float peak = -INFINITY, total = 0;
@@ -118,7 +121,7 @@ __global__ void __launch_bounds__(Plan::threads) decode(Attention<T> p, Past pas
     queries.template fetch<Plan::threads>(
         [&](int row) -> const T* {
             const long r = first_row + row;
-            return r < all_rows ? p.query.row(work.batch, head_of(r), r / p.group) : nullptr;
+            return r < all_rows ? p.query.row(work.batch, head_of(r), query_of(r)) : nullptr;
         },
         Plan::rows, p.query.dim, p.query.data);
     fetch(begin, 0);
@@ -208,7 +211,7 @@ __global__ void __launch_bounds__(Plan::threads) decode(Attention<T> p, Past pas
         total += __shfl_xor_sync(0xFFFFFFFF, total, flip);
     const long rows_before = (split * p.sequences + work.batch) * p.heads * p.time_q;
     const auto place = [&](long row) {
-        return rows_before + head_of(row) * p.time_q + row / p.group;
+        return rows_before + head_of(row) * p.time_q + query_of(row);
     };
     if (part == 0) {
         fades[own] = total > 0 ? 1 / total : 0;
