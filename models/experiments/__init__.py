@@ -9,7 +9,15 @@ from pathlib import Path
 
 from models.experiments.experiment import Experiment
 
-NAMES = ("context_extension", "expert_balance", "recall", "qk_norm", "multi_token", "facts")
+NAMES = (
+    "context_extension",
+    "expert_balance",
+    "recall",
+    "qk_norm",
+    "multi_token",
+    "facts",
+    "cache_diets",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

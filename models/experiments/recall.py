@@ -168,7 +168,7 @@ def draw(axes: Axes, rows: Sequence[Row]) -> None:
     axes.axhline(rows[0]["chance"], color="grey", linewidth=0.8, linestyle=":")
     axes.set_xticks(places, [row["variant"] for row in rows])
     axes.set_ylabel("right answers; dotted: chance")
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
 
 EXPERIMENT = Experiment(
