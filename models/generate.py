@@ -54,8 +54,8 @@ def generate(
         with mt.no_grad():
             logits, _ = model(mt.from_numpy(np.array([fresh])).to(device), cache=cache)
         rows = logits[:, -1, :vocab_size]
-        if device != "cpu" and sampler.is_plain:
-            ids, log_probs = _drawn_there(rows, sampler.temperature, generator)
+        if sampler.is_plain:
+            ids, log_probs = _drawn(rows, sampler.temperature, generator)
         else:
             past = [prompt], [tokens[len(prompt) :]]
             ids, log_probs = sampler(rows.numpy(), *past, generator=generator)
@@ -67,7 +67,7 @@ def generate(
         yield token, float(log_probs[0])
 
 
-def _drawn_there(
+def _drawn(
     logits: mt.Tensor, temperature: float, generator: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and their log-probabilities, drawn where the logits are: nothing else is fetched."""
@@ -75,7 +75,7 @@ def _drawn_there(
         ids = F.categorical(logits, temperature, generator=generator)
         if temperature == 0:
             return ids.numpy(), np.zeros(len(ids))
-        log_probs = (logits.float() / temperature).log_softmax(-1).gather(-1, ids[:, None])
+        log_probs = (logits.double() / temperature).log_softmax(-1).gather(-1, ids[:, None])
     drawn = ids.numpy()
     if (drawn < 0).any():
         raise ConfigError(

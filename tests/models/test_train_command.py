@@ -206,6 +206,7 @@ def test_kill_9_loses_only_what_came_after_the_checkpoint(cli, tiny, tmp_path, w
     assert not list(out.glob("checkpoints/.*"))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_a_terminal(tiny, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "models.cli", *tiny, "--set", "steps=100000"]

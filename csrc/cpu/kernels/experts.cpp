@@ -1,7 +1,5 @@
 // Matrix products of groups of rows, one after another or side by side: mixture of experts.
 
-#include <algorithm>
-
 #include "dispatch.h"
 #include "matmul.h"
 
@@ -30,7 +28,7 @@ static void for_groups(const Array& ends, long work_per_row, F one) {
     const auto begin = [&](long e) { return e == 0 ? 0L : static_cast<long>(end[e - 1]); };
     long most = 0;
     for (long e = 0; e < ends.size; ++e)
-        most = std::max(most, static_cast<long>(end[e]) - begin(e));
+        if (end[e] - begin(e) > most) most = end[e] - begin(e);
     const auto groups = [&](long first, long last) {
         for (long e = first; e < last; ++e) one(e, begin(e), static_cast<long>(end[e]));
     };
@@ -83,7 +81,10 @@ KERNEL(grouped_outer) {
         using T = decltype(kind);
         for_groups(ends, m * n, [&](long e, long begin, long end) {
             T* result = out.as<T>() + e * out.strides[0];
-            if (begin == end) return std::fill(result, result + m * n, T{});
+            if (begin == end) {
+                __builtin_memset(result, 0, sizeof(T) * m * n);
+                return;
+            }
             product<T, T>(
                 m, n, end - begin,
                 Matrix<const T>{x.as<const T>() + begin * x.stride(-2), x.stride(-1), x.stride(-2)},

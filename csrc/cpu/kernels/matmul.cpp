@@ -2,6 +2,11 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
+PRODUCT(float, float);
+PRODUCT(double, double);
+PRODUCT(bfloat16, bfloat16);
+PRODUCT(bfloat16, float);
+
 template <typename T>
 static Matrix<T> matrix_of(const Array& x, long offset) {
     if (!x) return {nullptr, 0, 0};

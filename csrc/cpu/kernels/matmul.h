@@ -493,4 +493,13 @@ void product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matri
     }
 }
 
+// Compiled once, in matmul.cpp: it is the longest of all to compile.
+#define PRODUCT(T, O)                                                                             \
+    template void product<T, O>(long, long, long, Matrix<const T>, Matrix<const T>, Matrix<O>,    \
+                                const Epilogue<O, Compute<T>>&, Compute<T>*)
+extern PRODUCT(float, float);
+extern PRODUCT(double, double);
+extern PRODUCT(bfloat16, bfloat16);
+extern PRODUCT(bfloat16, float);
+
 }  // namespace minitorch::MT_INSTRUCTION_SET
