@@ -122,6 +122,14 @@ def varlen(query, key, value, sinks, starts_q, starts_k, **options):
     return torch.cat(parts)
 
 
+def paged(query, keys, values, sinks, table, lengths, **options):
+    parts = []
+    for q, pages, length in zip(query, table, lengths, strict=True):
+        k, v = (pool[pages].transpose(0, 1).flatten(1, 2)[:, :length] for pool in (keys, values))
+        parts.append(attention(q, k, v, None, sinks, **options))
+    return torch.stack(parts)
+
+
 def cross_entropy(logits, target, ignore_index, label_smoothing, z_loss, reduction):
     """torch has no z-loss."""
     kept = target != ignore_index
@@ -247,6 +255,7 @@ PEERS = {
     "scaled_dot_product_attention": attention,
     "attention_qkvpacked": packed,
     "varlen_attention": varlen,
+    "paged_attention": paged,
     "dropout": lambda x, p, seed, offset: x * kept(x.shape, p, seed, offset) / (1 - p),
     "getitem": getitem,
     "setitem": setitem,
