@@ -11,7 +11,6 @@ import numpy as np
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.ops.attention import (
     attention_qkvpacked,
-    paged_attention,
     scaled_dot_product_attention,
     varlen_attn,
 )
@@ -42,6 +41,7 @@ from minitorch.ops.indexing import embedding, one_hot
 from minitorch.ops.joining import pad as pad_with_constant
 from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.ops.masking import where
+from minitorch.ops.paged_attention import paged_attention
 from minitorch.ops.sampling import categorical
 from minitorch.tensor import Tensor
 
