@@ -9,7 +9,7 @@ variants are options of the one operation, and any may be combined:
     grouped heads      several heads of queries read from one head of keys and values
     additive mask      any float that is broadcast to the scores, with its gradient
     packed sequences   of any lengths one after another, each attending to itself: `varlen_attn`
-    pages              of a pool, in which the keys and values of a cache lie: ops/paged_attention.py
+    pages              of a pool that holds keys and values: ops/paged_attention.py
 """
 
 from typing import Any
