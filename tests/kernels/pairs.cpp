@@ -10,6 +10,12 @@ void fail(const char*) { std::abort(); }
 
 }  // namespace minitorch
 
+namespace minitorch::MT_INSTRUCTION_SET {
+
+PRODUCT(bfloat16, float);
+
+}  // namespace minitorch::MT_INSTRUCTION_SET
+
 using namespace minitorch::MT_INSTRUCTION_SET;
 
 // out (m, n) = A (m, k) B (k, n), and the sums of A's rows. Strides: of a row and a column, of A and B.
