@@ -91,13 +91,17 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def draw(probs: np.ndarray, generator: Generator) -> np.ndarray:
-    """One index per row, by inverting the cumulative sum: (rows,) int64.
+    """One index per row: (rows,) int64."""
+    return draw_at(probs, generator.draw().random(len(probs)))
+
+
+def draw_at(probs: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """One index per row, by inverting the cumulative sum at uniform, (rows,) in [0, 1).
 
     The first index whose cumulative sum exceeds u·total, so one of probability 0 is never drawn.
     """
     cumulative = np.cumsum(probs, axis=1)
-    u = generator.draw().random((len(probs), 1)) * cumulative[:, -1:]
-    return (cumulative <= u).sum(axis=1)
+    return (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +138,11 @@ class Sampler:
     def is_plain(self) -> bool:
         """Whether nothing but the temperature is asked for."""
         return self == Sampler(temperature=self.temperature)
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a draw depends on the tokens before, by a penalty."""
+        return self.repetition_penalty != 1 or bool(self.presence_penalty or self.frequency_penalty)
 
     def probabilities(
         self,

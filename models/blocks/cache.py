@@ -16,7 +16,7 @@ import numpy as np
 from minitorch import modes
 from minitorch.errors import GraphError, ShapeError
 from minitorch.tensor import Tensor
-from models.blocks.context import Context, place
+from models.blocks.context import PADDING, Context, place
 
 
 class LayerCache:
@@ -77,6 +77,32 @@ class LayerCache:
         needed = (held > following - self.window).any(0)
         self._begin += int(needed.argmax()) if needed.any() else self.columns
 
+    def take(self, rows: np.ndarray) -> None:
+        """Keep these rows alone, in this order."""
+        self._buffers = [buffer[rows, ..., self._begin : self._end, :] for buffer in self._buffers]
+        self._begin, self._end = 0, self.columns
+
+    def adopt(self, places: np.ndarray, other: "LayerCache", rows: np.ndarray) -> None:
+        """Hold at `places` what `other` holds of `rows`, its last column in the last one here."""
+        if other.columns > self.columns:
+            self._widen(other.columns)
+        for buffer, source in zip(self._buffers, other._buffers):
+            held = source[rows, ..., other._begin : other._end, :]
+            buffer[places, ..., self._end - other.columns : self._end, :] = held
+
+    def keep_last(self, columns: int) -> None:
+        """Forget what is further back."""
+        self._begin = max(self._begin, self._end - columns)
+
+    def _widen(self, columns: int) -> None:
+        """Columns of zeros before the first, which nothing sees, up to so many in all."""
+        blank = columns - self.columns
+        for i, old in enumerate(self._buffers):
+            shape = (*old.shape[:-2], columns, old.shape[-1])
+            self._buffers[i] = np.zeros_like(old, shape=shape)
+            self._buffers[i][..., blank:, :] = old[..., self._begin : self._end, :]
+        self._begin, self._end = 0, columns
+
     def _move(self, tensors: Sequence[Tensor], room: int) -> None:
         """What is held, into buffers of at least `room` columns."""
         kept = [buffer[..., self._begin : self._end, :] for buffer in self._buffers]
@@ -94,6 +120,9 @@ class Cache:
     planned: how long the sequence is going to be; the length of the first step if that is not
     known. Positions that scale with the length (dynamic NTK) are scaled for it to the end: keys are
     held as they were turned, and would not fit to queries turned for another length.
+
+    Rows can be exchanged (`take`, `adopt`, `trim`) where each has positions of its own: where the
+    first step had a mask.
     """
 
     def __init__(self, layers: Sequence[Any], planned: int | None = None):
@@ -110,8 +139,39 @@ class Cache:
         """The memory of all layers."""
         return sum(layer.nbytes for layer in self.layers)
 
+    def take(self, rows: np.ndarray) -> None:
+        """Keep these rows alone, in this order: (count,) integers."""
+        self.positions = self.positions[rows]
+        for layer in self.layers:
+            layer.take(rows)
+
+    def adopt(self, places: np.ndarray, other: "Cache", rows: np.ndarray) -> None:
+        """Begin other sequences at `places`: those that `other` holds at `rows`.
+
+        Their last columns stand in the last one here, so that the next step is the next of all.
+        """
+        length = max(self.length, other.length)
+        self.positions, theirs = (_widened(cache.positions, length) for cache in (self, other))
+        self.positions[places] = theirs[rows]
+        for layer, source in zip(self.layers, other.layers):
+            layer.adopt(places, source, rows)
+
+    def trim(self) -> None:
+        """Forget the columns at the beginning in which no row has a token."""
+        used = (self.positions != PADDING).any(0)
+        columns = self.length - int(used.argmax()) if used.any() else 0
+        self.positions = self.positions[:, self.length - columns :]
+        for layer in self.layers:
+            layer.keep_last(columns)
+
     def extend(self, time: int, mask: np.ndarray | None, device: str) -> Context:
         """The context of the next `time` columns, which the cache counts from now on."""
         context = place(time, mask, self.positions, self.planned, device)
         self.positions, self.planned = context.key, context.planned
         return context
+
+
+def _widened(positions: np.ndarray, columns: int) -> np.ndarray:
+    """A copy with padding on the left, so many columns wide."""
+    missing = columns - positions.shape[1]
+    return np.pad(positions, ((0, 0), (missing, 0)), constant_values=PADDING)

@@ -139,6 +139,22 @@ class LightningCache:
         """The memory it has taken."""
         return 0 if self.state is None else self.state.data.nbytes
 
+    def take(self, rows: np.ndarray) -> None:
+        """Keep these rows alone, in this order."""
+        if self.state is not None:
+            self.state = Tensor(self.state.data[rows])
+
+    def adopt(self, places: np.ndarray, other: "LightningCache", rows: np.ndarray) -> None:
+        """Hold at `places` what `other` holds of `rows`."""
+        assert self.state is not None
+        assert other.state is not None
+        state = self.state.data.copy()
+        state[places] = other.state.data[rows]
+        self.state = Tensor(state)
+
+    def keep_last(self, columns: int) -> None:
+        """Nothing: no column is held."""
+
     def check(self, query: Tensor) -> None:
         """Whether a step may follow: GraphError while recording, ShapeError for another batch."""
         if modes.is_grad_enabled() and query.requires_grad:
