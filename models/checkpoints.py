@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,22 @@ class Checkpoint:
     def step(self) -> int:
         """The number of optimizer steps done."""
         return self.state["step"]
+
+    def part(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays that are named name.X, by X."""
+        start = f"{name}."
+        return {
+            key[len(start) :]: value for key, value in self.arrays.items() if key.startswith(start)
+        }
+
+
+def named(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The arrays of several parts under the names by which `Checkpoint.part` finds them."""
+    return {
+        f"{part}.{name}": np.asarray(value) if isinstance(value, list) else value
+        for part, values in parts.items()
+        for name, value in values.items()
+    }
 
 
 def save(

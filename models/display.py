@@ -1,6 +1,7 @@
 """What a training run shows while it runs: a live line in a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -15,8 +16,8 @@ QUIET = 10.0  # seconds between plain lines when no evaluation comes
 class Display(Protocol):
     """The progress of one run."""
 
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """An optimizer step is done; loss is smoothed over some steps."""
+    def step(self, step: int, metrics: Mapping[str, float], tokens_per_second: float) -> None:
+        """A step is done; its metrics are smoothed over some steps."""
 
     def evaluated(self, row: dict[str, Any]) -> None:
         """A row was added to the log."""
@@ -28,20 +29,25 @@ class Display(Protocol):
         """The run has ended, one way or another."""
 
 
-def display(console: Console, done: int, steps: int) -> Display:
-    """The display that suits the console, of a run of `steps` steps of which `done` are done."""
-    return Live(console, done, steps) if console.is_terminal else Plain(console, done, steps)
+def display(console: Console, done: int, steps: int, columns: Mapping[str, str]) -> Display:
+    """The display that suits the console, of a run of `steps` steps of which `done` are done.
+
+    columns: the metrics to show, and the format of each: {"val_loss": "val {:.4f}"}.
+    """
+    kind = Live if console.is_terminal else Plain
+    return kind(console, done, steps, columns)
 
 
 class Live:
     """A progress bar that is redrawn in place, and a line above it for each evaluation."""
 
-    def __init__(self, console: Console, done: int, steps: int):
+    def __init__(self, console: Console, done: int, steps: int, columns: Mapping[str, str]):
+        self.columns = columns
+        self.metrics: dict[str, float] = {}
         self.progress = Progress(
             TextColumn("step {task.completed:>5}/{task.total}"),
             BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("val {task.fields[val]}", style="magenta"),
+            TextColumn("{task.fields[metrics]}", style="magenta"),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(compact=True),
             _Memory(),
@@ -49,17 +55,23 @@ class Live:
             expand=True,
         )
         self.task = self.progress.add_task(
-            "", total=steps, completed=done, loss="-", val="-", speed="- tok/s"
+            "", total=steps, completed=done, metrics="", speed="- tok/s"
         )
         self.progress.start()
 
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
-        speed = f"{tokens_per_second:,.0f} tok/s"
-        self.progress.update(self.task, completed=step, loss=f"{loss:.4f}", speed=speed)
+    def step(self, step: int, metrics: Mapping[str, float], tokens_per_second: float) -> None:
+        self.metrics.update(metrics)
+        self.progress.update(
+            self.task,
+            completed=step,
+            metrics=_formatted(self.columns, self.metrics),
+            speed=f"{tokens_per_second:,.0f} tok/s",
+        )
 
     def evaluated(self, row: dict[str, Any]) -> None:
-        self.progress.update(self.task, val=f"{row['val_loss']:.4f}")
-        self.note(_line(row))
+        self.metrics.update(row)
+        self.progress.update(self.task, metrics=_formatted(self.columns, self.metrics))
+        self.note(_line(self.columns, row))
 
     def note(self, text: str) -> None:
         self.progress.console.print(text, highlight=False, markup=False)
@@ -79,23 +91,24 @@ class _Memory(ProgressColumn):
 class Plain:
     """One line per evaluation, and one now and then between evaluations that are far apart."""
 
-    def __init__(self, console: Console, done: int, steps: int):
+    def __init__(self, console: Console, done: int, steps: int, columns: Mapping[str, str]):
         self.console = console
+        self.columns = columns
         self.done = done
         self.steps = steps
         self.start = self.last = time.monotonic()
 
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+    def step(self, step: int, metrics: Mapping[str, float], tokens_per_second: float) -> None:
         now = time.monotonic()
         if now - self.last >= QUIET:
             left = (now - self.start) / (step - self.done) * (self.steps - step)
             self.note(
-                f"step {step}/{self.steps}  loss {loss:.4f}  {tokens_per_second:,.0f} tok/s  "
-                f"{left:.0f} s left"
+                f"step {step}/{self.steps}  {_formatted(self.columns, metrics)}  "
+                f"{tokens_per_second:,.0f} tok/s  {left:.0f} s left"
             )
 
     def evaluated(self, row: dict[str, Any]) -> None:
-        self.note(_line(row))
+        self.note(_line(self.columns, row))
 
     def note(self, text: str) -> None:
         self.last = time.monotonic()
@@ -105,8 +118,11 @@ class Plain:
         pass
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(columns: Mapping[str, str], row: dict[str, Any]) -> str:
     return (
-        f"step {row['step']:>6}  train {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
-        f"{row['bits_per_byte']:.3f} bits/byte  {row['tokens_per_second']:,.0f} tok/s"
+        f"step {row['step']:>6}  {_formatted(columns, row)}  {row['tokens_per_second']:,.0f} tok/s"
     )
+
+
+def _formatted(columns: Mapping[str, str], metrics: Mapping[str, float]) -> str:
+    return "  ".join(text.format(metrics[key]) for key, text in columns.items() if key in metrics)

@@ -17,7 +17,8 @@ def draw_loss_curve(
     """Write a PNG of both curves.
 
     losses: the training loss of every step, drawn faintly, and smoothed.
-    rows: those of the log. unit: what the losses are measured in.
+    rows: those of the log, of which those without a "val_loss" are left out. unit: what the losses
+    are measured in.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ def draw_loss_curve(
     steps = np.arange(1, len(losses) + 1)
     axes.plot(steps, losses, color=TRAINING, alpha=0.25, linewidth=0.7)
     axes.plot(steps, _smooth(np.asarray(losses)), color=TRAINING, label="training, smoothed")
+    rows = [row for row in rows if "val_loss" in row]
     if rows:
         last, best = rows[-1], min(rows, key=lambda row: row["val_loss"])
         label = f"validation, {last['val_loss']:.3f} at the end"

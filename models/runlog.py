@@ -37,12 +37,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 class RunLog:
     """Appends to out/log.jsonl and, where tensorboardX is installed, to out/tensorboard/.
 
-    step: the one that the run goes on from; rows past it are dropped. Raises CheckpointError where
-    the disk is full or not writable.
+    step: the one that the run goes on from; rows past it are dropped. best_by: the metric by which
+    one row is the best, the lowest unless higher_is_better. Raises CheckpointError where the disk
+    is full or not writable.
     """
 
-    def __init__(self, out: Path, step: int = 0):
+    def __init__(
+        self, out: Path, step: int = 0, best_by: str = "val_loss", higher_is_better: bool = False
+    ):
         self.path = out / "log.jsonl"
+        self._best_by = best_by
+        self._choose = max if higher_is_better else min
         self.rows = [row for row in read_log(self.path) if row["step"] <= step]
         with atomic_write(self.path) as file:
             file.writelines(map(_line, self.rows))
@@ -56,11 +61,13 @@ class RunLog:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """{"step", "val_loss"} of the row of lowest validation loss; None before the first row."""
-        if not self.rows:
+        """{"step", best_by} of the best row; None before the first that has the metric."""
+        key = self._best_by
+        rows = [row for row in self.rows if key in row]
+        if not rows:
             return None
-        row = min(self.rows, key=lambda row: row["val_loss"])
-        return {"step": row["step"], "val_loss": row["val_loss"]}
+        row = self._choose(rows, key=lambda row: row[key])
+        return {"step": row["step"], key: row[key]}
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row; row["step"] is the step that it describes."""

@@ -13,7 +13,7 @@ import pytest
 from minitorch.io import load_safetensors
 from minitorch.kernels.cuda.extension import is_available
 from models import checkpoints
-from models.config import resolve
+from models.config import TrainConfig
 from models.families import FAMILIES
 from models.runlog import read_log
 from models.training import Run
@@ -76,7 +76,7 @@ def test_a_run_leaves_model_log_picture_and_sample(cli, tiny, tmp_path, text_fil
     assert summary["val_loss"] == rows[-1]["val_loss"]
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "sample.txt").read_text(encoding="utf-8") == summary["sample"] != ""
-    config = resolve(file=out / "config.toml")
+    config = TrainConfig.resolve(file=out / "config.toml")
     assert (config.seed, config.n_embd, config.data) == (5, 16, str(text_file))
     assert (checkpoints.newest(out) / "tokenizer.json").is_file()
     assert summary["checkpoint"] == str(checkpoints.newest(out))
@@ -226,7 +226,7 @@ def test_a_finished_run_can_be_prolonged(cli, whole):
     assert cli("train", "--resume", whole).exit_code == 0  # nothing left to do
     assert cli("train", "--resume", whole, "--set", "steps=8").exit_code == 0
     assert [row["step"] for row in read_log(whole / "log.jsonl")] == [2, 4, 6, 8]
-    assert resolve(file=whole / "config.toml").steps == 8
+    assert TrainConfig.resolve(file=whole / "config.toml").steps == 8
     result = cli("train", "--resume", whole, "--set", "steps=7")
     assert result.exit_code == 1
     assert "steps: this run has done 8 already; got 7" in result.stderr
@@ -375,7 +375,7 @@ def test_what_a_run_depends_on_cannot_be_changed_in_the_middle(cli, whole):
 def test_all_settings_can_be_listed(cli):
     result = cli("train", "--settings")
     assert result.exit_code == 0
-    for name in resolve().__dict__:
+    for name in TrainConfig.resolve().__dict__:
         assert f"\n{name} " in result.stdout
 
 
@@ -384,7 +384,7 @@ def test_a_device(cli, tiny, tmp_path):
         pytest.skip("minitorch._simt was not built: no C++20 compiler")
     out = tmp_path / "run"
     assert cli(*tiny, "--device", "simt", "--out", out).exit_code == 0
-    assert resolve(file=out / "config.toml").device == "simt"
+    assert TrainConfig.resolve(file=out / "config.toml").device == "simt"
     sampled = [
         cli("sample", "--checkpoint", out, "--max-tokens", 9, "--device", device).stdout
         for device in ("cpu", "simt")

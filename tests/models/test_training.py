@@ -13,8 +13,11 @@ from models import checkpoints
 from models.config import TrainConfig
 from models.corpus import prepare
 from models.display import Plain
+from models.optimization import build_optimizer, build_schedule
+from models.recipes.loop import Stopped, fit
+from models.recipes.recipe import DivergenceError
 from models.runlog import RunLog
-from models.training import DivergenceError, Run, Stopped, build_optimizer, build_schedule, fit
+from models.training import Run
 from tests.cuda import cupy_of_numpy
 
 from .conftest import TINY
@@ -99,7 +102,7 @@ def test_stopping_during_an_evaluation_loses_no_row(text_file, tmp_path):
 def test_the_best_and_the_newest_checkpoints_stay(text_file, tmp_path):
     run = make(text_file, steps=12, keep_checkpoints=1)
     losses = iter([3.0, 1.0, 2.0, 2.5, 1.5, 1.2])
-    run.evaluate = lambda stop: next(losses)
+    run.evaluate = lambda stop: {"val_loss": next(losses)}
     train(run, tmp_path)
     kept = [path.name for path in checkpoints.steps(tmp_path / "checkpoints")]
     assert kept == ["step-00000004", "step-00000012"]
@@ -136,9 +139,9 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_exported(text_file,
 def test_accumulation_is_one_large_batch(text_file):
     one = make(text_file, batch_size=8, gradient_accumulation=1)
     two = make(text_file, batch_size=2, gradient_accumulation=4)
-    losses = np.array([[run.train_step() for _ in range(4)] for run in (one, two)])
+    losses = np.array([[run.train_step()["loss"] for _ in range(4)] for run in (one, two)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
-    assert one.grad_norm == pytest.approx(two.grad_norm, rel=1e-3)
+    assert one.history["grad_norm"] == pytest.approx(two.history["grad_norm"], rel=1e-3)
 
 
 def test_the_gradient_is_clipped_to_its_norm(text_file):
@@ -147,7 +150,7 @@ def test_the_gradient_is_clipped_to_its_norm(text_file):
     lr = run.learning_rate
     run.train_step()
     moved = [p.data - before[name] for name, p in run.model.named_parameters()]
-    assert run.grad_norm > 0.01
+    assert run.history["grad_norm"][-1] > 0.01
     assert sum((m**2).sum() for m in moved) ** 0.5 == pytest.approx(0.01 * lr, rel=1e-2)
 
 
@@ -198,18 +201,18 @@ def test_another_text_is_not_gone_on_with(text_file, tmp_path):
 
 def test_the_model_learns(text_file):
     run = make(text_file, steps=100, n_embd=32)
-    first = run.evaluate()
+    first = run.evaluate()["val_loss"]
     for _ in range(100):
         run.train_step()
     assert first == pytest.approx(np.log(run.corpus.tokenizer.vocab_size), abs=0.3)
-    assert run.evaluate() < 1.8
+    assert run.evaluate()["val_loss"] < 1.8
 
 
 def test_plain_progress_is_a_line_for_each_evaluation(capsys):
     from rich.console import Console
 
-    show = Plain(Console(), 0, 100)
-    show.step(1, 3.0, 100.0)
+    show = Plain(Console(), 0, 100, Run.columns)
+    show.step(1, {"train_loss": 3.0}, 100.0)
     show.evaluated(
         {
             "step": 2,
