@@ -144,12 +144,12 @@ def newest(run: Path) -> Path:
 
 
 def model_folder(folder: Path, best: bool = False) -> Path:
-    """Where a model lies: the folder itself, or the newest or best checkpoint of the run in it.
+    """Where a model, or adapters, lie: the folder, or the newest or best checkpoint of a run in it.
 
     Raises CheckpointError where there is none, or where the checkpoint is damaged.
     """
     path = folder
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         path = newest(folder)
         if best:
             step = (verify(path).get("best") or {}).get("step", 0)

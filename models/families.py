@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import DEFAULT_FLOAT
-from models import pretrained
+from models import lora, pretrained
 from models.decoder import Decoder
 from models.deepseek import DeepseekV2Config, DeepseekV3Config
 from models.gpt2 import GPT2, GPT2Config
@@ -41,7 +41,13 @@ def from_pretrained(folder: str | Path, dtype: np.dtype = DEFAULT_FLOAT) -> Mode
     """The model in a folder that save_pretrained, or transformers, wrote; of any family.
 
     Weights are converted to dtype; those that have it in the files are mapped into memory, and
-    read when they are used. Raises ConfigError for another architecture, and CheckpointError for
-    what is missing, damaged or does not fit; then nothing is loaded.
+    read when they are used. A folder of peft's, adapters alone, gives the model that they name with
+    the adapters taken in. Raises ConfigError for another architecture, and CheckpointError for what
+    is missing, damaged or does not fit; then nothing is loaded.
     """
+    folder = Path(folder)
+    if (folder / lora.ADAPTER_CONFIG).is_file() and not (folder / pretrained.CONFIG).is_file():
+        model = from_pretrained(lora.base_folder(folder), dtype)
+        lora.load_adapter(model, folder)
+        return lora.merged_model(model)
     return pretrained.load(folder, FAMILIES.values(), dtype)  # type: ignore[return-value]

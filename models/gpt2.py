@@ -31,6 +31,7 @@ from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
+from models.blocks.feed_forward import dense
 from models.pretrained import SHARD_BYTES, check_fixed, load, save
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -189,10 +190,7 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner, outer = self.c_fc, self.c_proj
-        return self.dropout(
-            F.mlp(x, inner.weight, outer.weight, inner.bias, outer.bias, activation="gelu_tanh")
-        )
+        return self.dropout(dense(x, self.c_fc, self.c_proj, "gelu_tanh"))
 
 
 class Block(nn.Module):

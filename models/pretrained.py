@@ -164,6 +164,11 @@ def save(model: nn.Module, folder: str | Path, max_shard_bytes: int = SHARD_BYTE
     in the folder are removed. Raises CheckpointError where the disk is full or not writable.
     """
     folder, config = Path(folder), model.config  # type: ignore[attr-defined]
+    if any(name.endswith(".lora_A") for name, _ in model.named_parameters()):
+        raise CheckpointError(
+            f"save {folder}: the model has LoRA adapters, for which its files have no names; take "
+            "lora.merged_model(model), or lora.save_adapter for the adapters alone"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -17,11 +17,11 @@ from minitorch.random import Generator
 from minitorch.tensor import Tensor
 from models.blocks.context import Context
 
-GATES = {
-    "silu": F.swiglu,
-    "gelu": lambda gate, up: F.gelu(gate) * up,
-    "gelu_tanh": lambda gate, up: F.gelu(gate, "tanh") * up,
-    "relu": lambda gate, up: F.relu(gate) * up,
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, "tanh"),
+    "relu": F.relu,
 }
 
 
@@ -42,8 +42,14 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias, dtype, generator)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        up, down = self.up_proj, self.down_proj
-        return F.mlp(x, up.weight, down.weight, up.bias, down.bias, activation=self.activation)
+        return dense(x, self.up_proj, self.down_proj, self.activation)
+
+
+def dense(x: Tensor, up: nn.Module, down: nn.Module, activation: str) -> Tensor:
+    """down(f(up(x))): one operation where both are plain Linear layers, without adapters."""
+    if isinstance(up, nn.Linear) and isinstance(down, nn.Linear):
+        return F.mlp(x, up.weight, down.weight, up.bias, down.bias, activation=activation)
+    return down(ACTIVATIONS[activation](up(x)))
 
 
 class GatedFeedForward(nn.Module):
@@ -64,10 +70,14 @@ class GatedFeedForward(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias, dtype, generator)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        return self.down_proj(GATES[self.activation](self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.activation == "silu":
+            return self.down_proj(F.swiglu(gate, up))
+        return self.down_proj(ACTIVATIONS[self.activation](gate) * up)
 
 
 def _known(activation: str) -> str:
-    if activation not in GATES:
-        raise ConfigError(f"activation: expected one of {', '.join(GATES)}; got {activation!r}")
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ConfigError(f"activation: expected one of {known}; got {activation!r}")
     return activation
