@@ -22,6 +22,7 @@ COMMANDS = {
         "Train a language model on a text, from nothing or from where a run stopped.",
     ),
     "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),
+    "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "tokenize": (
         "models.commands.tokenize:tokenize",
         "Train a tokenizer, or show how a text is split into tokens.",
