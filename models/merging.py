@@ -43,7 +43,7 @@ from models.pretrained import (
 )
 
 PARALLEL = 0.9995
-"""Above this cosine a straight line is as good, and the sine of the angle too small to divide by."""
+"""Above this cosine a straight line is as good, and the angle's sine too small to divide by."""
 
 TOKENIZER = "tokenizer.json"
 NOT_OF_THE_MODEL = ("torch_dtype", "dtype", "transformers_version", "_name_or_path")
