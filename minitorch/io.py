@@ -81,10 +81,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
             f"write {path}: {error.strerror or error}. What was there before is untouched; "
             "free some space or choose another place, then write again"
         ) from error
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in the folder survive a power cut, where the system can promise that."""
     if not hasattr(os, "O_DIRECTORY"):
         return

@@ -14,6 +14,8 @@ sizes into a model, and the tensors of the files into the model's, and all of it
 """
 
 import re
+import secrets
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -23,7 +25,13 @@ import numpy as np
 from minitorch import nn
 from minitorch.backend import is_float
 from minitorch.errors import CheckpointError, ConfigError
-from minitorch.io import map_safetensors, read_json, save_safetensors, write_json
+from minitorch.io import (
+    map_safetensors,
+    read_json,
+    save_safetensors,
+    sync_folder,
+    write_json,
+)
 from minitorch.random import Generator
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -158,10 +166,13 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def save(model: nn.Module, folder: str | Path, max_shard_bytes: int = SHARD_BYTES) -> None:
-    """Write a model's folder, as transformers loads it; config.json comes last.
+    """Write a model's folder, as transformers loads it.
 
-    max_shard_bytes: weights of more are written as several files. Weight files of an earlier model
-    in the folder are removed. Raises CheckpointError where the disk is full or not writable.
+    max_shard_bytes: weights of more are written as several files. All files are written into a
+    hidden folder first and then take their places, those of an earlier model removed before and
+    config.json, without which nothing can be loaded, last. Whatever interrupts this leaves
+    the earlier model, the new one, or a folder that is refused, but never a mixture of the two.
+    Raises CheckpointError where the disk is full or not writable.
     """
     folder, config = Path(folder), model.config  # type: ignore[attr-defined]
     if any(name.endswith(".lora_A") for name, _ in model.named_parameters()):
@@ -169,25 +180,34 @@ def save(model: nn.Module, folder: str | Path, max_shard_bytes: int = SHARD_BYTE
             f"save {folder}: the model has LoRA adapters, for which its files have no names; take "
             "lora.merged_model(model), or lora.save_adapter for the adapters alone"
         )
+    arrays = config.to_files({name: t.numpy() for name, t in model.state_dict().items()})
+    dtype = next(array.dtype.name for array in arrays.values() if is_float(array.dtype))
+    staged = folder / f".model.{secrets.token_hex(4)}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        staged.mkdir(parents=True)
+        write_weights(staged, arrays, max_shard_bytes)
+        write_json(staged / CONFIG, {**config.to_hugging_face(), "torch_dtype": dtype})
+        (folder / CONFIG).unlink(missing_ok=True)
+        for path in [path for path in folder.iterdir() if SHARD.fullmatch(path.name)]:
+            path.unlink()
+        for path in [path for path in staged.iterdir() if path.name != CONFIG]:
+            path.rename(folder / path.name)
+        sync_folder(folder)
+        (staged / CONFIG).rename(folder / CONFIG)
+        sync_folder(folder)
     except OSError as error:
         raise CheckpointError(f"save {folder}: {error.strerror or error}") from error
-    arrays = config.to_files({name: t.numpy() for name, t in model.state_dict().items()})
-    written = write_weights(folder, arrays, max_shard_bytes)
-    for path in folder.iterdir():
-        if SHARD.fullmatch(path.name) and path.name not in written:
-            path.unlink()
-    dtype = next(array.dtype.name for array in arrays.values() if is_float(array.dtype))
-    write_json(folder / CONFIG, {**config.to_hugging_face(), "torch_dtype": dtype})
+    finally:
+        for leftover in folder.glob(".model.*.tmp"):  # and what a killed save left
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write_weights(folder: Path, arrays: Arrays, max_shard_bytes: int) -> set[str]:
-    """Write tensors as one file or as shards with an index; returns the files' names."""
+def write_weights(folder: Path, arrays: Arrays, max_shard_bytes: int) -> None:
+    """Write tensors as one file, or as shards with an index."""
     shards = _shards(arrays, max_shard_bytes)
     if len(shards) == 1:
         save_safetensors(folder / WEIGHTS, arrays, {"format": "pt"})
-        return {WEIGHTS}
+        return
     places = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -195,7 +215,6 @@ def write_weights(folder: Path, arrays: Arrays, max_shard_bytes: int) -> set[str
         places.update(dict.fromkeys(names, file))
     size = sum(array.nbytes for array in arrays.values())
     write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
-    return {INDEX, *places.values()}
 
 
 def _shards(arrays: Arrays, max_bytes: int) -> list[list[str]]:

@@ -1,7 +1,10 @@
 """Folders of Hugging Face: what is written is read, and what does not fit is said by name."""
 
+import contextlib
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -103,6 +106,54 @@ def test_a_mapped_model_can_be_saved_where_it_came_from(max_shard_bytes, tmp_pat
         mapped.save_pretrained(tmp_path, size)
         assert_same_weights(mapped, model)
         assert_same_weights(from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize("sizes", [(3000, 3000), (10**9, 3000), (3000, 10**9)], ids=str)
+def test_a_save_that_is_cut_short_leaves_one_model_or_none(sizes, tmp_path, monkeypatch):
+    """Killed before every renaming and removal in turn, and by a full disk while it writes."""
+    old, new = randomised(CONFIGS["llama"]), randomised(CONFIGS["llama"])
+    new.norm.weight.data[...] = 7.0
+    new.embed_tokens.weight.data[...] = 7.0
+    found = set()
+    for count in range(100):
+        folder = tmp_path / str(count)
+        old.save_pretrained(folder, sizes[0])
+        with monkeypatch.context() as patched:
+            killed = dying(patched, after=count)
+            with contextlib.suppress(CheckpointError):
+                new.save_pretrained(folder, sizes[1])
+        assert not list(folder.glob(".*"))
+        try:
+            back = from_pretrained(folder)
+        except CheckpointError:
+            found.add("none")
+        else:
+            is_new = (back.norm.weight.data == 7).all()
+            assert_same_weights(back, new if is_new else old)
+            found.add("new" if is_new else "old")
+        if not killed():
+            break
+    assert found == {"old", "none", "new"}
+    new.save_pretrained(tmp_path / "1", sizes[1])
+    assert_same_weights(from_pretrained(tmp_path / "1"), new)
+
+
+def dying(patched, after):
+    """From the `after`-th change of a folder on there is an error; returns whether it came."""
+    done = []
+
+    def counted(real):
+        def change(*args, **kwargs):
+            done.append(None)
+            if len(done) > after:
+                raise OSError("no space left")
+            return real(*args, **kwargs)
+
+        return change
+
+    for owner, name in ((Path, "rename"), (Path, "unlink"), (os, "replace")):
+        patched.setattr(owner, name, counted(getattr(owner, name)))
+    return lambda: len(done) > after
 
 
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64])

@@ -63,6 +63,15 @@ def test_stop_ends_the_text(cli, whole):
     assert stopped == whole_text[: whole_text.index(stop)]
 
 
+def test_a_folder_without_a_model_says_what_a_model_is(cli, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    result = cli("sample", "--checkpoint", tmp_path)
+    assert result.exit_code == 1
+    message = " ".join(result.stderr.split())
+    assert "holds neither config.json nor a checkpoint" in message
+    assert "as Hugging Face lays one out" in message
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
