@@ -21,12 +21,12 @@ import numpy as np
 
 from minitorch import nn
 from minitorch.backend import DEFAULT_FLOAT
-from minitorch.errors import ConfigError, DtypeError, ShapeError
+from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
-from models.blocks.cache import Cache
-from models.blocks.context import Context, place
+from models.blocks.cache import Cache, step
+from models.blocks.context import Context
 from models.blocks.residual import Residual, pre_norm
 from models.pretrained import SHARD_BYTES, check_fixed, save
 
@@ -279,7 +279,7 @@ class Decoder(nn.Module):
         cache: from new_cache(). ids are then the columns that follow those already in it. mask:
         (batch, time), true (or 1) for tokens and false (or 0) for padding, on whichever side.
         """
-        context = self.context(ids, cache, mask)
+        context = step(ids, cache, mask)
         logits = self.lm_head(self.features(ids, cache, context=context))
         if targets is None:
             return logits, None
@@ -288,7 +288,7 @@ class Decoder(nn.Module):
 
     def loss(self, ids: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of forward() alone, for which the logits need never be whole in memory."""
-        context, head = self.context(ids, None, mask), self.lm_head
+        context, head = step(ids, None, mask), self.lm_head
         features = self.features(ids, context=context)
         loss = F.linear_cross_entropy(features, head.weight, targets, head.bias)
         return sum(context.losses, loss)
@@ -301,7 +301,7 @@ class Decoder(nn.Module):
         context: Context | None = None,
     ) -> Tensor:
         """What the head reads: (batch, time, hidden_size)."""
-        context = context or self.context(ids, cache, mask)
+        context = context or step(ids, cache, mask)
         x = self.embed(ids, context)
         for i, layer in enumerate(self.layers):
             x = layer(x, context, cache.layers[i] if cache else None)
@@ -314,26 +314,11 @@ class Decoder(nn.Module):
 
     def hidden_states(self, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """The stream before the first layer and after each: (batch, time, hidden_size) all."""
-        context = self.context(ids, None, mask)
+        context = step(ids, None, mask)
         states = [self.embed(ids, context)]
         for layer in self.layers:
             states.append(layer(states[-1], context))
         return states
-
-    def context(self, ids: Tensor, cache: Cache | None, mask: Tensor | None) -> Context:
-        """Where the tokens of a step stand; the cache counts them from now on."""
-        if ids.is_floating_point():
-            raise DtypeError(f"Decoder: expected integer token ids; got {ids.dtype}")
-        if ids.ndim != 2 or 0 in ids.shape:
-            raise ShapeError(f"Decoder: expected ids (batch, time), some; got shape {ids.shape}")
-        if mask is not None and mask.shape != ids.shape:
-            raise ShapeError(
-                f"Decoder: expected a mask of the shape of ids, {ids.shape}; got {mask.shape}"
-            )
-        real = None if mask is None else mask.numpy().astype(bool)
-        if cache is not None:
-            return cache.extend(ids.shape[1], real, ids.device)
-        return place(ids.shape[1], real, np.empty((1, 0), np.int64), None, ids.device)
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int = SHARD_BYTES) -> None:
         """Write config.json and the weights, which transformers loads (models/pretrained.py)."""

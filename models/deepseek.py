@@ -181,6 +181,8 @@ class DeepseekV2Config(DeepseekConfig):
     """aux_loss_alpha: of the balance of experts, within each sequence if seq_aux, else the batch.
 
     device_loss_alpha, communication_loss_alpha: of the other two losses, between n_group groups.
+    device_capacity_factor: in training a group drops what it likes least above so many times its
+    even share, of all sequences but the share spared_sequences; None: nothing.
     """
 
     topk_method: Literal["greedy", "group_limited_greedy"] = "greedy"
@@ -188,6 +190,8 @@ class DeepseekV2Config(DeepseekConfig):
     seq_aux: bool = True
     device_loss_alpha: float = 0.0
     communication_loss_alpha: float = 0.0
+    device_capacity_factor: float | None = None
+    spared_sequences: float = 0.1
 
     model_type: ClassVar[str] = "deepseek_v2"
     architecture: ClassVar[str] = "DeepseekV2ForCausalLM"
@@ -239,6 +243,7 @@ class DeepseekV2Config(DeepseekConfig):
             "aux_loss_alpha": 0.003,
             "device_loss_alpha": 0.05,
             "communication_loss_alpha": 0.02,
+            "device_capacity_factor": 1.0,
             "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
         },
     }
@@ -253,6 +258,9 @@ class DeepseekV2Config(DeepseekConfig):
             scaling_factor=self.routed_scaling_factor,
             groups=self.n_group if limited else 1,
             kept_groups=self.topk_group if limited else 1,
+            device_capacity_factor=self.device_capacity_factor,
+            devices=self.n_group,
+            spared=self.spared_sequences,
         )
 
     def balance(self) -> Balance:

@@ -18,7 +18,6 @@ from minitorch.errors import ConfigError, DataError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tokenizers import Tokenizer
-from models.decoder import Decoder
 from models.families import Model
 from models.sampling import Sampler
 
@@ -86,7 +85,7 @@ def _drawn(
 
 
 def generate_batch(
-    model: Decoder,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,

@@ -27,10 +27,12 @@ import numpy as np
 
 from minitorch import nn
 from minitorch.backend import DEFAULT_FLOAT
-from minitorch.errors import ConfigError, DtypeError, ShapeError
+from minitorch.errors import ConfigError, ShapeError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
+from models.blocks.cache import Cache, step
+from models.blocks.context import Context
 from models.blocks.feed_forward import dense
 from models.pretrained import SHARD_BYTES, check_fixed, load, save
 
@@ -204,8 +206,10 @@ class Block(nn.Module):
         self.ln_2 = _norm(config, dtype)
         self.mlp = MLP(config, dtype, generator)
 
-    def forward(self, x: Tensor, cache: nn.KVCache | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(
+        self, x: Tensor, cache: nn.KVCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -242,7 +246,8 @@ class GPT2(nn.Module):
         self,
         ids: Tensor,
         targets: Tensor | None = None,
-        cache: list[nn.KVCache] | None = None,
+        cache: Cache | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits, and the mean cross-entropy with targets in nats per token, or None without.
 
@@ -250,54 +255,66 @@ class GPT2(nn.Module):
         targets is what follows position t of ids: they are shifted already, where transformers
         shifts them itself. Returns logits (batch, time, vocab_size).
 
-        cache: from new_cache(). ids are then the positions that follow those already in it.
+        cache: from new_cache(). ids are then the columns that follow those already in it. mask:
+        (batch, time), true (or 1) for tokens and false (or 0) for padding, on whichever side.
         """
-        logits = self.lm_head(self.features(ids, cache))
+        logits = self.lm_head(self.features(ids, cache, mask))
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
         return logits, loss
 
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, ids: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of forward() alone, for which the logits need never be whole in memory."""
         head = self.lm_head
-        return F.linear_cross_entropy(self.features(ids), head.weight, targets, head.bias)
+        features = self.features(ids, None, mask)
+        return F.linear_cross_entropy(features, head.weight, targets, head.bias)
 
-    def features(self, ids: Tensor, cache: list[nn.KVCache] | None = None) -> Tensor:
+    def features(
+        self, ids: Tensor, cache: Cache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """What the head reads: (batch, time, n_embd)."""
-        x = self._embed(ids, cache[0].length if cache else 0)
+        context, seen = self._place(ids, cache, mask)
+        x = self._embed(ids, context)
         for i, block in enumerate(self.h):
-            x = block(x, cache[i] if cache else None)
+            x = block(x, cache.layers[i] if cache else None, seen)
         return self.ln_f(x)
 
-    def hidden_states(self, ids: Tensor) -> list[Tensor]:
+    def hidden_states(self, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """The stream before the first block and after each: (batch, time, n_embd) all."""
-        states = [self._embed(ids, 0)]
+        context, seen = self._place(ids, None, mask)
+        states = [self._embed(ids, context)]
         for block in self.h:
-            states.append(block(states[-1]))
+            states.append(block(states[-1], None, seen))
         return states
 
-    def _embed(self, ids: Tensor, past: int) -> Tensor:
-        self._check(ids, past)
-        positions = Tensor(np.arange(past, past + ids.shape[1])).to(ids.device)
-        return self.dropout(self.wte(ids) + self.wpe(positions))
-
-    def _check(self, ids: Tensor, past: int) -> None:
-        if ids.is_floating_point():
-            raise DtypeError(f"GPT2: expected integer token ids; got {ids.dtype}")
-        if ids.ndim != 2 or not 0 < ids.shape[1] <= self.config.n_positions - past:
+    def _place(
+        self, ids: Tensor, cache: Cache | None, mask: Tensor | None
+    ) -> tuple[Context, Tensor | None]:
+        """Where the tokens stand, and what they see where there is padding."""
+        past = cache.length if cache else 0
+        if ids.ndim == 2 and ids.shape[1] > self.config.n_positions - past:
             raise ShapeError(
                 f"GPT2: expected ids (batch, time), time from 1 to {self.config.n_positions} with "
                 f"the {past} positions in the cache; got shape {ids.shape}. Crop the oldest tokens"
             )
+        context = step(ids, cache, mask)
+        if not context.padded:
+            return context, None
+        return context, Tensor(context.visible(context.key.shape[1])[:, None]).to(ids.device)
 
-    def new_cache(self, planned: int | None = None) -> list[nn.KVCache]:
-        """An empty cache for forward(), one part for each layer.
+    def _embed(self, ids: Tensor, context: Context) -> Tensor:
+        at = np.maximum(context.query, 0)
+        positions = Tensor(at if len(at) > 1 else at[0]).to(ids.device)
+        return self.dropout(self.wte(ids) + self.wpe(positions))
+
+    def new_cache(self, planned: int | None = None) -> Cache:
+        """An empty cache for forward().
 
         planned: the length of the text to come, if it is known; there is then room for no more.
         """
         longest = self.config.n_positions
-        return [nn.KVCache(min(planned or longest, longest)) for _ in self.h]
+        return Cache([nn.KVCache(min(planned or longest, longest)) for _ in self.h], planned)
 
     def save_pretrained(self, folder: str | Path, max_shard_bytes: int = SHARD_BYTES) -> None:
         """Write config.json and the weights, which transformers' GPT2LMHeadModel loads."""

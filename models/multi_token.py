@@ -26,6 +26,7 @@ from minitorch.nn import functional as F
 from minitorch.ops.joining import cat
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
+from models.blocks.cache import step
 from models.blocks.context import Context
 from models.decoder import Decoder, DecoderConfig
 
@@ -71,9 +72,9 @@ class MultiTokenDecoder(Decoder):
     def further(self, features: Tensor, ids: Tensor) -> tuple[list[Tensor], Context]:
         """hᵏ for each depth, (batch, time - k, width), from h⁰ and the tokens that were read."""
         found = [features]
-        context = self.context(ids[:, 1:], None, None)
+        context = step(ids[:, 1:])
         for k, layer in enumerate(self.mtp, 1):
-            at = self.context(ids[:, k:], None, None)
+            at = step(ids[:, k:])
             at.losses = context.losses
             found.append(layer(found[-1][:, : ids.shape[1] - k], self.embed_tokens(ids[:, k:]), at))
         return found[1:], context
@@ -82,7 +83,7 @@ class MultiTokenDecoder(Decoder):
         """Decoder's, and in training that of the tokens further ahead; ids without padding then."""
         if not self.training or mask is not None or ids.shape[1] <= len(self.mtp):
             return super().loss(ids, targets, mask)
-        context, weight = self.context(ids, None, None), self.lm_head.weight
+        context, weight = step(ids), self.lm_head.weight
         features = self.features(ids, context=context)
         loss = F.linear_cross_entropy(features, weight, targets)
         ahead, further = self.further(features, ids)

@@ -33,6 +33,11 @@ class KVCache:
         self.capacity, self.length = capacity, 0
         self._keys = self._values = np.empty(0)
 
+    @property
+    def nbytes(self) -> int:
+        """The memory it has taken."""
+        return self._keys.nbytes + self._values.nbytes
+
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Take in (batch, heads, time, head_dim) each; return those of all positions so far.
 
@@ -85,30 +90,40 @@ class CausalSelfAttention(Module):
         self.c_proj = Linear(n_embd, n_embd, bias, dtype, generator)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """With a cache, x are the positions that follow those in it, and are added to it."""
+    def forward(
+        self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """With a cache, x are the positions that follow those in it, and are added to it.
+
+        mask: (batch, 1, time, positions) bool, what each one reads from; None: itself and those
+        before it.
+        """
         qkv = self.c_attn(x)
         dropout = self.dropout.p if self.training else 0.0
         if cache is not None:
-            y = self._attend_cached(qkv, cache, dropout)
-        elif dropout == 0:
+            y = self._attend_cached(qkv, cache, dropout, mask)
+        elif dropout == 0 and mask is None:
             y = F.attention_qkvpacked(qkv, self.n_head, is_causal=True)
         else:
             batch, time, n_embd = x.shape
             heads = qkv.reshape(batch, time, 3, self.n_head, n_embd // self.n_head)
             query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)
-            y = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+            y = F.scaled_dot_product_attention(
+                query, key, value, mask, dropout_p=dropout, is_causal=mask is None
+            )
             y = y.transpose(1, 2).reshape(batch, time, n_embd)
         return self.dropout(self.c_proj(y))
 
-    def _attend_cached(self, qkv: Tensor, cache: KVCache, dropout: float) -> Tensor:
+    def _attend_cached(
+        self, qkv: Tensor, cache: KVCache, dropout: float, mask: Tensor | None
+    ) -> Tensor:
         """There is no tape, so that what only moves data can do without operations of the engine:
         a token takes so little time that each of them counts."""
         cache.check(qkv)
         query, key, value = map(wrap, unpack_qkv(qkv.data, self.n_head, self.n_head))
         key, value = cache.append(key, value)
         y = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, align="lower_right"
+            query, key, value, mask, dropout, is_causal=mask is None, align="lower_right"
         )
         return wrap(join_heads(y.data))
 

@@ -36,7 +36,7 @@ class Decoder:
         return mt.from_numpy(np.array([[int(logits.data[0, -1].argmax())]]))
 
     def __call__(self) -> None:
-        if self.cache[0].length == self.model.config.n_positions:
+        if self.cache.length == self.model.config.n_positions:
             self._begin()
         self.token = self._next(self.token)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minitorch import modes
-from minitorch.errors import GraphError, ShapeError
+from minitorch.errors import DtypeError, GraphError, ShapeError
 from minitorch.tensor import Tensor
 from models.blocks.context import PADDING, Context, place
 
@@ -175,3 +175,23 @@ def _widened(positions: np.ndarray, columns: int) -> np.ndarray:
     """A copy with padding on the left, so many columns wide."""
     missing = columns - positions.shape[1]
     return np.pad(positions, ((0, 0), (missing, 0)), constant_values=PADDING)
+
+
+def step(ids: Tensor, cache: Cache | None = None, mask: Tensor | None = None) -> Context:
+    """Where the tokens of a step of a model stand; the cache counts them from now on.
+
+    ids: (batch, time) integers; mask: of the same shape, true (or 1) for tokens and false (or 0)
+    for padding; None: all are tokens. Raises DtypeError and ShapeError where they are not that.
+    """
+    if ids.is_floating_point():
+        raise DtypeError(f"language model: expected integer token ids; got {ids.dtype}")
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise ShapeError(f"language model: expected ids (batch, time), some; got shape {ids.shape}")
+    if mask is not None and mask.shape != ids.shape:
+        raise ShapeError(
+            f"language model: expected a mask of the shape of ids, {ids.shape}; got {mask.shape}"
+        )
+    real = None if mask is None else mask.numpy().astype(bool)
+    if cache is not None:
+        return cache.extend(ids.shape[1], real, ids.device)
+    return place(ids.shape[1], real, np.empty((1, 0), np.int64), None, ids.device)

@@ -9,6 +9,7 @@ over the real tokens of its row; padding has -1. A key is visible to a query if
 so that padding on the left, on the right or in the middle changes nothing for the row that has it.
 """
 
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,14 +38,23 @@ class Context:
     losses: list[Tensor] = field(default_factory=list)
     _memo: dict[Hashable, Any] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def padded(self) -> bool:
-        """Whether the rows differ, so that columns alone do not say what is visible."""
-        return len(self.key) > 1
+        """Whether columns alone do not say what is visible: rows differ, or have padding."""
+        return len(self.key) > 1 or bool((self.key == PADDING).any())
 
     def real(self) -> np.ndarray:
         """Which tokens of the step are no padding: (1 or batch, time) bool."""
         return self.query != PADDING
+
+    def counted(self) -> Tensor | None:
+        """`real` of all tokens in a row, (batch time,), for sums over them; None: all of them."""
+
+        def make() -> Tensor | None:
+            real = self.real()
+            return None if real.all() else Tensor(real.reshape(-1)).to(self.device)
+
+        return self.once("counted", make)
 
     def once(self, name: Hashable, compute: Callable[[], Any]) -> Any:
         """compute(), by the first block that asks for this name in this step."""

@@ -79,12 +79,12 @@ class MixtureOfExperts(nn.Module):
         )
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        routing = self.gate(flat)
+        flat, real = x.reshape(-1, x.shape[-1]), context.counted()
+        routing = self.gate(flat, real, sequences=len(x))
         rows, places, offs = F.moe_permute(flat, routing.indices, self.gate.config.num_experts)
         out = F.moe_unpermute(self.experts(rows, offs), places, routing.weights).reshape(x.shape)
         if self.training:
-            loss = self.balance.loss(routing, self.gate.config, sequences=len(x))
+            loss = self.balance.loss(routing, self.gate.config, sequences=len(x), real=real)
             context.losses += [] if loss is None else [loss]
         if self.shared_experts is None:
             return out

@@ -15,8 +15,9 @@ r"""Routers: which experts a token goes to, how much each counts, and what keeps
 
 Left alone a router sends more and more to the experts that learnt first. Against it stand losses on
 the way the load is spread, which have a gradient through s; a capacity, beyond which an expert
-takes no more; the bias b, without a gradient, raised for experts with too little load after each
-step; and letting experts choose tokens.
+takes no more; a budget of each device, DeepSeek-V2's, over which it drops what it likes least; the
+bias b, without a gradient, raised for experts with too little load after each step; and letting
+experts choose tokens. Padding is no load: none of these sees it.
 
 Sources: Lepikhin et al. 2020 (GShard, arXiv 2006.16668), algorithm 1; Fedus et al. 2021 (Switch,
 2101.03961), section 2.2; Zoph et al. 2022 (z-loss, 2202.08906), equation 5; Zhou et al. 2022
@@ -60,8 +61,10 @@ class RouterConfig:
     """A router: see the table above.
 
     groups, kept_groups: a token's experts are in kept_groups of so many equal groups, those whose
-    group_best highest scores sum highest. bias: whether there is a b. capacity_factor: in training,
-    no expert counts for more than this many times its even share of tokens; None: no bound.
+    group_best highest scores sum highest. bias: whether there is a b. In training alone,
+    capacity_factor: no expert counts for more than this many times its even share of tokens;
+    device_capacity_factor: nor one of `devices` equal groups of experts; None: no bound. spared:
+    the share of sequences whose tokens no device drops.
     """
 
     num_experts: int
@@ -74,6 +77,9 @@ class RouterConfig:
     group_best: int = 1
     bias: bool = False
     capacity_factor: float | None = None
+    device_capacity_factor: float | None = None
+    devices: int = 1
+    spared: float = 0.0
 
     def __post_init__(self) -> None:
         size, rest = divmod(self.num_experts, max(self.groups, 1))
@@ -87,6 +93,11 @@ class RouterConfig:
             raise ConfigError(
                 f"router: expected 1 to {self.groups} kept_groups and k from 1 to the experts in "
                 f"them; got {self.kept_groups} kept_groups of {size} experts and k = {self.k}"
+            )
+        if self.devices < 1 or self.num_experts % self.devices:
+            raise ConfigError(
+                f"router: expected devices that divide {self.num_experts} experts; got "
+                f"{self.devices}"
             )
 
 
@@ -115,7 +126,11 @@ class Router(nn.Module):
             self.register_buffer("e_score_correction_bias", Tensor(zeros))
             self.register_buffer("load", Tensor(zeros.copy()), persistent=False)
 
-    def forward(self, x: Tensor) -> Routing:
+    def forward(self, x: Tensor, real: Tensor | None = None, sequences: int = 1) -> Routing:
+        """x: the tokens of so many sequences of one length, one after another.
+
+        real: (tokens,) bool, which of them are no padding; None: all.
+        """
         config = self.config
         logits = _wide(x) @ _wide(self.weight).mT
         scores = logits.sigmoid() if config.score_function == "sigmoid" else logits.softmax(-1)
@@ -123,10 +138,12 @@ class Router(nn.Module):
         options = config.score_function, config.norm_topk_prob, config.scaling_factor
         weights = F.routing_weights(logits, indices, *options)
         if self.training and config.capacity_factor is not None:
-            kept = within_capacity(indices, capacity(config, len(x)), config.num_experts)
-            weights = weights * kept
+            room = share(config.capacity_factor, indices, config.num_experts, real)
+            weights = weights * within_capacity(indices, room, config.num_experts, real)
+        if self.training and config.device_capacity_factor is not None:
+            weights = weights * self._within_budget(scores.detach(), indices, real, sequences)
         if self.training and config.bias:
-            self.load.data += counts(indices, config.num_experts).data
+            self.load.data += counts(indices, config.num_experts, real).data
         if config.score_function == "sigmoid":
             scores = scores / scores.sum(-1, keepdim=True)
         return Routing(weights, indices, scores, logits)
@@ -138,6 +155,23 @@ class Router(nn.Module):
         if config.kept_groups < config.groups:
             scores = within_groups(scores, config.groups, config.kept_groups, config.group_best)
         return scores.topk(config.k).indices
+
+    def _within_budget(
+        self, scores: Tensor, indices: Tensor, real: Tensor | None, sequences: int
+    ) -> Tensor:
+        """`within_budget`; spared are the first sequences of a batch, whose order is random."""
+        config = self.config
+        assert config.device_capacity_factor is not None
+        spared = np.zeros((sequences, len(indices) // sequences), bool)
+        spared[: round(config.spared * sequences)] = True
+        return within_budget(
+            scores.gather(-1, indices),
+            indices // (config.num_experts // config.devices),
+            config.devices,
+            share(config.device_capacity_factor, indices, config.devices, real),
+            Tensor(spared.ravel()).to(scores.device),
+            real,
+        )
 
     def update_bias(self, rate: float) -> None:
         """b += rate sign(mean load - load), after an optimizer step; the counts begin anew.
@@ -169,12 +203,15 @@ def within_groups(scores: Tensor, groups: int, kept: int, best: int) -> Tensor:
     return by_group.masked_fill(~chosen.unsqueeze(-1), -math.inf).reshape(tokens, experts)
 
 
-def counts(indices: Tensor, num_experts: int) -> Tensor:
+def counts(indices: Tensor, num_experts: int, real: Tensor | None = None) -> Tensor:
     """How many tokens of each sequence chose each expert: (..., experts) float32, no gradient.
 
-    indices: (..., tokens, k).
+    indices: (..., tokens, k). real: (..., tokens) bool, the tokens that count; None: all.
     """
-    return F.one_hot(indices, num_experts).sum((-3, -2)).float()
+    chosen = F.one_hot(indices, num_experts)
+    if real is not None:
+        chosen = chosen * real[..., None, None]
+    return chosen.sum((-3, -2)).float()
 
 
 def max_violation(load: Tensor) -> float:
@@ -204,82 +241,105 @@ class Balance:
     sequence_wise: bool = False
     devices: int = 1
 
-    def loss(self, routing: Routing, config: RouterConfig, sequences: int) -> Tensor | None:
+    def loss(
+        self, routing: Routing, config: RouterConfig, sequences: int, real: Tensor | None = None
+    ) -> Tensor | None:
         """The sum of the losses of one layer's routing; None where there are none.
 
-        Padding counts as tokens do: pack texts instead of padding them in training.
+        real: (tokens,) bool, which are no padding; None: all.
         """
         rows = sequences if self.sequence_wise else 1
         scores, indices = (
             part.reshape(rows, -1, part.shape[-1]) for part in (routing.scores, routing.indices)
         )
+        mask = None if real is None else real.reshape(rows, -1)
         parts = []
         if self.expert:
-            parts.append(self.expert * load_balancing_loss(scores, indices))
+            parts.append(self.expert * load_balancing_loss(scores, indices, mask))
         if self.z:
-            parts.append(self.z * router_z_loss(routing.logits))
+            parts.append(self.z * router_z_loss(routing.logits, real))
         if self.device:
-            parts.append(self.device * device_loss(scores, indices, self.devices))
+            parts.append(self.device * device_loss(scores, indices, self.devices, mask))
         if self.communication:
             limit = config.kept_groups
             parts.append(
-                self.communication * communication_loss(scores, indices, self.devices, limit)
+                self.communication * communication_loss(scores, indices, self.devices, limit, mask)
             )
         return sum(parts[1:], parts[0]) if parts else None
 
 
-def _shares(scores: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+def _mean(x: Tensor, real: Tensor | None) -> Tensor:
+    """The mean of x, (..., tokens, features), over the real tokens; 0 where there are none."""
+    if real is None:
+        return x.mean(-2)
+    weights = real.to(x.dtype).unsqueeze(-1)
+    return (x * weights).sum(-2) / weights.sum(-2).clamp(min=1)
+
+
+def _shares(scores: Tensor, indices: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
     """f and P: how often each expert is chosen, 1 when even, and the mean of its scores."""
     experts = scores.shape[-1]
-    chosen = counts(indices, experts).to(scores.dtype)
-    return chosen * (experts / (indices.shape[-2] * indices.shape[-1])), scores.mean(-2)
+    chosen = F.one_hot(indices, experts).sum(-2).to(scores.dtype)
+    return _mean(chosen, real) * (experts / indices.shape[-1]), _mean(scores, real)
 
 
-def load_balancing_loss(scores: Tensor, indices: Tensor) -> Tensor:
+def load_balancing_loss(scores: Tensor, indices: Tensor, real: Tensor | None = None) -> Tensor:
     """Σ_e f_e P_e, the mean over sequences; f_e = experts / (k tokens) · tokens that chose e.
 
-    scores: (..., tokens, experts), which sum to 1; indices: (..., tokens, k). P_e is the mean score
-    and alone has a gradient. 1 when even, up to experts / k. In transformers,
-    load_balancing_loss_func, f counts k times as much, and the tokens of all layers are one.
+    scores: (..., tokens, experts), which sum to 1; indices: (..., tokens, k); real: (..., tokens)
+    bool, the tokens that are meant, None for all. P_e is the mean score and alone has a gradient.
+    1 when even, up to experts / k. In transformers, load_balancing_loss_func, f counts k times as
+    much, and the tokens of all layers are one.
     Source: Fedus et al. 2021, equation 4; with k > 1, Dai et al. 2024, equations 12 to 14.
     """
-    often, mean = _shares(scores, indices)
+    often, mean = _shares(scores, indices, real)
     return (often * mean).sum(-1).mean()
 
 
-def device_loss(scores: Tensor, indices: Tensor, devices: int) -> Tensor:
+def device_loss(
+    scores: Tensor, indices: Tensor, devices: int, real: Tensor | None = None
+) -> Tensor:
     """Σ_d f_d P_d; f_d: the mean f of its experts, P_d: the sum of their P.
 
     Shapes as for load_balancing_loss. Source: DeepSeek-V2, equations 26 to 28.
     """
-    often, mean = (x.reshape(*x.shape[:-1], devices, -1) for x in _shares(scores, indices))
+    often, mean = (x.reshape(*x.shape[:-1], devices, -1) for x in _shares(scores, indices, real))
     return (often.mean(-1) * mean.sum(-1)).sum(-1).mean()
 
 
-def communication_loss(scores: Tensor, indices: Tensor, devices: int, limit: int) -> Tensor:
+def communication_loss(
+    scores: Tensor, indices: Tensor, devices: int, limit: int, real: Tensor | None = None
+) -> Tensor:
     """Σ_d f_d P_d; f_d = devices / (limit tokens) · tokens sent to device d, P_d as in device_loss.
 
     limit: how many devices a token may be sent to. Source: DeepSeek-V2, equations 29 to 31.
     """
     size = scores.shape[-1] // devices
-    sent = (F.one_hot(indices // size, devices).sum(-2) > 0).to(scores.dtype).sum(-2)
-    often = sent * (devices / (limit * indices.shape[-2]))
-    mean = scores.mean(-2)
+    sent = (F.one_hot(indices // size, devices).sum(-2) > 0).to(scores.dtype)
+    often, mean = _mean(sent, real) * (devices / limit), _mean(scores, real)
     return (often * mean.reshape(*mean.shape[:-1], devices, -1).sum(-1)).sum(-1).mean()
 
 
-def router_z_loss(logits: Tensor) -> Tensor:
-    """The mean of log(Σ_e exp(logit_e))², which keeps logits small. logits: (..., experts)."""
-    return F.logsumexp(logits, -1).square().mean()
+def router_z_loss(logits: Tensor, real: Tensor | None = None) -> Tensor:
+    """The mean of log(Σ_e exp(logit_e))², which keeps logits small.
+
+    logits: (tokens, experts); real: (tokens,) bool, the tokens that are meant, None for all.
+    """
+    return _mean(F.logsumexp(logits, -1, keepdim=True).square(), real).sum()
 
 
-def capacity(config: RouterConfig, tokens: int) -> int:
-    """ceil(capacity_factor · k · tokens / experts)."""
-    factor = config.capacity_factor or math.inf
-    return math.ceil(min(factor * config.k * tokens / config.num_experts, tokens))
+def share(factor: float, indices: Tensor, places: int, real: Tensor | None = None) -> int:
+    """ceil(factor · choices / places): what one of so many experts or devices may take at most.
+
+    indices: (tokens, k); real: (tokens,) bool, the tokens that count; None: all.
+    """
+    tokens = len(indices) if real is None else int(real.sum().item())
+    return math.ceil(factor * indices.shape[1] * tokens / places)
 
 
-def within_capacity(indices: Tensor, capacity: int, num_experts: int) -> Tensor:
+def within_capacity(
+    indices: Tensor, capacity: int, num_experts: int, real: Tensor | None = None
+) -> Tensor:
     """Which choices their experts have room for: (tokens, k) bool.
 
     First come the first choices of all tokens in order, then their second choices, and so on. What
@@ -288,8 +348,35 @@ def within_capacity(indices: Tensor, capacity: int, num_experts: int) -> Tensor:
     Source: Lepikhin et al. 2020, algorithm 1.
     """
     by_priority = F.one_hot(indices.mT.reshape(-1), num_experts)
+    if real is not None:
+        by_priority = by_priority * real.expand(indices.shape[1], -1).reshape(-1, 1)
     place = (by_priority.cumsum(0) * by_priority).sum(-1)
     return (place <= capacity).reshape(indices.shape[1], indices.shape[0]).mT
+
+
+def within_budget(
+    affinities: Tensor,
+    devices: Tensor,
+    count: int,
+    budget: int,
+    spared: Tensor,
+    real: Tensor | None = None,
+) -> Tensor:
+    """Which choices stay if each of `count` devices drops what it likes least: (tokens, k) bool.
+
+    affinities: (tokens, k), scores of the chosen, at most 1; devices: (tokens, k), where each is
+    computed. `budget` choices of a device stay, those with the highest affinities, but of `spared`,
+    (tokens,) bool, all: the model then knows texts of which nothing was dropped, and may be used
+    either way. real: (tokens,) bool, the tokens that take room; None: all.
+    Source: DeepSeek-V2, section 2.2.4, who spare a tenth of the sequences.
+    """
+    rank = affinities + 2 * spared.unsqueeze(-1)
+    if real is not None:
+        rank = rank.masked_fill(~real.unsqueeze(-1), -1.0)
+    order = rank.reshape(-1).argsort(descending=True)
+    by_rank = F.one_hot(devices.reshape(-1)[order], count)
+    place = (by_rank.cumsum(0) * by_rank).sum(-1)
+    return (place <= budget)[order.argsort()].reshape(*rank.shape) | spared.unsqueeze(-1)
 
 
 def expert_choice(logits: Tensor, capacity: int) -> tuple[Tensor, Tensor]:

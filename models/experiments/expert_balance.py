@@ -104,8 +104,8 @@ class Counted(nn.Module):
         self.router, self.config = router, router.config
         self.loads = np.zeros(router.config.num_experts, np.float32)
 
-    def forward(self, x: Tensor) -> Routing:
-        routing = self.router(x)
+    def forward(self, x: Tensor, real: Tensor | None, sequences: int) -> Routing:
+        routing = self.router(x, real, sequences)
         if not self.training:
             self.loads += counts(routing.indices, len(self.loads)).numpy()
         return routing

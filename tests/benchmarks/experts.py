@@ -23,6 +23,7 @@ from minitorch.io import write_json
 from minitorch.nn import functional as F
 from models.bench.report import show, to_json
 from models.bench.timing import OURS, Case, measure
+from models.blocks.cache import step
 from models.blocks.context import Context
 from models.blocks.experts import MixtureOfExperts
 from models.decoder import Decoder
@@ -95,7 +96,7 @@ def layers(config: Qwen2MoeConfig, tokens: int) -> dict[str, Callable[[], Any]]:
     data = np.random.default_rng(0).standard_normal((1, tokens, config.hidden_size))
     data = data.astype(np.float32)
     model, other, theirs = build(config), looped(config), peer(config).model.layers[0].mlp
-    context = model.context(mt.zeros(1, tokens, dtype=mt.int64), None, None)
+    context = step(mt.zeros(1, tokens, dtype=mt.int64))
 
     def ours(model: Decoder) -> Any:
         x = mt.Tensor(data, requires_grad=True)

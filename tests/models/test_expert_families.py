@@ -110,6 +110,28 @@ def test_padding_changes_nothing(family, left):
 
 
 @families
+def test_padding_changes_no_loss_and_no_gradient(family):
+    """Balance included."""
+    changes = {
+        DeepseekV2Config: {"device_loss_alpha": 0.1},
+        DeepseekV3Config: {"num_nextn_predict_layers": 0},  # which padding does not have
+    }.get(family, {})
+    model = randomised(tiny(family, **changes)).train()
+    ids, targets = tokens((1, 11)), tokens((1, 11), seed=2)
+    mask = np.arange(11)[None] >= 4
+    padded = np.where(mask, targets, -100)
+    together = model.loss(*map(mt.from_numpy, (ids, padded, mask)))
+    together.backward()
+    found = {name: param.grad.numpy().copy() for name, param in model.named_parameters()}
+    model.zero_grad()
+    alone = model.loss(*map(mt.from_numpy, (ids[:, 4:].copy(), targets[:, 4:].copy())))
+    alone.backward()
+    assert together.item() == pytest.approx(alone.item(), rel=1e-9)
+    for name, param in model.named_parameters():
+        np.testing.assert_allclose(found[name], param.grad.numpy(), rtol=1e-7, atol=1e-9)
+
+
+@families
 def test_saved_and_loaded_it_is_the_same(family, tmp_path):
     """From files with every expert by itself, which are what is written, and from stacked ones."""
     ahead = {"num_nextn_predict_layers": 0} if family is DeepseekV3Config else {}

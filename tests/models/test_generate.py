@@ -18,13 +18,17 @@ SIZES = {"vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions
 GREEDY = Sampler(temperature=0)
 
 
-@pytest.fixture
-def model():
+def gpt2():
     model = GPT2(GPT2Config(**SIZES), dtype=np.dtype(np.float64), generator=Generator(1))
     with mt.no_grad():
         for param in model.parameters():  # far from the even distribution of a fresh model
             param.mul_(8.0)
     return model
+
+
+@pytest.fixture
+def model():
+    return gpt2()
 
 
 def tokens(model, prompt, sampler=GREEDY, seed=0, **options):
@@ -68,35 +72,37 @@ def decoder(family, **changes):
     return model
 
 
-@pytest.fixture(params=[LlamaConfig, MistralConfig, QwenConfig, Qwen2Config])
-def modern(request):
+@pytest.fixture(params=[GPT2Config, LlamaConfig, MistralConfig, QwenConfig, Qwen2Config])
+def any_model(request):
+    if request.param is GPT2Config:
+        return gpt2()
     small = {"num_hidden_layers": 2, "intermediate_size": 20, "max_position_embeddings": 12}
     return decoder(request.param, **small)
 
 
-def test_every_family_goes_on(modern):
-    assert tokens(modern, [3, 1, 4], max_tokens=9) == without_cache(
-        modern, [3, 1, 4], 9, lambda length: 0
+def test_every_family_goes_on(any_model):
+    assert tokens(any_model, [3, 1, 4], max_tokens=9) == without_cache(
+        any_model, [3, 1, 4], 9, lambda length: 0
     )
-    assert len(tokens(modern, [3, 1, 4], max_tokens=20)) == 20
+    assert len(tokens(any_model, [3, 1, 4], max_tokens=20)) == 20
 
 
-def test_texts_of_different_lengths_are_continued_together(modern):
+def test_texts_of_different_lengths_are_continued_together(any_model):
     prompts = [[3, 1, 4], [1], [5, 9, 2, 6, 5], [3, 5]]
     options = {"max_tokens": 7, "sampler": GREEDY, "generator": Generator(0)}
-    together = generate_batch(modern, prompts, **options)
-    assert together == [tokens(modern, prompt, max_tokens=7) for prompt in prompts]
+    together = generate_batch(any_model, prompts, **options)
+    assert together == [tokens(any_model, prompt, max_tokens=7) for prompt in prompts]
     stop = together[0][2]
-    stopped = generate_batch(modern, prompts, stop_ids=[stop], **options)
+    stopped = generate_batch(any_model, prompts, stop_ids=[stop], **options)
     for row, whole in zip(stopped, together):
         assert row == (whole[: whole.index(stop)] if stop in whole else whole)
 
 
-def test_a_batch_has_to_fit(modern):
+def test_a_batch_has_to_fit(any_model):
     options = {"max_tokens": 7, "sampler": GREEDY, "generator": Generator(0)}
     for prompts in ([[1], []], [[1], [2] * 6]):
         with pytest.raises(ConfigError, match="1 to 5 tokens"):
-            generate_batch(modern, prompts, **options)
+            generate_batch(any_model, prompts, **options)
 
 
 def test_a_long_prompt_is_cropped(model):

@@ -1,5 +1,6 @@
 """Routers and the losses on their load: NumPy loops over tokens, and transformers' routers."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -142,6 +143,38 @@ def test_losses_of_balance_by_counting():
     assert Balance().loss(found, DEEPSEEK_V2, 2) is None
 
 
+BALANCES = [
+    Balance(expert=0.5, sequence_wise=True),
+    Balance(expert=2.0),
+    Balance(device=0.3, devices=4),
+    Balance(communication=0.2, devices=4, sequence_wise=True),
+    Balance(z=0.1),
+]
+
+
+@pytest.mark.parametrize("balance", BALANCES, ids=str)
+def test_padding_has_no_part_in_the_losses(balance):
+    """The loss of what is real by itself; sequence by sequence where it is by sequences."""
+    made, x = router(DEEPSEEK_V2), inputs()
+    real = np.random.default_rng(4).random((2, TOKENS // 2)) < 0.6
+    flat = mt.Tensor(real.ravel())
+    found = balance.loss(made(x, flat, 2), DEEPSEEK_V2, 2, flat).item()
+    rows = [x.numpy()[:12][real[0]], x.numpy()[12:][real[1]]]
+    texts = rows if balance.sequence_wise else [np.concatenate(rows)]
+    alone = [balance.loss(made(mt.Tensor(text)), DEEPSEEK_V2, 1).item() for text in texts]
+    assert found == pytest.approx(np.mean(alone))
+    assert found != pytest.approx(balance.loss(made(x), DEEPSEEK_V2, 2).item(), rel=1e-3)
+
+
+def test_padding_is_no_load():
+    made, x = router(DEEPSEEK_V3), inputs()
+    real = np.random.default_rng(4).random(TOKENS) < 0.6
+    made(x, mt.Tensor(real))
+    alone = router(DEEPSEEK_V3)
+    alone(mt.Tensor(x.numpy()[real]))
+    np.testing.assert_array_equal(made.load.numpy(), alone.load.numpy())
+
+
 def test_losses_are_1_when_even_and_experts_over_k_at_worst():
     even = mt.Tensor(np.full((1, EXPERTS, EXPERTS), 1 / EXPERTS))
     indices = mt.Tensor((np.arange(EXPERTS)[None, :, None] + np.arange(K)) % EXPERTS)
@@ -172,8 +205,55 @@ def test_capacity_by_hand():
     indices = mt.tensor([[0, 1], [0, 2], [1, 0], [0, 1]])
     kept = routing.within_capacity(indices, 2, 3)
     assert kept.tolist() == [[True, True], [True, True], [True, False], [False, False]]
-    assert routing.capacity(RouterConfig(num_experts=3, k=2, capacity_factor=1.0), 4) == 3
-    assert routing.capacity(RouterConfig(num_experts=3, k=2, capacity_factor=9.0), 4) == 4
+    assert routing.share(1.0, indices, 3) == 3
+    assert routing.share(1.0, indices, 3, mt.tensor([True, False, False, True])) == 2
+
+
+def test_padding_takes_no_room():
+    config = RouterConfig(num_experts=EXPERTS, k=K, capacity_factor=0.5)
+    real = np.random.default_rng(4).random(TOKENS) < 0.6
+    x = inputs()
+    together = router(config)(x, mt.Tensor(real)).weights.detach().numpy()[real]
+    alone = router(config)(mt.Tensor(x.numpy()[real])).weights.detach().numpy()
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+    assert (alone == 0).any()
+
+
+@pytest.mark.parametrize("spared", [0, 1, 3])
+def test_a_device_drops_what_it_likes_least(spared):
+    """Against sorting, device by device; spared tokens come first and always stay."""
+    rng = np.random.default_rng(5)
+    affinities, devices = rng.random((TOKENS, K)), rng.integers(4, size=(TOKENS, K))
+    real = rng.random(TOKENS) < 0.8
+    safe = (np.arange(TOKENS) < spared) & real
+    expected = np.repeat(safe[:, None], K, 1)
+    for d in range(4):
+        here = [(t, j) for t, j in np.argwhere(devices == d) if real[t]]
+        here.sort(key=lambda at: (not safe[at[0]], -affinities[at]))
+        for at in here[:7]:
+            expected[at] = True
+    kept = routing.within_budget(
+        mt.Tensor(affinities), mt.Tensor(devices), 4, 7, mt.Tensor(safe), mt.Tensor(real)
+    ).numpy()
+    np.testing.assert_array_equal(kept[real], expected[real])
+    assert not kept[real].all()
+
+
+def test_a_budget_holds_for_every_device_in_training_alone():
+    limits = {"device_capacity_factor": 1.0, "devices": 4}
+    config = dataclasses.replace(DEEPSEEK_V2, **limits)
+    made, x = router(config), inputs()
+    found = made(x)
+    weights, indices = found.weights.detach().numpy(), found.indices.numpy()
+    load = np.bincount(indices[weights > 0] // 2, minlength=4)
+    assert load.max() == math.ceil(K * TOKENS / 4) < np.bincount(indices.ravel() // 2).max()
+    spared = router(dataclasses.replace(config, spared=0.25))
+    weights = spared(x, sequences=4).weights.detach().numpy().reshape(4, -1)
+    assert (weights[0] > 0).all()
+    assert (weights[1:] == 0).any()
+    assert (made.eval()(x).weights.detach().numpy() > 0).all()
+    with pytest.raises(ConfigError, match="devices that divide 8"):
+        dataclasses.replace(config, devices=3)
 
 
 def test_what_is_dropped_weighs_nothing_in_training_alone():
