@@ -14,7 +14,7 @@ on the edge between two tokens may fall on its other side.)
 `Rollout.log_probs` are those of the distribution that was drawn from, at the sampler's temperature
 and after its truncations. They are computed in float64 from the logits; what a training step finds
 for the same tokens differs by the rounding of the logits, as it computes them for whole texts and
-not from a cache: by 2e-6 at most in float32 and 4e-15 in float64 over the tokens and the five
+not from a cache: by 2e-6 at most in float32 and 4e-15 in float64 over the tokens and the six
 families of tests/models/test_rollouts.py.
 """
 
@@ -30,7 +30,6 @@ from minitorch.errors import ConfigError
 from minitorch.kernels.philox import stream
 from models.blocks.cache import Cache
 from models.blocks.context import PADDING
-from models.decoder import Decoder
 from models.families import Model
 from models.sampling import Sampler, draw_at
 
@@ -114,11 +113,6 @@ def extend(
     it keeps. vocab_size: ids from here on are never drawn. The model is put into evaluation mode.
     Raises ConfigError for an empty prompt, and where a text would be longer than the context.
     """
-    if not isinstance(model, Decoder):
-        raise ConfigError(
-            "rollouts: expected a model that takes texts of several lengths in one pass, any but "
-            f"gpt2; got {type(model).__name__}. Train one with --model llama"
-        )
     limits = [max_tokens] * len(rollouts) if isinstance(max_tokens, int) else list(max_tokens)
     _check(rollouts, limits, model.config.max_position_embeddings)
     model.eval()
@@ -151,7 +145,7 @@ class _Writer:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         rollouts: Sequence[Rollout],
         limits: Sequence[int],
         sampler: Sampler,

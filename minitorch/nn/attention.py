@@ -60,6 +60,31 @@ class KVCache:
         self.length = end
         return Tensor(self._keys[:, :, :end]), Tensor(self._values[:, :, :end])
 
+    def take(self, rows: np.ndarray) -> None:
+        """Keep these rows of the batch alone, in this order."""
+        self._keys, self._values = self._keys[rows], self._values[rows]
+
+    def adopt(self, places: np.ndarray, other: "KVCache", rows: np.ndarray) -> None:
+        """Hold at `places` what `other` holds of `rows`, its last position in the last one here."""
+        if other.length > self.length:
+            self._shift(other.length - self.length)
+        at = slice(self.length - other.length, self.length)
+        self._keys[places, :, at] = other._keys[rows, :, : other.length]
+        self._values[places, :, at] = other._values[rows, :, : other.length]
+
+    def keep_last(self, positions: int) -> None:
+        """Forget what is further back."""
+        if positions < self.length:
+            self._shift(positions - self.length)
+
+    def _shift(self, by: int) -> None:
+        """Move what is held; zeros come before it where that is to the right."""
+        for held in (self._keys, self._values):
+            kept = held[:, :, max(-by, 0) : self.length].copy()
+            held[:, :, : max(by, 0)] = 0
+            held[:, :, max(by, 0) : self.length + by] = kept
+        self.length += by
+
     def check(self, *tensors: Tensor) -> None:
         """Raises GraphError where gradients of one of them are recorded."""
         if modes.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import sys
+from typing import Any
 
 NOBODY = 65534
 IMPORTABLE = (
@@ -30,7 +31,7 @@ FORBIDDEN = frozenset(
 
 def main() -> None:
     request = json.loads(sys.stdin.buffer.read())
-    program = compile(request["program"], "<program>", "exec")
+    code = compile(request["program"], "<program>", "exec")
     write, out = os.write, os.dup(1)
     for name in IMPORTABLE:  # while files can still be opened
         importlib.import_module(name)
@@ -38,8 +39,8 @@ def main() -> None:
     for standard in (0, 1, 2):
         os.dup2(blank, standard)
     _shut(request["processor_seconds"], request["memory"])
-    space = {"__name__": "program"}
-    exec(program, space)
+    space: dict[str, Any] = {"__name__": "program"}
+    exec(code, space)
     results = [space[request["function"]](*given) for given in request["arguments"]]
     write(out, json.dumps(results).encode())
 

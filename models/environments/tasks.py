@@ -128,7 +128,7 @@ def strings(length: int = 4, letters: str = "abcdef") -> Task:
 
     def draw(random: np.random.Generator) -> Row:
         name = list(OPERATIONS)[random.integers(len(OPERATIONS))]
-        word = _word(random, random.integers(2, length + 1), letters)
+        word = _word(random, int(random.integers(2, length + 1)), letters)
         return {"prompt": f"{name} {word}=", "answer": OPERATIONS[name](word)}
 
     return Task(
@@ -146,7 +146,7 @@ def counting(length: int = 8, letters: str = "abc") -> Task:
     """How often a letter is in a word."""
 
     def draw(random: np.random.Generator) -> Row:
-        word = _word(random, random.integers(2, length + 1), letters)
+        word = _word(random, int(random.integers(2, length + 1)), letters)
         letter = _word(random, 1, letters)
         return {"prompt": f"{letter} in {word}=", "answer": str(word.count(letter))}
 

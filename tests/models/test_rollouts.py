@@ -12,14 +12,14 @@ from minitorch.random import Generator
 from models import rollouts
 from models.deepseek import DeepseekV2Config
 from models.generate import generate
-from models.gpt2 import GPT2, GPT2Config
+from models.gpt2 import GPT2Config
 from models.llama import LlamaConfig
 from models.minimax import MiniMaxConfig
 from models.mistral import MistralConfig
 from models.qwen import Qwen2Config
 from models.sampling import Sampler
 
-FAMILIES = [LlamaConfig, MistralConfig, Qwen2Config, DeepseekV2Config, MiniMaxConfig]
+FAMILIES = [GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, DeepseekV2Config, MiniMaxConfig]
 PROMPTS = [[3, 1, 4], [1, 5], [9, 2, 6, 5], [3], [5, 8, 9], [7, 9, 3, 2, 3], [8]]
 GREEDY, PLAIN = Sampler(temperature=0), Sampler(temperature=1.3)
 END = 0
@@ -193,9 +193,3 @@ def test_nothing_to_do(model):
 def test_prompts_that_do_not_fit(model, prompts, message):
     with pytest.raises(ConfigError, match=message):
         write(model, rollouts.begin(prompts))
-
-
-def test_gpt2_is_refused():
-    gpt2 = GPT2(GPT2Config(vocab_size=11, n_layer=1, n_head=1, n_embd=4, n_positions=20))
-    with pytest.raises(ConfigError, match="--model llama"):
-        write(gpt2, rollouts.begin([[1]]))
