@@ -300,7 +300,7 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         context: Context | None = None,
     ) -> Tensor:
-        """What the head reads: (batch, time, hidden_size)."""
+        """What the head reads: (batch, time, hidden_size). context: of `ids`, if it is known."""
         context = context or step(ids, cache, mask)
         x = self.embed(ids, context)
         for i, layer in enumerate(self.layers):

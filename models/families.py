@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import DEFAULT_FLOAT
+from minitorch.errors import CheckpointError
+from minitorch.tokenizers import Tokenizer
+from minitorch.tokenizers import load as load_tokenizer
 from models import lora, pretrained
 from models.decoder import Decoder
 from models.deepseek import DeepseekV2Config, DeepseekV3Config
@@ -51,3 +54,14 @@ def from_pretrained(folder: str | Path, dtype: np.dtype = DEFAULT_FLOAT) -> Mode
         lora.load_adapter(model, folder)
         return lora.merged_model(model)
     return pretrained.load(folder, FAMILIES.values(), dtype)  # type: ignore[return-value]
+
+
+def with_tokenizer(folder: Path) -> tuple[Model, Tokenizer]:
+    """The model and the tokenizer in a folder; CheckpointError where they do not fit together."""
+    model, tokenizer = from_pretrained(folder), load_tokenizer(folder / "tokenizer.json")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
+            f"{model.config.vocab_size}; they do not belong together"
+        )
+    return model, tokenizer

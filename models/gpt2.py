@@ -271,10 +271,14 @@ class GPT2(nn.Module):
         return F.linear_cross_entropy(features, head.weight, targets, head.bias)
 
     def features(
-        self, ids: Tensor, cache: Cache | None = None, mask: Tensor | None = None
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        mask: Tensor | None = None,
+        context: Context | None = None,
     ) -> Tensor:
-        """What the head reads: (batch, time, n_embd)."""
-        context, seen = self._place(ids, cache, mask)
+        """What the head reads: (batch, time, n_embd). context: of `ids`, if it is known."""
+        context, seen = self._place(ids, cache, mask, context)
         x = self._embed(ids, context)
         for i, block in enumerate(self.h):
             x = block(x, cache.layers[i] if cache else None, seen)
@@ -289,7 +293,11 @@ class GPT2(nn.Module):
         return states
 
     def _place(
-        self, ids: Tensor, cache: Cache | None, mask: Tensor | None
+        self,
+        ids: Tensor,
+        cache: Cache | None,
+        mask: Tensor | None,
+        context: Context | None = None,
     ) -> tuple[Context, Tensor | None]:
         """Where the tokens stand, and what they see where there is padding."""
         past = cache.length if cache else 0
@@ -298,7 +306,7 @@ class GPT2(nn.Module):
                 f"GPT2: expected ids (batch, time), time from 1 to {self.config.n_positions} with "
                 f"the {past} positions in the cache; got shape {ids.shape}. Crop the oldest tokens"
             )
-        context = step(ids, cache, mask)
+        context = context or step(ids, cache, mask)
         if not context.padded:
             return context, None
         return context, Tensor(context.visible(context.key.shape[1])[:, None]).to(ids.device)

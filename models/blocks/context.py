@@ -7,6 +7,9 @@ over the real tokens of its row; padding has -1. A key is visible to a query if
     0 <= position(key) <= position(query)  and  position(query) - position(key) < window
 
 so that padding on the left, on the right or in the middle changes nothing for the row that has it.
+
+A row may also be packed: it holds several texts, each with positions of its own, and a token sees
+only those of its text.
 """
 
 import functools
@@ -28,6 +31,7 @@ class Context:
     query: positions of the step's tokens, (1 or batch, time). key: the same of all columns, those
     in the cache first, (1 or batch, past + time). One row stands for all where none is padded.
     planned: how long the sequence will be, which dynamic scaling of positions depends on.
+    segments: of packed rows, which text each token is of, (batch, time); there is no cache then.
     losses: what blocks add to the loss of the step, such as a router's balance.
     """
 
@@ -35,13 +39,15 @@ class Context:
     key: np.ndarray
     planned: int
     device: str
+    segments: np.ndarray | None = None
     losses: list[Tensor] = field(default_factory=list)
     _memo: dict[Hashable, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def padded(self) -> bool:
         """Whether columns alone do not say what is visible: rows differ, or have padding."""
-        return len(self.key) > 1 or bool((self.key == PADDING).any())
+        packed = self.segments is not None
+        return packed or len(self.key) > 1 or bool((self.key == PADDING).any())
 
     def real(self) -> np.ndarray:
         """Which tokens of the step are no padding: (1 or batch, time) bool."""
@@ -70,6 +76,8 @@ class Context:
         """Which of the last columns each token may see: (1 or batch, time, columns) bool."""
         distance = self.distance(columns)
         seen = (distance >= 0) & (self.key[:, None, -columns:] != PADDING)
+        if self.segments is not None:
+            seen = seen & (self.segments[:, :, None] == self.segments[:, None, -columns:])
         return seen if window is None else seen & (distance < window)
 
 
@@ -88,3 +96,24 @@ def place(
         past = np.broadcast_to(past, (len(query), past.shape[1]))
     key = np.concatenate([past, query], 1)
     return Context(query, key, planned or int(key.max(initial=0)) + 1, device)
+
+
+def place_packed(segments: np.ndarray, device: str) -> Context:
+    """The context of rows that hold several texts each: segments (batch, time), 0 for padding.
+
+    The tokens of a text lie side by side, and their numbers differ from the neighbouring text's.
+    """
+    columns = np.arange(segments.shape[1])
+    begins = np.diff(segments, axis=1, prepend=-1) != 0
+    first = np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
+    at = np.where(segments > 0, columns - first, PADDING)
+    return Context(at, at, int(at.max(initial=0)) + 1, device, segments)
+
+
+def starts(segments: np.ndarray) -> np.ndarray:
+    """Where each text begins in the rows laid one after another, and the end: (texts + 1,) int64.
+
+    Padding counts as a text of its own, whose tokens nobody looks at.
+    """
+    begins = np.diff(segments, axis=1, prepend=-1) != 0
+    return np.append(np.flatnonzero(begins), segments.size)

@@ -28,7 +28,7 @@ import numpy as np
 
 from minitorch import modes, nn
 from minitorch.backend import half_precision
-from minitorch.errors import GraphError, ShapeError
+from minitorch.errors import ConfigError, GraphError, ShapeError
 from minitorch.nn import functional as F
 from minitorch.ops.joining import cat
 from minitorch.random import Generator
@@ -191,6 +191,11 @@ class LightningAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context, cache: LightningCache | None = None) -> Tensor:
         """With a cache, x are the columns that follow those in it, and are added to it."""
+        if context.segments is not None:
+            raise ConfigError(
+                "lightning attention: expected one text to a row; its state would carry the first "
+                "of several into the next. Train without packing"
+            )
         batch, time, _ = x.shape
         qkv = F.silu(self.qkv_proj(x)).reshape(batch, time, len(self.slopes), -1)
         query, key, value = qkv.transpose(1, 2).chunk(3, -1)

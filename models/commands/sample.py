@@ -10,10 +10,8 @@ import click
 from minitorch.backend import DEVICES
 from minitorch.errors import CheckpointError, ConfigError
 from minitorch.random import Generator
-from minitorch.tokenizers import Tokenizer
-from minitorch.tokenizers import load as load_tokenizer
 from models import checkpoints
-from models.families import FAMILIES, Model, from_pretrained
+from models.families import FAMILIES, with_tokenizer
 from models.generate import generate, start_of_text, stream_text
 from models.machine import note_missing_kernels
 from models.sampling import Sampler
@@ -77,7 +75,7 @@ def sample(
     if "" in stop:
         raise ConfigError("--stop: expected a text; got an empty one")
     path = checkpoints.model_folder(folder or newest_run(RUNS), best)
-    model, tokenizer = load(path)
+    model, tokenizer = with_tokenizer(path)
     model.to(device)
     note_missing_kernels()
     ids = tokenizer.encode(prompt, allowed_special="all") or start_of_text(tokenizer)
@@ -118,17 +116,6 @@ def newest_run(runs: Path) -> Path:
             f"no run in {runs}/ yet; train one with `minitorch train`, or give --checkpoint DIR"
         )
     return max(found, key=lambda path: checkpoints.newest(path).stat().st_mtime)
-
-
-def load(path: Path) -> tuple[Model, Tokenizer]:
-    """The model and the tokenizer in a folder; CheckpointError where they do not fit together."""
-    model, tokenizer = from_pretrained(path), load_tokenizer(path / "tokenizer.json")
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise CheckpointError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
-            f"{model.config.vocab_size}; they do not belong together"
-        )
-    return model, tokenizer
 
 
 def _recorded(stream: Iterator[tuple[int, float]], into: list[tuple[int, float]]) -> Iterator[int]:
