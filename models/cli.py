@@ -21,6 +21,10 @@ COMMANDS = {
         "models.commands.train:train",
         "Train a language model on a text, from nothing or from where a run stopped.",
     ),
+    "sft": (
+        "models.commands.sft:sft",
+        "Fine-tune a model on conversations, or on a task.",
+    ),
     "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),
     "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "tokenize": (

@@ -72,7 +72,7 @@ class TrainingSettings(Settings):
 
 
 def build_optimizer(config: TrainingSettings, model: nn.Module) -> optim.Optimizer:
-    """The configured optimizer. Biases and norms, being vectors, are not decayed.
+    """The configured optimizer, of what is not frozen. Biases and norms are not decayed.
 
     With Muon the matrices inside the blocks have a learning rate and a decay of their own; AdamW
     updates the rest.
@@ -96,13 +96,18 @@ def build_optimizer(config: TrainingSettings, model: nn.Module) -> optim.Optimiz
 
 
 def _by_decay(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
-    """The group in two: its matrices, which are decayed, and its vectors, which are not."""
-    matrices = [param for param in group["params"] if param.ndim >= 2]
-    vectors = [param for param in group["params"] if param.ndim < 2]
-    return [
+    """The group in two: its matrices, which are decayed, and its vectors, which are not.
+
+    Without one that would be empty.
+    """
+    trained = [param for param in group["params"] if param.requires_grad]
+    matrices = [param for param in trained if param.ndim >= 2]
+    vectors = [param for param in trained if param.ndim < 2]
+    parts = [
         {**group, "params": matrices, "weight_decay": weight_decay},
         {**group, "params": vectors, "weight_decay": 0.0},
     ]
+    return [part for part in parts if part["params"]]
 
 
 def build_schedule(config: TrainingSettings) -> Callable[[int], float]:

@@ -190,6 +190,7 @@ def muon_groups(
 ) -> list[Group]:
     """The two parameter groups for Muon: the matrices inside the model, and all the rest.
 
+    What is frozen is in neither.
     To the rest belong all that is not a matrix, the weights of every Embedding, whatever is tied
     to one, and the modules whose name ends in one of `exclude`. It gets lr=adamw_lr.
     """
@@ -197,8 +198,9 @@ def muon_groups(
     for name, module in model.named_modules():
         if isinstance(module, Embedding) or name.rpartition(".")[2] in exclude:
             rest.update(id(param) for param in module.parameters())
-    matrices = [param for param in model.parameters() if id(param) not in rest]
-    others = [param for param in model.parameters() if id(param) in rest]
+    trained = [param for param in model.parameters() if param.requires_grad]
+    matrices = [param for param in trained if id(param) not in rest]
+    others = [param for param in trained if id(param) in rest]
     groups: list[Group] = [
         {"name": "matrices", "params": matrices},
         {"name": "others", "params": others, "use_muon": False, "lr": adamw_lr},

@@ -293,9 +293,10 @@ def _job(
 ) -> Job:
     overrides: dict[str, Any] = dict(map(parse_assignment, assignments))
     overrides |= {key: value for key, value in shortcuts.items() if value is not None}
-    data = shortcuts.get("data")
-    if data is not None and Path(data).exists():
-        overrides["data"] = str(Path(data).absolute())  # the run may go on from another folder
+    for field in fields(settings):
+        given = shortcuts.get(field.name)
+        if isinstance(given, str) and not field.metadata["choices"] and Path(given).exists():
+            overrides[field.name] = str(Path(given).absolute())  # it may go on from elsewhere
     if resume is not None:
         if preset or file or overwrite or out not in (None, resume):
             raise click.UsageError(

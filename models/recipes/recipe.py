@@ -88,9 +88,9 @@ class Recipe:
         self.model.save_pretrained(folder)
         self.tokenizer.save(folder / "tokenizer.json")
 
-    def load_model(self, folder: Path) -> None:
+    def load_model(self, saved: checkpoints.Checkpoint) -> None:
         """Take the weights that `export` wrote."""
-        self.model.load_state_dict(from_pretrained(folder).state_dict())
+        self.model.load_state_dict(from_pretrained(saved.path).state_dict())
 
     def train_step(self) -> Metrics:
         """One step; returns what `update` did."""
@@ -169,7 +169,7 @@ class Recipe:
                 f"{saved.state['data']}, it is {self.fingerprint}. Restore it, or start a "
                 "new run with another --out"
             )
-        self.load_model(saved.path)
+        self.load_model(saved)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": saved.part("optimizer"), "param_groups": groups})
         self.history = {name: x.tolist() for name, x in saved.part("history").items()}

@@ -14,13 +14,14 @@ from models.families import Model, with_tokenizer
 
 
 def load_base(
-    folder: str | Path, seed: int, template: str | None = None
+    folder: str | Path, seed: int, template: str | None = None, *, frozen: bool = False
 ) -> tuple[Model, Tokenizer]:
     """The model and the tokenizer to begin with, and the global random stream set to the seed.
 
     folder: of a run (its newest checkpoint), a checkpoint, or a Hugging Face model. template: one
     whose special tokens are added where they are missing, and their rows to the model; None where
-    there must be one already. Raises CheckpointError and ConfigError.
+    there must be one already. frozen: whether these rows could not be trained, which makes a
+    template's missing tokens an error. Raises CheckpointError and ConfigError.
     """
     mt.manual_seed(seed)
     if not str(folder):
@@ -29,7 +30,12 @@ def load_base(
     if template is None:
         template_of(tokenizer)
         return model, tokenizer
-    tokenizer = with_template(tokenizer, template)
+    before, tokenizer = tokenizer, with_template(tokenizer, template)
+    if frozen and tokenizer is not before:
+        raise ConfigError(
+            f"lora_rank: the tokenizer lacks special tokens of template {template!r}, and adapters "
+            "cannot learn their embeddings; train once without LoRA (lora_rank=0)"
+        )
     return with_vocabulary(model, tokenizer.vocab_size), tokenizer
 
 
