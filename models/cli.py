@@ -26,6 +26,10 @@ COMMANDS = {
         "Fine-tune a model on conversations, or on a task.",
     ),
     "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),
+    "distill": (
+        "models.commands.distill:distill",
+        "Train a small model to say what a large one says.",
+    ),
     "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "tokenize": (
         "models.commands.tokenize:tokenize",

@@ -1,4 +1,4 @@
-"""The configuration of a training run on a text: one flat dataclass, saved beside the run."""
+"""The settings of a run that learns a text: one flat dataclass of parts, saved beside the run."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,23 +48,34 @@ example, and GPT-2 small."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TextAndModel(Settings):
-    """What is read, and what reads it."""
+class TextSettings(Settings):
+    """What is read."""
 
     data: str = option(
         "embedded",
         "text to train on: `embedded` (the Python language reference), a file, a folder, or a URL",
         fixed=True,
     )
+    val_fraction: float = option(
+        0.1, "share of the text, at its end, kept for validation", above=0, below=1, fixed=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularySettings(TextSettings):
+    """How it is cut into tokens."""
+
     tokenizer: str = option(
         "char", "`char`, `byte`, `bpe` (trained on the text), or a tokenizer.json", fixed=True
     )
     vocab_size: int = option(
         1024, "size of the vocabulary that `bpe` is trained to", at_least=257, fixed=True
     )
-    val_fraction: float = option(
-        0.1, "share of the text, at its end, kept for validation", above=0, below=1, fixed=True
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """What reads it."""
 
     model: str = option(
         "gpt2", "family of the model, in the sizes below", choices=tuple(FAMILIES), fixed=True
@@ -87,15 +98,8 @@ class _TextAndModel(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(TrainingSettings, _TextAndModel):
-    """All that decides what a training run computes. The defaults are the preset `nano`.
-
-    Raises ConfigError, naming the field, for a value of the wrong type or out of its range, and for
-    values that do not fit together.
-    """
-
-    command: ClassVar[str] = "train"
-    presets: ClassVar = PRESETS
+class LanguageModelSettings(TrainingSettings, ModelSettings, TextSettings):
+    """What all runs have that learn to predict a text."""
 
     ema_decay: float = option(
         0.0, "of the average of the weights that is evaluated and exported; 0: none",
@@ -107,4 +111,17 @@ class TrainConfig(TrainingSettings, _TextAndModel):
     eval_tokens: int = option(
         0, "validation tokens of one evaluation, spread evenly; 0: all", at_least=0
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LanguageModelSettings, VocabularySettings):
+    """All that decides what a training run computes. The defaults are the preset `nano`.
+
+    Raises ConfigError, naming the field, for a value of the wrong type or out of its range, and for
+    values that do not fit together.
+    """
+
+    command: ClassVar[str] = "train"
+    presets: ClassVar = PRESETS
+
     sample_tokens: int = option(300, "length of the text written at the end; 0: none", at_least=0)

@@ -20,7 +20,7 @@ from minitorch import optim
 from minitorch.backend import DEFAULT_FLOAT
 from minitorch.data import BatchLoader, sequential_batches
 from models import checkpoints
-from models.config import TrainConfig
+from models.config import LanguageModelSettings, ModelSettings
 from models.corpus import Corpus
 from models.families import FAMILIES, Model
 from models.recipes.recipe import DivergenceError, Metrics, Recipe
@@ -33,11 +33,12 @@ class Run(Recipe):
         **Recipe.columns,
         "bits_per_byte": "{:.3f} bits/byte",
     }
-    config: TrainConfig
+    config: LanguageModelSettings
 
-    def __init__(self, config: TrainConfig, corpus: Corpus):
+    def __init__(self, config: LanguageModelSettings, corpus: Corpus, model: Model | None = None):
+        """model: what to begin with; by default one of the configured size with random weights."""
         mt.manual_seed(config.seed)
-        model = build_model(config, corpus.tokenizer.vocab_size)
+        model = model or build_model(config, corpus.tokenizer.vocab_size)
         super().__init__(config, model, corpus.tokenizer)
         self.corpus = corpus
         self.ema = (
@@ -48,8 +49,7 @@ class Run(Recipe):
 
     def update(self) -> Metrics:
         """One optimizer step; the loss before it is in nats per token."""
-        batches = [next(self.loader) for _ in range(self.config.gradient_accumulation)]
-        ids, targets = (mt.from_numpy(np.stack(arrays)) for arrays in zip(*batches, strict=True))
+        ids, targets = map(mt.from_numpy, self.batches())
         if self._graph is not None:
             found, norm = self._graph(ids, targets)
             loss, grad_norm = found.item(), norm.item()
@@ -61,6 +61,12 @@ class Run(Recipe):
         if self.ema is not None:
             self.ema.update()
         return {"loss": loss, "grad_norm": grad_norm, "tokens": targets.numel()}
+
+    def batches(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the next step learns from: ids and targets, (micro-batches, batch, time)."""
+        found = [next(self.loader) for _ in range(self.config.gradient_accumulation)]
+        ids, targets = (np.stack(arrays) for arrays in zip(*found, strict=True))
+        return ids, targets
 
     def _graphed(self) -> mt.cuda.GraphedStep | None:
         """Gradient and update as a CUDA graph: on a GPU, where the optimizer can be part of it."""
@@ -84,13 +90,13 @@ class Run(Recipe):
         self.optimizer.zero_grad()
         losses = []
         for part, wanted in zip(ids, targets, strict=True):
-            loss = self._mean_loss(part, wanted) * (wanted.numel() / targets.numel())
+            loss = self.objective(part, wanted) * (wanted.numel() / targets.numel())
             loss.backward()
             losses.append(loss.detach())
         return sum(losses[1:], start=losses[0])
 
-    def _mean_loss(self, ids: mt.Tensor, targets: mt.Tensor) -> mt.Tensor:
-        """The model's loss on a batch, in the precision of the run."""
+    def objective(self, ids: mt.Tensor, targets: mt.Tensor) -> mt.Tensor:
+        """What a step makes smaller, on a micro-batch, in the precision of the run."""
         with self.precision():
             return self.model.loss(ids, targets)
 
@@ -99,9 +105,24 @@ class Run(Recipe):
 
         With an average of the weights where there is one.
         """
-        self.model.eval()
+        with self.averaged_weights():
+            loss = self.validation_loss(self.model, stop)
+        if loss is None:
+            return None
+        if not math.isfinite(loss):
+            raise DivergenceError(f"step {self.step}: the validation loss is {loss:g}")
+        return {
+            "val_loss": loss,
+            "bits_per_byte": loss / math.log(2) * self.corpus.tokens_per_byte,
+        }
+
+    def validation_loss(
+        self, model: Model, stop: Callable[[], bool] = lambda: False
+    ) -> float | None:
+        """A model's mean loss on the validation text, in nats per token; None if stopped."""
+        model.eval()
         total = tokens = 0.0
-        with mt.no_grad(), self.averaged_weights():
+        with mt.no_grad(), self.precision():
             for ids, targets in sequential_batches(
                 self.corpus.validation,
                 self.config.batch_size,
@@ -111,15 +132,9 @@ class Run(Recipe):
                 if stop():
                     return None
                 batch = (mt.from_numpy(x).to(self.config.device) for x in (ids, targets))
-                total += self._mean_loss(*batch).item() * targets.size
+                total += model.loss(*batch).item() * targets.size
                 tokens += targets.size
-        if not math.isfinite(total):
-            raise DivergenceError(f"step {self.step}: the validation loss is {total / tokens:g}")
-        loss = total / tokens
-        return {
-            "val_loss": loss,
-            "bits_per_byte": loss / math.log(2) * self.corpus.tokens_per_byte,
-        }
+        return total / tokens
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the model has the weights to evaluate, sample with and export."""
@@ -156,7 +171,7 @@ class Run(Recipe):
         self._graph = self._graphed()
 
 
-def build_model(config: TrainConfig, vocab_size: int) -> Model:
+def build_model(config: ModelSettings, vocab_size: int) -> Model:
     """A model of the configured family and size with random weights."""
     sizes = FAMILIES[config.model].sized(
         vocab_size=vocab_size,
