@@ -25,6 +25,10 @@ COMMANDS = {
         "models.commands.sft:sft",
         "Fine-tune a model on conversations, or on a task.",
     ),
+    "grpo": (
+        "models.commands.grpo:grpo",
+        "Train a model by reinforcement: GRPO and its relatives, from rewards a program gives.",
+    ),
     "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),
     "distill": (
         "models.commands.distill:distill",

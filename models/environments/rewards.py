@@ -17,7 +17,7 @@ import ast
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -144,7 +144,7 @@ def weighted(
     rewards: Sequence[tuple[Reward, float]],
     prompts: Sequence[str],
     completions: Sequence[str],
-    columns: dict[str, Sequence[Any]],
+    columns: Mapping[str, Sequence[Any]],
 ) -> tuple[np.ndarray, dict[str, list[float | None]]]:
     """The weighted sum, (completions,) float64, and what each function gave, by its name.
 
@@ -164,7 +164,7 @@ def _checked(
     reward: Reward,
     prompts: Sequence[str],
     completions: Sequence[str],
-    columns: dict[str, Sequence[Any]],
+    columns: Mapping[str, Sequence[Any]],
 ) -> list[float | None]:
     try:
         values = reward(list(prompts), list(completions), **columns)
@@ -192,7 +192,7 @@ def _checked(
     return found
 
 
-def _column(reward: str, name: str, columns: dict[str, Sequence[Any]]) -> Sequence[Any]:
+def _column(reward: str, name: str, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
     if name not in columns:
         raise ConfigError(
             f"reward {reward}: expected rows with {name!r}; got rows with "

@@ -239,7 +239,7 @@ def _the_answer(row: Row, random: np.random.Generator) -> str:
 
 
 def _numbers(random: np.random.Generator, digits: int) -> list[int]:
-    return random.integers(10**digits, size=2).tolist()
+    return random.integers(10 ** (digits - 1), 10**digits, size=2).tolist()
 
 
 def _reversed(number: int) -> str:

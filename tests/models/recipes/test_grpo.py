@@ -1,0 +1,443 @@
+"""GRPO and its relatives: what a step computes and must not depend on, and what stops a run."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import minitorch as mt
+from minitorch import rl
+from minitorch.errors import ConfigError
+from minitorch.random import Generator
+from models.environments.tasks import TASKS, addition
+from models.gpt2 import GPT2Config
+from models.llama import LlamaConfig
+from models.recipes.completions import Completions, log_probs
+from models.recipes.grpo import Grpo, GrpoConfig
+from models.recipes.objective import Objective
+from models.recipes.prompts import TaskSource
+from models.rollouts import begin, extend
+from models.sampling import Sampler
+
+SMALL = {"prompts": 4, "group_size": 4, "eval_prompts": 6, "steps": 4, "eval_interval": 2}
+
+
+def build(task, family=LlamaConfig, dtype=np.float32, seed=3):
+    sizes = family.sized(
+        vocab_size=task.tokenizer().vocab_size,
+        layers=1,
+        heads=2,
+        width=16,
+        positions=task.longest_prompt + task.longest_completion + 4,
+        dropout=0.2 if family is GPT2Config else 0.0,
+    )
+    return sizes.build(np.dtype(dtype), Generator(seed))
+
+
+def recipe(preset=None, task=None, family=LlamaConfig, rewards=None, **changes):
+    task = task or addition()
+    config = GrpoConfig.resolve(preset, overrides={**SMALL, **changes})
+    tokenizer = task.tokenizer()
+    source = TaskSource(task, tokenizer, config.seed)
+    return Grpo(
+        config,
+        build(task, family),
+        tokenizer,
+        source,
+        rewards or list(task.rewards),
+        task=task,
+        reference=build(task, family) if config.beta else None,
+    )
+
+
+def evens(prompts, completions, **columns):
+    """A reward that an untrained model often earns: the share of even digits."""
+    return [sum(char in "02468" for char in c) / max(len(c), 1) for c in completions]
+
+
+def weights(model):
+    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", [LlamaConfig, GPT2Config], ids=["llama", "gpt2"])
+def test_log_probs_are_those_of_the_sampler_and_of_whole_logits(family):
+    task = addition()
+    model = build(task, family, np.float64)
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8]]
+    rollouts = extend(
+        model, begin(prompts, 3), max_tokens=4, sampler=Sampler(temperature=0.7), seed=1
+    )
+    rollouts[1] = dataclasses.replace(begin(prompts)[0])  # one that wrote nothing
+    batch = Completions.of(rollouts)
+    found = log_probs(model, batch, 0.7).detach().numpy()
+    assert found.shape == batch.mask.shape == (9, 4)
+    for i, rollout in enumerate(rollouts):
+        written = len(rollout.completion_ids)
+        np.testing.assert_allclose(found[i, :written], rollout.log_probs, atol=1e-6)
+        assert not found[i, written:].any()
+        logits = model(mt.tensor([rollout.ids]))[0].detach()
+        start = len(rollout.prompt_ids) - 1
+        for t, token in enumerate(rollout.completion_ids):
+            whole = (logits[0, start + t] / 0.7).log_softmax(-1)[token].item()
+            assert found[i, t] == pytest.approx(whole, abs=1e-12)
+
+
+@pytest.mark.parametrize("preset", GrpoConfig.presets)
+def test_a_step_of_every_preset(preset):
+    run = recipe(preset, rewards=[(evens, 1.0)], task=addition())
+    before = weights(run.model)
+    metrics = run.train_step()
+    assert metrics["mismatch"] < 1e-5
+    assert metrics["clip_fraction"] == 0.0
+    assert metrics["grad_norm"] > 0
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert metrics["length"] <= addition().longest_completion
+    assert ("kl" in metrics) == bool(run.config.beta)
+    assert abs(metrics.get("kl", 0.0)) < 1e-9  # policy and reference are the same so far
+    assert any((before[name] != array).any() for name, array in weights(run.model).items())
+
+
+@pytest.mark.parametrize("preset", GrpoConfig.presets)
+def test_pieces_add_up(preset):
+    """batch_size is a matter of memory: gradients are those of one piece."""
+    config = GrpoConfig.resolve(preset, overrides=SMALL)
+    objective = Objective(config, 5)
+    generator = np.random.default_rng(0)
+    mask = np.arange(5) < generator.integers(1, 6, (16, 1))
+    old = generator.normal(-1, 0.5, mask.shape) * mask
+    advantages = generator.normal(size=(16, 1)) * mask
+    reference = generator.normal(-1, 0.5, mask.shape) * mask
+    rewards = generator.normal(size=(4, 4))
+    start = mt.tensor(old + 0.3 * generator.normal(size=mask.shape))
+
+    def loss(x, rows):
+        return objective(
+            x[rows],
+            old[rows],
+            advantages[rows],
+            mask[rows],
+            objective.total(mask),
+            rewards=rewards.ravel()[rows].reshape(-1, 4),
+            reference=reference[rows],
+        )[0]
+
+    whole = mt.grad(lambda x: loss(x, np.arange(16)))(start)
+    parts = mt.grad(lambda x: loss(x, np.arange(8)) + loss(x, np.arange(8, 16)))(start)
+    np.testing.assert_allclose(parts.numpy(), whole.numpy(), atol=1e-7)
+    assert np.abs(whole.numpy()).max() > 1e-4
+    assert not whole.numpy()[~mask].any()
+
+
+def test_the_loss_of_grpo_is_the_papers():
+    config = GrpoConfig.resolve(overrides={**SMALL, "beta": 0.3})
+    generator = np.random.default_rng(1)
+    mask = np.arange(5) < generator.integers(1, 6, (16, 1))
+    old, reference = generator.normal(-1, 0.5, (2, *mask.shape)) * mask
+    advantages = generator.normal(size=16)
+    found = mt.tensor(old + 0.3 * generator.normal(size=mask.shape))
+    objective = Objective(config, 5)
+    ours, _ = objective(
+        found,
+        old,
+        advantages[:, None] * mask,
+        mask,
+        objective.total(mask),
+        rewards=np.zeros((4, 4)),
+        reference=reference,
+    )
+    theirs = rl.grpo_loss(
+        found,
+        mt.tensor(old),
+        mt.tensor(advantages),
+        mt.tensor(mask),
+        reference=mt.tensor(reference),
+        beta=0.3,
+    )
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_equal_rewards_teach_nothing_at_all():
+    run = recipe(rewards=[(lambda p, c, **_: [0.7] * len(c), 1.0)], beta=0.0)
+    before = weights(run.model)
+    metrics = run.train_step()
+    assert metrics["zero_variance"] == 1.0
+    assert metrics["grad_norm"] == 0.0
+    assert all((before[name] == array).all() for name, array in weights(run.model).items())
+
+
+def test_the_first_loss_is_nothing_and_its_gradient_is_not():
+    metrics = recipe(rewards=[(evens, 1.0)], beta=0.0).train_step()
+    assert abs(metrics["loss"]) < 1e-6 < metrics["grad_norm"]
+
+
+@pytest.mark.parametrize("preset", ["grpo", "kimi", "gspo"])
+def test_it_learns(preset):
+    run = recipe(
+        preset, rewards=[(evens, 1.0)], learning_rate=0.02, prompts=8, beta=0.0, length_weight=0.0
+    )
+    rewards = [run.train_step()["reward"] for _ in range(25)]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.25
+
+
+def test_dropout_is_off():
+    run = recipe(family=GPT2Config, rewards=[(evens, 1.0)])
+    assert run.train_step()["mismatch"] < 1e-5
+
+
+def test_old_epochs_are_clipped():
+    run = recipe(rewards=[(evens, 1.0)], epochs=4, minibatches=2, learning_rate=0.05, beta=0.0)
+    metrics = run.train_step()
+    assert metrics["clip_fraction"] > 0
+    assert metrics["mismatch"] < 1e-5  # of the first minibatch alone
+
+
+def test_groups_that_teach_nothing_are_replaced():
+    rare = [(lambda p, c, **_: [float("77" in text) for text in c], 1.0)]
+    plain, dynamic = (recipe(rewards=rare, dynamic_sampling=n, beta=0.0) for n in (0, 40))
+    one, two = plain.sample()[1], dynamic.sample()[1]
+    assert one["used_groups"] == 1 - one["zero_variance"] < 1.0
+    assert two["zero_variance"] == one["zero_variance"]  # as they came
+    assert two["used_groups"] == 1.0
+    assert dynamic.position > plain.position
+    batch, _ = dynamic.sample()
+    size = dynamic.config.group_size
+    for i, rollout in enumerate(batch.rollouts):
+        assert rollout.prompt_ids == batch.prompts[i // size].ids
+    judged, _ = dynamic.judge([batch.prompts[i // size] for i in range(16)], batch.rollouts)
+    np.testing.assert_array_equal(judged.reshape(-1, size), batch.rewards)
+
+
+def test_a_group_of_one_keeps_its_reward():
+    run = recipe(rewards=[(evens, 1.0)], group_size=1, beta=0.0)
+    batch, metrics = run.sample()
+    completions = Completions.of(batch.rollouts)
+    advantages = run._advantages(batch, completions, None)
+    np.testing.assert_allclose(advantages, batch.rewards * completions.mask, rtol=1e-6)
+    assert metrics["zero_variance"] == 0.0
+
+
+def test_the_kl_in_the_reward_is_taken_from_it():
+    run = recipe("rloo", rewards=[(evens, 1.0)], beta=0.5)
+    batch, _ = run.sample()
+    completions = Completions.of(batch.rollouts)
+    reference = completions.log_probs - 0.1 * completions.mask
+    found = run._advantages(batch, completions, reference)
+    shaped = batch.rewards - 0.5 * 0.1 * completions.lengths.reshape(4, 4)
+    expected = rl.rloo_advantages(mt.tensor(shaped)).numpy().reshape(-1, 1) * completions.mask
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_lengths_in_the_reward():
+    base = recipe(rewards=[(evens, 1.0)], beta=0.0).sample()[0]
+    overlong = recipe(rewards=[(evens, 1.0)], beta=0.0, overlong_margin=2).sample()[0]
+    lengths = np.array([len(r.completion_ids) for r in base.rollouts]).reshape(4, 4)
+    limit = addition().longest_completion
+    expected = np.clip((limit - 2 - lengths) / 2, -1, 0)
+    np.testing.assert_allclose(overlong.rewards - base.rewards, expected, atol=1e-6)
+    kimi = recipe("kimi", rewards=[(evens, 1.0)], length_from=3)
+    np.testing.assert_allclose(kimi.sample()[0].rewards, base.rewards, atol=1e-6)
+
+
+def test_what_was_cut_off_can_be_left_out():
+    run = recipe(rewards=[(evens, 1.0)], overlong_filter=True, max_tokens=1, beta=0.0)
+    metrics = run.train_step()
+    assert metrics["finished"] < 1
+    full = recipe(rewards=[(evens, 1.0)], max_tokens=1, beta=0.0).train_step()
+    assert metrics["grad_norm"] < full["grad_norm"]
+
+
+def test_truncated_sampling_is_corrected():
+    run = recipe(rewards=[(evens, 1.0)], top_p=0.8, sampler_cap=2.0, beta=0.0)
+    assert run.train_step()["mismatch"] < 1e-5  # old log-probabilities are the policy's own
+    assert np.isfinite(run.train_step()["loss"])
+
+
+def test_the_tools_words_are_not_learnt():
+    task = TASKS["calculator"]()
+    called = [(lambda p, c, **_: [float("<" in text) for text in c], 1.0)]
+    run = recipe(task=task, rewards=called, prompts=8, beta=0.0)
+    batch, _ = run.sample()
+    told = [not own for r in batch.rollouts for own in r.mask]
+    assert any(told)
+    completions = Completions.of(batch.rollouts)
+    advantages = run._advantages(batch, completions, None)
+    assert not advantages[~completions.mask].any()
+    assert np.isfinite(run.train_step()["loss"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"advantage": "rloo", "group_size": 1}, "group_size.*at least 2"),
+        ({"minibatches": 3}, "minibatches: expected a divisor of prompts = 4"),
+        ({"gradient_accumulation": 2}, "batch_size says"),
+        ({"dual_clip": 0.5}, "dual_clip: expected 0, or more than 1"),
+        ({"advantage": "reinforce++", "loss": "gspo"}, "one advantage for a completion"),
+        ({"loss": "ppo"}, "unknown 'ppo'"),
+        ({"temperature": 0.0}, "temperature: expected more than 0"),
+    ],
+)
+def test_settings_that_do_not_fit(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        GrpoConfig.resolve(overrides={**SMALL, **changes})
+
+
+def test_a_kl_term_needs_a_reference():
+    task = addition()
+    config = GrpoConfig.resolve(overrides=SMALL)
+    source = TaskSource(task, task.tokenizer(), 0)
+    with pytest.raises(ConfigError, match="needs a reference"):
+        Grpo(config, build(task), task.tokenizer(), source, task.rewards, task=task)
+
+
+# The command line.
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The folder of an untrained model for addition."""
+    task = addition()
+    build(task).save_pretrained(tmp_path / "base")
+    task.tokenizer().save(tmp_path / "base" / "tokenizer.json")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def arguments(base, tmp_path):
+    settings = {**SMALL, "checkpoint_interval": 1, "keep_checkpoints": 9, "rollout_interval": 1}
+    pairs = [x for item in settings.items() for x in ("--set", "{}={}".format(*item))]
+    return ["grpo", "--model", base, *pairs, "--out", tmp_path / "run"]
+
+
+@pytest.fixture
+def reward_file(tmp_path):
+    path = tmp_path / "rewards.py"
+    path.write_text(
+        "calls = 0\n\n"
+        "def evens(prompts, completions, **columns):\n"
+        "    return [sum(x in '02468' for x in c) / max(len(c), 1) for c in completions]\n\n"
+        "def late(prompts, completions, **columns):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    return [1.0 if calls < 5 else float('nan')] * len(completions)\n\n"
+        "def nothing(prompts, completions, **columns):\n"
+        "    return [None] * len(completions)\n\n"
+        "def breaks(prompts, completions, **columns):\n"
+        "    return columns['solution']\n"
+    )
+    return path
+
+
+def test_a_run(cli, arguments, reward_file, tmp_path):
+    result = cli(*arguments, "--task", "addition", "--reward", f"{reward_file}:evens=2", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert {"val_reward", "greedy_reward", "reward", "kl", "entropy", "length"} <= found.keys()
+    assert "rewards: evens × 2" in result.stderr.replace("\n", " ")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").open()]
+    assert {row["step"] for row in rows} == {1, 2, 3, 4}
+    assert rows[0]["reward"] == pytest.approx(2 * rows[0]["rewards"]["evens"])
+    assert len(rows[0]["tokens"]) == len(rows[0]["mask"]) == len(rows[0]["advantages"])
+    page = (tmp_path / "run" / "rollouts.html").read_text()
+    assert rows[0]["prompt"] in page
+    sampled = cli("sample", "--checkpoint", tmp_path / "run", "--prompt", "11+11=")
+    assert sampled.exit_code == 0, sampled.stderr
+
+
+@pytest.mark.parametrize("preset", ["grpo", "dapo"])
+def test_a_run_that_goes_on_computes_the_same(cli, arguments, reward_file, tmp_path, preset):
+    options = ["--task", "addition", "--reward", f"{reward_file}:evens", "--preset", preset]
+    assert cli(*arguments, *options).exit_code == 0
+    half = [*arguments[:-1], tmp_path / "half"]
+    assert cli(*half, *options, "--set", "steps=2").exit_code == 0
+    result = cli("grpo", "--resume", tmp_path / "half", "--set", "steps=4")
+    assert result.exit_code == 0, result.stderr
+    for name in ("model.safetensors", "training.safetensors"):
+        one, two = (
+            (tmp_path / run / "checkpoints" / "step-00000004" / name).read_bytes()
+            for run in ("run", "half")
+        )
+        assert one == two, name
+    assert (tmp_path / "run" / "rollouts.jsonl").read_bytes() == (
+        tmp_path / "half" / "rollouts.jsonl"
+    ).read_bytes()
+
+
+def rows_file(tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_prompts_from_a_file(cli, arguments, reward_file, tmp_path):
+    rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)[::-1]} for n in range(10, 30)]
+    data = rows_file(tmp_path, rows)
+    options = ["--data", data, "--reward", f"{reward_file}:evens", "--set", "max_tokens=3"]
+    result = cli(*arguments, *options)
+    assert result.exit_code == 0, result.stderr
+
+
+def failed(result, *parts):
+    assert result.exit_code == 1, (result.stdout, result.stderr)
+    for part in parts:
+        assert part in result.stderr.replace("\n", " "), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("late", ["reward late", "got nan for completion 0", "last good checkpoint", "--resume"]),
+        ("nothing", ["no function gave sample 0"]),
+        ("breaks", ["reward breaks: raised KeyError: 'solution'"]),
+        ("absent", ["has no function 'absent'"]),
+        ("evens=x", ["a number as a weight; got 'x'"]),
+    ],
+)
+def test_rewards_that_fail(cli, arguments, reward_file, tmp_path, name, parts):
+    result = cli(*arguments, "--task", "addition", "--reward", f"{reward_file}:{name}")
+    failed(result, *parts)
+    if name == "late":
+        folder = tmp_path / "run" / "checkpoints"
+        kept = sorted(path.name for path in folder.iterdir())
+        assert kept == ["step-00000001", "step-00000002"]
+        assert cli("sample", "--checkpoint", tmp_path / "run").exit_code == 0
+
+
+def test_a_file_that_is_no_reward(cli, arguments, tmp_path):
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name")
+    failed(cli(*arguments, "--task", "addition", "--reward", f"{tmp_path / 'broken.py'}:f"), "No")
+    failed(cli(*arguments, "--task", "addition", "--reward", "absent.py:f"), "a Python file")
+    failed(cli(*arguments, "--task", "addition", "--reward", "f"), "FILE.py:function")
+
+
+def test_data_that_does_not_fit(cli, arguments, reward_file, tmp_path):
+    reward = ["--reward", f"{reward_file}:evens"]
+    good = {"prompt": "10+11=", "answer": "12"}
+    for rows, parts in (
+        ([good, {"prompt": "10+12="}], ["rows.jsonl:2", "answer"]),
+        ([good, {"prompt": "10+12=" * 9, "answer": "1"}], ["rows.jsonl:2", "at most 11 tokens"]),
+        ([good, {"prompt": "ten", "answer": "1"}], ["rows.jsonl:2", "'t'"]),
+        ([good, {"prompt": "", "answer": "1"}], ["rows.jsonl:2"]),
+        ([good], ["at least 2 rows"]),
+    ):
+        data = rows_file(tmp_path, rows)
+        options = ["--data", data, *reward, "--set", "max_tokens=3", "--overwrite"]
+        failed(cli(*arguments, *options), *parts)
+    arguments = [*arguments, "--overwrite"]
+    failed(cli(*arguments, *reward), "either --task or --data")
+    failed(cli(*arguments, "--data", data, "--set", "max_tokens=3"), "needs a reward")
+    failed(cli(*arguments, "--task", "adition"), "did you mean 'addition'")
+    failed(cli(*arguments, "--task", "strings"), "not among the")
+
+
+def test_a_reference_with_another_vocabulary(cli, arguments, tmp_path):
+    task = TASKS["counting"]()
+    build(task).save_pretrained(tmp_path / "other")
+    task.tokenizer().save(tmp_path / "other" / "tokenizer.json")
+    failed(cli(*arguments, "--task", "addition", "--reference", tmp_path / "other"), "vocabulary")
+
+
+def test_a_model_without_room_for_a_completion(cli, arguments):
+    failed(cli(*arguments, "--task", "addition", "--set", "max_tokens=40"), "context of 14")
