@@ -25,6 +25,13 @@ COMMANDS = {
         "models.commands.sft:sft",
         "Fine-tune a model on conversations, or on a task.",
     ),
+    "reward": (
+        "models.commands.reward:reward",
+        "Train a reward model on preferences, or on steps that are right or wrong.",
+    ),
+    "dpo": (
+        "models.commands.dpo:dpo",
+        "Train a model on preferences, without a reward model.",
     "grpo": (
         "models.commands.grpo:grpo",
         "Train a model by reinforcement: GRPO and its relatives, from rewards a program gives.",

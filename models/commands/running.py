@@ -228,8 +228,8 @@ class Job:
         )
         return {"out": str(self.out), "checkpoint": str(path), **log.rows[-1]}
 
-    def report(self, result: dict[str, Any], more: str) -> None:
-        """Say where everything is, and the command that shows more of it."""
+    def report(self, result: dict[str, Any], more: str = "") -> None:
+        """Say where everything is, and the command that shows more of it, if there is one."""
         places = {
             "model": result["checkpoint"],
             "log": self.out / "log.jsonl",
@@ -237,7 +237,8 @@ class Job:
         }
         for name, place in places.items():
             self.console.print(f"{name:8}{place}", soft_wrap=True)
-        self.console.print(f"more of it: {self.again(more)}", soft_wrap=True)
+        if more:
+            self.console.print(f"more of it: {self.again(more)}", soft_wrap=True)
         if self.as_json:
             click.echo(json.dumps(result))
 

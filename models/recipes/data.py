@@ -67,6 +67,16 @@ class Row:
             return messages
         return [*self.prompt(), Message("assistant", self.text(completion))]
 
+    def pair(self) -> tuple[list[Message], list[Message]]:
+        """The conversation that was preferred, and the other; DataError where they are the same."""
+        prompt = self.prompt()
+        chosen, rejected = (
+            [*prompt, Message("assistant", self.text(key))] for key in ("chosen", "rejected")
+        )
+        if chosen == rejected:
+            raise DataError(f"{self.where}: expected two answers; chosen and rejected are the same")
+        return chosen, rejected
+
     def _messages(self, key: str) -> list[Message]:
         value = self.fields[key]
         if not isinstance(value, list) or not value:

@@ -4,13 +4,16 @@ With LoRA the weights stand still and adapters are trained. A checkpoint then ho
 its adapters taken in, which everything reads, and beside it the adapters alone, as peft does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from minitorch import nn
 from minitorch.random import Generator
 from models import checkpoints, lora
+from models.families import Model
 from models.optimization import TrainingSettings
 from models.options import option
 from models.recipes.recipe import Recipe
@@ -49,14 +52,22 @@ class PostTrainingSettings(TrainingSettings):
 class PostTraining(Recipe):
     """A recipe whose model comes from a folder."""
 
-    def __init__(self, config: PostTrainingSettings, template: str | None = None):
-        """template: of conversations, whose special tokens the model is given; None: it has one."""
+    def __init__(
+        self,
+        config: PostTrainingSettings,
+        template: str | None = None,
+        wrap: Callable[[Model], nn.Module] = lambda model: model,
+    ):
+        """template: of conversations, whose special tokens the model is given; None: it has one.
+
+        wrap: what is made of the model to be trained, such as one with another head.
+        """
         self.adapters = _adapters(config)
         frozen = self.adapters is not None
         model, tokenizer = load_base(config.model, config.seed, template, frozen=frozen)
         if self.adapters is not None:
             lora.attach(model, self.adapters, Generator(config.seed))
-        super().__init__(config, model, tokenizer)
+        super().__init__(config, wrap(model), tokenizer)
 
     @property
     def context(self) -> int:
@@ -64,15 +75,11 @@ class PostTraining(Recipe):
         return self.model.config.max_position_embeddings
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The adapters, if there are any: the exported model has them taken in."""
+        """With LoRA, what is trained: the exported model has the adapters taken in."""
         if self.adapters is None:
             return {}
-        state = {
-            name: tensor
-            for name, tensor in self.model.state_dict().items()
-            if name.endswith((".lora_A", ".lora_B"))
-        }
-        return checkpoints.named({"adapters": state})
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return checkpoints.named({"trained": trained})
 
     def export(self, folder: Path) -> None:
         """The model and its tokenizer; with LoRA the adapters alone besides, as peft has them."""
@@ -88,7 +95,7 @@ class PostTraining(Recipe):
         if self.adapters is None:
             super().load_model(saved)
         else:
-            self.model.load_state_dict(saved.part("adapters"), strict=False)
+            self.model.load_state_dict(saved.part("trained"), strict=False)
 
 
 def _adapters(config: PostTrainingSettings) -> lora.LoraConfig | None:

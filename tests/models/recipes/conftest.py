@@ -72,3 +72,31 @@ def assert_going_on_changes_nothing(make, folder, stop_at=3):
     for name, value in ours.items():
         np.testing.assert_array_equal(value.numpy(), theirs[name].numpy(), name)
     return whole
+
+
+@pytest.fixture(scope="session")
+def answering(tmp_path_factory):
+    """A base that knows the special tokens of a template, and nothing else."""
+    folder = tmp_path_factory.mktemp("answering")
+    sizes = FAMILIES["llama"].sized(
+        vocab_size=len(ALPHABET) + 1, layers=1, heads=2, width=16, positions=32
+    )
+    sizes.build(np.float32, Generator(2)).save_pretrained(folder)
+    CharTokenizer(sorted(ALPHABET), ["<|endoftext|>"]).save(folder / "tokenizer.json")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def preferences(tmp_path_factory):
+    """Words with an "a" are preferred to those without."""
+    draw = np.random.default_rng(0)
+    rows = [
+        {
+            "prompt": f"{i}=",
+            "chosen": "a" + "".join(draw.choice(list("bcd"), 2)),
+            "rejected": "".join(draw.choice(list("bcd"), int(draw.integers(2, 6)))),
+            "margin": float(draw.integers(0, 3)),
+        }
+        for i in range(40)
+    ]
+    return write_rows(tmp_path_factory.mktemp("preferences") / "rows.jsonl", rows)
