@@ -32,15 +32,16 @@ COMMANDS = {
     "dpo": (
         "models.commands.dpo:dpo",
         "Train a model on preferences, without a reward model.",
+    ),
     "grpo": (
         "models.commands.grpo:grpo",
         "Train a model by reinforcement: GRPO and its relatives, from rewards a program gives.",
     ),
-    "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),
     "distill": (
         "models.commands.distill:distill",
         "Train a small model to say what a large one says.",
     ),
+    "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),
     "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "tokenize": (
         "models.commands.tokenize:tokenize",
