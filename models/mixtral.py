@@ -34,6 +34,10 @@ class MixtralConfig(MistralConfig):
 
     model_type: ClassVar[str] = "mixtral"
     architecture: ClassVar[str] = "MixtralForCausalLM"
+    fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **MistralConfig.fixed,
+        "router_jitter_noise": (0.0,),
+    }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "toy": {
             **LlamaConfig.presets["toy"],

@@ -114,7 +114,8 @@ class QwenConfig(LlamaConfig):
     """Qwen 1. trained_length: of the texts it was trained on, its files' seq_length.
 
     use_dynamic_ntk, use_logn_attn: whether longer ones are read by a larger base, by larger
-    queries. Its layers are those of Qwen 2; Hugging Face's files have names of their own.
+    queries; by their authors' code not in training. Its layers are those of Qwen 2; Hugging Face's
+    files have names of their own.
     """
 
     trained_length: int = 8192
@@ -125,6 +126,7 @@ class QwenConfig(LlamaConfig):
     architecture: ClassVar[str] = "QWenLMHeadModel"
     fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "no_bias": (True,),
+        "emb_dropout_prob": (0.0,),
         "rotary_pct": (1.0,),
         "scale_attn_weights": (True,),
     }

@@ -9,13 +9,15 @@ models against them where torch is not installed.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
-from minitorch.io import save_safetensors
+from minitorch.io import save_safetensors, write_json
+from tests.parity.qwen1 import Qwen1
 
 FOLDER = Path(__file__).parent.parent / "models" / "golden"
 SIZES = {
@@ -94,8 +96,33 @@ CASES = {
 }
 
 
+QWEN = {
+    "architectures": ["QWenLMHeadModel"],
+    "model_type": "qwen",
+    "vocab_size": 13,
+    "hidden_size": 8,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "kv_channels": 4,
+    "max_position_embeddings": 32,
+    "seq_length": 4,
+    "layer_norm_epsilon": 1e-6,
+    "rotary_emb_base": 1000.0,
+    "rotary_pct": 1.0,
+    "no_bias": True,
+    "emb_dropout_prob": 0.0,
+    "attn_dropout_prob": 0.0,
+    "use_dynamic_ntk": True,
+    "use_logn_attn": True,
+    "scale_attn_weights": True,
+    "tie_word_embeddings": False,
+}
+"""The texts are longer than seq_length: both of its ways to read beyond it take part."""
+
+
 def write(name: str, kind: str, settings: dict) -> None:
-    """One folder."""
+    """One folder, by transformers."""
     config = transformers.AutoConfig.for_model(
         kind,
         **settings,
@@ -107,34 +134,73 @@ def write(name: str, kind: str, settings: dict) -> None:
     config.eos_token_id = None
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     rng = np.random.default_rng(sum(name.encode()))
+    randomise(model, rng)
+    model.save_pretrained(FOLDER / name)
+    (FOLDER / name / "generation_config.json").unlink(missing_ok=True)
+    model = model.double()
+    expect(
+        FOLDER / name,
+        model,
+        rng.integers(1, settings["vocab_size"], (2, 9)),
+        lambda ids: model(ids).logits,
+        lambda ids: model.generate(ids, max_new_tokens=10, do_sample=False),
+    )
+
+
+def write_qwen(name: str = "qwen") -> None:
+    """The folder of Qwen 1, by tests/parity/qwen1.py."""
+    model, folder, rng = Qwen1(QWEN), FOLDER / name, np.random.default_rng(sum(name.encode()))
+    randomise(model, rng)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "config.json", QWEN)
+    arrays = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    save_safetensors(folder / "model.safetensors", arrays, {"format": "pt"})
+    model = model.double()
+    expect(
+        folder,
+        model,
+        rng.integers(1, QWEN["vocab_size"], (2, 9)),
+        lambda ids: model(ids, ids.shape[1])[0],
+        lambda ids: model.generate(ids, 10),
+    )
+
+
+def randomise(model: torch.nn.Module, rng: np.random.Generator) -> None:
+    """All that is not derived; what multiplies after a norm around 1."""
     with torch.no_grad():
         for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.is_floating_point() and not any(name in key for name in DERIVED):
                 middle = 1.0 if tensor.ndim == 1 and key.endswith("weight") else 0.0
                 values = middle + 0.3 * rng.standard_normal(tuple(tensor.shape))
                 tensor.copy_(torch.from_numpy(values))
-    folder = FOLDER / name
-    model.save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
 
-    model = model.double()
-    ids = rng.integers(1, settings["vocab_size"], (2, 9))
-    logits = model(torch.from_numpy(ids[:, :-1])).logits
+
+def expect(
+    folder: Path, model: torch.nn.Module, ids: np.ndarray, logits_of: Callable, continued: Callable
+) -> None:
+    """Write what the model computes of ids, (batch, time)."""
+    logits = logits_of(torch.from_numpy(ids[:, :-1]))
     loss = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), torch.from_numpy(ids[:, 1:]).flatten()
     )
     loss.backward()
-    tokens = model.generate(torch.from_numpy(ids), max_new_tokens=10, do_sample=False)
     arrays = {
         "ids": ids,
         "logits": logits.detach().numpy(),
         "loss": loss.detach().numpy(),
-        "tokens": tokens.numpy(),
-        **{f"grad.{key}": param.grad.norm().numpy() for key, param in model.named_parameters()},
+        "tokens": continued(torch.from_numpy(ids)).numpy(),
+        **{f"grad.{key}": norms(model, key, param.grad) for key, param in model.named_parameters()},
     }
     save_safetensors(folder / "expected.safetensors", arrays)
 
 
+def norms(model: torch.nn.Module, name: str, gradient: torch.Tensor) -> np.ndarray:
+    """Its norm; three, one below the other, where Qwen 1 has the three projections in one."""
+    if ".attn.c_attn." in name and isinstance(model, Qwen1):
+        return np.array([part.norm().item() for part in gradient.chunk(3)])
+    return gradient.norm().numpy()
+
+
 if __name__ == "__main__":
-    for case in sys.argv[1:] or CASES:
-        write(case, *CASES[case])
+    for case in sys.argv[1:] or [*CASES, "qwen"]:
+        write_qwen() if case == "qwen" else write(case, *CASES[case])
