@@ -12,13 +12,25 @@ follows from how many chunks lie between:
 The scores of all keys go into one softmax. Keys are turned once, so they can be cached. For texts
 of up to s tokens it is plain attention. Source: An et al. 2024 (arXiv 2402.17463), section 3; their
 code clamps at c where the paper, and this, has c - 1.
+
+So that the scores of all pairs need not be in memory, the queries of a chunk stand side by side in
+their three forms, and each key fills the place of the form that it is shown, the others with zeros:
+
+    [q_own, q_before, q_earlier] · [0, k, 0] = q_before · k
+
+which is one attention with three times as many features: flash attention computes it block by
+block, and its gradients. The authors merge three attentions by their log-sum-exps instead, which is
+cheaper by the products with zeros, and the same.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from minitorch.errors import ConfigError
+from minitorch.nn import functional as F
+from minitorch.ops.joining import cat
 from minitorch.ops.masking import where
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
@@ -46,15 +58,18 @@ class Chunks:
         """s, the tokens of a chunk."""
         return self.trained - self.local
 
-    def of_query(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def of_query(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Where a query stands for its own chunk, for the one before, and for all earlier ones."""
         own = positions % self.size
-        before = np.minimum(own + self.size, self.trained - 1)
-        return own, before, np.full_like(own, self.trained - 1)
+        return {
+            "in chunk": own,
+            "before": np.minimum(own + self.size, self.trained - 1),
+            "earlier": np.full_like(own, self.trained - 1),
+        }
 
 
 class DualChunkAttention(Attention):
-    """Attention with rotated positions, by chunks. It holds the scores of all pairs in memory."""
+    """Attention with rotated positions, by chunks."""
 
     def __init__(
         self,
@@ -72,26 +87,61 @@ class DualChunkAttention(Attention):
         self.chunks = chunks
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        rotary, chunks = self.config.rotary, self.chunks
+        rotary, size = self.config.rotary, self.chunks.size
         assert rotary is not None
         query, key, value = self.project(x, context)
-        key = rotary.at(context.query % chunks.size, key, context)
+        key = rotary.at(context.query % size, key, context, "in chunk")
         if cache is not None:
             key, value = cache.append(context, key, value)
-        groups = self.config.num_heads // self.config.num_kv_heads
+        queries = [
+            rotary.at(positions, query, context, name)
+            for name, positions in self.chunks.of_query(context.query).items()
+        ]
+        few = context.padded or query.shape[2] == 1
+        attend = self.by_pairs if few else self.by_chunks
+        return self.join(attend(queries, key, value, context))
+
+    def by_chunks(
+        self, queries: list[Tensor], key: Tensor, value: Tensor, context: Context
+    ) -> Tensor:
+        """A chunk of queries at a time: (batch, heads, time, head_dim). Without padding."""
+        size, at = self.chunks.size, context.query[0]
+        together, dropped = cat(queries, -1), key.shape[2] - len(context.key[0])
+        found = []
+        for chunk in range(at[0] // size, at[-1] // size + 1):
+            first, last = max(chunk * size, at[0]), min((chunk + 1) * size, at[-1] + 1)
+            starts = [0, (chunk - 1) * size, chunk * size, last]
+            starts = [max(start + dropped, 0) for start in starts]
+            parts = [key[:, :, i:j] for i, j in itertools.pairwise(starts)]
+            found.append(
+                F.scaled_dot_product_attention(
+                    together[:, :, first - at[0] : last - at[0]],
+                    cat([in_place(part, i) for part, i in zip(parts, (2, 1, 0))], 2),
+                    value[:, :, : starts[-1]],
+                    dropout_p=self.config.dropout if self.training else 0.0,
+                    is_causal=True,
+                    scale=self.config.scale or self.config.head_dim**-0.5,
+                    window_size=(-1 if self.config.window is None else self.config.window - 1, -1),
+                    align="lower_right",
+                )
+            )
+        return cat(found, 2)
+
+    def by_pairs(
+        self, queries: list[Tensor], key: Tensor, value: Tensor, context: Context
+    ) -> Tensor:
+        """The same with the scores of all pairs in memory, the rows padded in any way."""
+        groups, columns = self.config.num_heads // self.config.num_kv_heads, key.shape[2]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        own, before, earlier = (
-            rotary.at(positions, query, context) @ key.mT
-            for positions in chunks.of_query(context.query)
-        )
-        columns = key.shape[2]
+        own, before, earlier = (query @ key.mT for query in queries)
         between = self._chunks_between(context, columns)
         scores = where(between == 0, own, where(between == 1, before, earlier))
         hidden = Tensor(~context.visible(columns, self.config.window)[:, None]).to(context.device)
         scores = scores * (self.config.scale or self.config.head_dim**-0.5)
         blind = hidden.all(-1, keepdim=True)  # a query of padding sees nothing, and gives zeros
         probs = scores.masked_fill(hidden & ~blind, float("-inf")).softmax(-1)
-        return self.join(probs.masked_fill(blind, 0.0) @ value)
+        probs = F.dropout(probs.masked_fill(blind, 0.0), self.config.dropout, self.training)
+        return probs @ value
 
     def _chunks_between(self, context: Context, columns: int) -> Tensor:
         """How many chunks a query is after a key: (1 or batch, 1, time, columns)."""
@@ -101,3 +151,9 @@ class DualChunkAttention(Attention):
             return Tensor((query[:, :, None] - key[:, None])[:, None]).to(context.device)
 
         return context.once(("chunks", self.chunks, columns), make)
+
+
+def in_place(key: Tensor, place: int) -> Tensor:
+    """Keys with zeros before and after them: (..., head_dim) -> (..., 3 head_dim)."""
+    zeros = Tensor(np.zeros(key.shape, key.dtype)).to(key.device)
+    return cat([key if i == place else zeros for i in range(3)], -1)

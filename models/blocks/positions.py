@@ -24,7 +24,7 @@ llama3, meta-llama/llama-models, apply_scaling. The names of kinds and settings 
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -219,13 +219,17 @@ class Rotary:
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         """x: queries or keys of the step, (batch, heads, time, head_dim). Returns its shape."""
-        name = (self._name, x.dtype)
-        tables = context.once(name, lambda: self._as_tensors(context.query, x.dtype, context))
-        return self._turned(x, *tables)
+        return self.at(context.query, x, context, "own")
 
-    def at(self, positions: np.ndarray, x: Tensor, context: Context) -> Tensor:
-        """The same at other positions than the step's own: (1 or batch, time)."""
-        return self._turned(x, *self._as_tensors(positions, x.dtype, context))
+    def at(self, positions: np.ndarray, x: Tensor, context: Context, name: Hashable) -> Tensor:
+        """The same at other positions than the step's own: (1 or batch, time).
+
+        name: of these positions in this step; all layers share the angles of one name.
+        """
+        tables = context.once(
+            (self._name, x.dtype, name), lambda: self._as_tensors(positions, x.dtype, context)
+        )
+        return self._turned(x, *tables)
 
     def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.dim < x.shape[-1]:

@@ -94,6 +94,31 @@ def test_it_is_its_formula(chunks):
     np.testing.assert_allclose(out(layer, x), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("held", [0, 3, 11, 22])
+def test_by_chunks_is_by_pairs(window, held):
+    """Values, and the gradients of both sides, of a prompt or of what follows a cache."""
+    config = dataclasses.replace(CONFIG, window=window)
+    layer = alike(DualChunkAttention, CHUNKS, config=config)
+    rng, found = np.random.default_rng(1), []
+    data = [rng.standard_normal(s) for s in [(2, 4, 23 - held, 6)] * 3 + [(2, 2, 23, 6)] * 2]
+    cotangent = mt.from_numpy(rng.standard_normal((2, 4, 23 - held, 6)))
+    where = place(23 - held, None, np.arange(held)[None], None, "cpu")
+    for attend in (layer.by_chunks, layer.by_pairs):
+        *queries, key, value = leaves = [mt.Tensor(x, requires_grad=True) for x in data]
+        out = attend(queries, key, value, where)
+        out.backward(cotangent)
+        found.append([out.detach().numpy(), *(leaf.grad.numpy() for leaf in leaves)])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_a_prompt_without_padding_is_read_by_chunks(monkeypatch):
+    layer = alike(DualChunkAttention, CHUNKS)
+    monkeypatch.setattr(layer, "by_pairs", None)
+    out(layer, stream(23))
+
+
 def test_no_distance_is_longer_than_trained_and_near_ones_are_exact():
     for chunks in (CHUNKS, Chunks(trained=64, local=16), Chunks(trained=6, local=5)):
         for i in range(150):

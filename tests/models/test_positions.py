@@ -38,7 +38,7 @@ def turned(rope, x, positions):
     """x: (features,) at each of the positions: (positions, features)."""
     rows = np.broadcast_to(x, (1, 1, len(positions), len(x))).copy()
     context = place(len(positions), None, np.empty((1, 0), int), 64, "cpu")
-    return rope.at(np.array([positions]), mt.from_numpy(rows), context).numpy()[0, 0]
+    return rope.at(np.array([positions]), mt.from_numpy(rows), context, "these").numpy()[0, 0]
 
 
 def vectors(count, dim=8, seed=0):
