@@ -37,6 +37,10 @@ COMMANDS = {
         "models.commands.grpo:grpo",
         "Train a model by reinforcement: GRPO and its relatives, from rewards a program gives.",
     ),
+    "ppo": (
+        "models.commands.ppo:ppo",
+        "Reinforcement with a critic, from a reward model or a program.",
+    ),
     "distill": (
         "models.commands.distill:distill",
         "Train a small model to say what a large one says.",

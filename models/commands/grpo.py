@@ -56,7 +56,9 @@ def grpo(job: Job) -> None:
     if bool(config.task) == bool(config.data):
         raise ConfigError("grpo: expected either --task or --data; got both or neither")
     model, tokenizer = load_base(config.model, config.seed)
-    source, rewards, task = _work(config, tokenizer, model.config.max_position_embeddings)
+    source, rewards, task = prompts_and_rewards(
+        config, tokenizer, model.config.max_position_embeddings
+    )
     diary = Diary(job.out, tokenizer)
     recipe = Grpo(
         config,
@@ -65,7 +67,7 @@ def grpo(job: Job) -> None:
         source,
         rewards,
         task=task,
-        reference=_reference(config, tokenizer) if config.beta else None,
+        reference=reference_of(config, tokenizer) if config.beta else None,
         on_rollouts=diary.write,
     )
     about = [
@@ -86,23 +88,23 @@ def grpo(job: Job) -> None:
         job.report(result, "sample --checkpoint")
 
 
-def _work(
-    config: GrpoConfig, tokenizer: Tokenizer, context: int
+def prompts_and_rewards(
+    config: GrpoConfig, tokenizer: Tokenizer, context: int, judged: bool = False
 ) -> tuple[Source, list[tuple[Reward, float]], Task | None]:
-    """The prompts, their rewards, and the task if it is one."""
+    """The prompts, their rewards, and the task if it is one. judged: by a model, in any case."""
     rewards = load_rewards(config.reward)
     if config.task:
         task = find_task(config.task)
         source = TaskSource(task, tokenizer, config.seed)
-        return source, rewards or list(task.rewards), task
-    if not rewards:
+        return source, rewards or ([] if judged else list(task.rewards)), task
+    if not rewards and not judged:
         raise ConfigError("reward: --data needs a reward; give one by --reward FILE.py:function")
     longest = context - config.max_tokens
     data = Path(config.data)
     return FileSource(data, tokenizer, config.val_fraction, config.seed, longest), rewards, None
 
 
-def _reference(config: GrpoConfig, tokenizer: Tokenizer) -> Model:
+def reference_of(config: GrpoConfig, tokenizer: Tokenizer) -> Model:
     """The model of the KL term: its own, or the one that this run begins with."""
     folder = checkpoints.model_folder(Path(config.reference or config.model))
     model, other = with_tokenizer(folder)

@@ -42,7 +42,7 @@ from models.families import Model
 from models.optimization import TrainingSettings
 from models.options import option
 from models.recipes.completions import Completions, log_probs
-from models.recipes.objective import Objective
+from models.recipes.objective import Objective, Total
 from models.recipes.prompts import Prompt, Source, columns_of
 from models.recipes.recipe import Metrics, Recipe
 from models.rollouts import Rollout, begin, extend
@@ -450,12 +450,19 @@ class Grpo(Recipe):
                 rewards=batch.rewards.ravel()[chosen].reshape(-1, config.group_size),
                 reference=None if reference is None else reference[chosen],
             )
+            loss = loss + self.besides(found, chosen, mask[piece], total)
             loss.backward()
             metrics["loss"] += loss.item()
             metrics["clip_fraction"] += seen["clip_fraction"] * len(piece) / len(rows)
             metrics["mismatch"] = max(metrics["mismatch"], seen["mismatch"])
         metrics["grad_norm"] = self.descend(metrics["loss"])
         return metrics
+
+    def besides(
+        self, found: Tensor, rows: np.ndarray, mask: np.ndarray, total: Total
+    ) -> Tensor | float:
+        """What a relative adds to the loss of a piece: found are the log-probabilities of rows."""
+        return 0.0
 
     def evaluate(self, stop: Callable[[], bool] = lambda: False) -> Metrics | None:
         """Rewards of validation prompts, sampled and greedy; "greedy" counts the first reward."""

@@ -1,0 +1,100 @@
+"""`minitorch ppo`: reinforcement with a critic, from a reward model or from a program."""
+
+from pathlib import Path
+
+from minitorch import nn
+from minitorch.errors import ConfigError
+from minitorch.tokenizers import Tokenizer
+from minitorch.tokenizers import load as load_tokenizer
+from models import checkpoints
+from models.commands.grpo import Diary, prompts_and_rewards, reference_of
+from models.commands.running import Job, duration, training_command
+from models.families import with_tokenizer
+from models.recipes.ppo import Ppo, PpoConfig
+from models.recipes.start import check_same_vocabulary, load_base
+from models.reward_model import RewardModel
+
+
+@training_command(
+    PpoConfig,
+    shortcuts={
+        "model": "Folder of the model to begin with.",
+        "task": "Name of a task: addition, countdown, strings, counting, calculator, bilingual.",
+        "data": "JSONL file of prompts, instead of a task.",
+        "reward": "FILE.py:function, with =weight, several with commas.",
+        "reward_model": "Folder of a reward model, instead or besides.",
+        "reference": "Folder of the model to stay near.",
+    },
+    examples=(
+        "minitorch ppo --model runs/sft --task addition",
+        "minitorch ppo --model runs/sft --data prompts.jsonl --reward-model runs/reward "
+        "--preset ppo_max --set max_tokens=32",
+        "minitorch ppo --resume runs/ppo --set steps=400",
+    ),
+)
+def ppo(job: Job) -> None:
+    """Train a model by reinforcement, with a critic that says what to expect of a text so far.
+
+    Scores come from a reward model, from functions as of `minitorch grpo`, or from a task. Each
+    token is weighed by how much better it went after it than the critic had expected, less a
+    penalty for leaving the reference. --preset chooses ppo, ppo_max or vapo.
+    """
+    config, console = job.config, job.console
+    if bool(config.task) == bool(config.data):
+        raise ConfigError("ppo: expected either --task or --data; got both or neither")
+    model, tokenizer = load_base(config.model, config.seed)
+    judge = _reward_model(config.reward_model, tokenizer) if config.reward_model else None
+    context = model.config.max_position_embeddings
+    source, rewards, task = prompts_and_rewards(
+        config, tokenizer, context, judged=judge is not None
+    )
+    diary = Diary(job.out, tokenizer)
+    recipe = Ppo(
+        config,
+        model,
+        tokenizer,
+        source,
+        rewards,
+        task=task,
+        reference=reference_of(config, tokenizer) if config.beta else None,
+        on_rollouts=diary.write,
+        critic=_critic(config, tokenizer),
+        judge_model=judge,
+    )
+    about = [
+        f"and a vocabulary of {tokenizer.vocab_size:,} tokens",
+        f"{config.prompts} prompts a step, {config.group_size} completions of each; scores: "
+        + ", ".join(
+            [f"{getattr(r, '__name__', 'reward')} × {weight:g}" for r, weight in rewards]
+            + ([config.reward_model] if judge else [])
+        ),
+    ]
+    with job.owned(recipe, about):
+        diary.drop_after(recipe.step)
+        result = job.fit(recipe, title=f"on {config.task or Path(config.data).name}", unit="loss")
+        diary.page(f"{job.out.name}: rollouts")
+        console.print(
+            f"\n{recipe.step} steps in {duration(recipe.elapsed)}: validation reward "
+            f"[bold]{result.get('val_reward', float('nan')):.3f}[/] sampled, "
+            f"{result.get('greedy_reward', float('nan')):.3f} greedy"
+        )
+        console.print(f"rollouts {diary.html}", soft_wrap=True)
+        job.report(result, "sample --checkpoint")
+
+
+def _reward_model(folder: str, tokenizer: Tokenizer) -> RewardModel:
+    path = checkpoints.model_folder(Path(folder))
+    model = RewardModel.from_pretrained(path).requires_grad_(False)
+    check_same_vocabulary(load_tokenizer(path / "tokenizer.json"), tokenizer, folder)
+    return model
+
+
+def _critic(config: PpoConfig, tokenizer: Tokenizer) -> RewardModel:
+    """A reward model, or the policy with a head that says 0 of everything."""
+    folder = config.critic or config.reward_model
+    if folder:
+        return _reward_model(folder, tokenizer).requires_grad_(True)
+    trunk, _ = with_tokenizer(checkpoints.model_folder(Path(config.model)))
+    critic = RewardModel(trunk)
+    nn.init.zeros_(critic.score.weight)
+    return critic
