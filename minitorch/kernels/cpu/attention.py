@@ -75,7 +75,7 @@ def scaled_dot_product_attention_backward(
             **options,
         )
     q, k, v, g, o = (_four(x) for x in (query, key, value, grad, out))
-    dq, dk, dv = (_by_time(x.shape, x.dtype) for x in (q, k, v))
+    dq, dk, dv = (_laid_out_like(x) for x in (q, k, v))
     lse = np.ascontiguousarray(log_normaliser).reshape(q.shape[:3])
     bias, logits = _bias(mask, query, key), _sinks(sinks, q.dtype)
     dmask, dbias, dsinks = None, None, None
@@ -90,13 +90,9 @@ def scaled_dot_product_attention_backward(
     )
     if mask is not None and dmask is not None:
         dmask = sum_to(dmask, mask.shape).astype(mask.dtype, copy=False)
-    return (
-        dq.reshape(query.shape),
-        dk.reshape(key.shape),
-        dv.reshape(value.shape),
-        dmask,
-        _over_sequences(dsinks, sinks),
-    )
+    if query.ndim != 4:
+        dq, dk, dv = (d.reshape(x.shape) for d, x in ((dq, query), (dk, key), (dv, value)))
+    return dq, dk, dv, dmask, _over_sequences(dsinks, sinks)
 
 
 @register("varlen_attention", "cpu", half=(bfloat16,))
@@ -217,6 +213,12 @@ def _one_batch(x: Array) -> Array:
 
 def _contiguous_rows(x: Array) -> Array:
     return x if x.shape[-1] == 1 or x.strides[-1] == x.itemsize else np.ascontiguousarray(x)
+
+
+def _laid_out_like(x: Array) -> Array:
+    """Room for the gradient of x, where heads and time lie as in x."""
+    by_time = x.strides[1] < x.strides[2]
+    return _by_time(x.shape, x.dtype) if by_time else np.empty(x.shape, x.dtype)
 
 
 def _by_time(shape: tuple[int, ...], dtype: np.dtype) -> Array:

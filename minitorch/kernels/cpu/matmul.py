@@ -114,9 +114,8 @@ def linear_backward(
     grad_rows, x_rows = grad.reshape(-1, features), x.reshape(-1, inner)
     dx = dweight = dbias = None
     if needs[0]:
-        dx = np.empty(x_rows.shape, x.dtype)
-        _product(grad_rows, weight, dx)
-        dx = dx.reshape(x.shape)
+        dx = np.empty(x.shape, x.dtype)
+        _product(grad_rows, weight, dx.reshape(-1, inner))
     if needs[1] or needs[2]:
         sums = np.zeros(features, float64 if x.dtype == float64 else float32)
         dweight = np.empty(weight.shape, x.dtype)

@@ -147,7 +147,7 @@ def _backward(
 ) -> tuple[Array, Array, Any]:
     """Gradients for x, weight and, if there is a mean, bias."""
     wide, rows, features = _wide(x), _rows(x, ndim), x.shape[x.ndim - ndim :]
-    dx, dweight = np.empty_like(rows), np.empty(features, wide)
+    dx, dweight = np.empty(x.shape, x.dtype), np.empty(features, wide)
     dbias = None if mean is None else np.empty(features, wide)
     kernel(
         _rows(grad.astype(x.dtype, copy=False), ndim),
@@ -156,11 +156,11 @@ def _backward(
         None if mean is None else np.ascontiguousarray(mean, wide),
         np.ascontiguousarray(rstd, wide),
         None if dsum is None else _rows(dsum.astype(x.dtype, copy=False), ndim),
-        dx,
+        _rows(dx, ndim),
         dweight,
         dbias,
     )
-    return dx.reshape(x.shape), dweight, dbias
+    return dx, dweight, dbias
 
 
 def _takes(x: Array) -> bool:
