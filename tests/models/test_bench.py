@@ -10,6 +10,8 @@ from minitorch.kernels.cuda.ladder import STEPS
 from models.bench import ladder
 from models.bench.step import SIZES
 from models.cli import main
+from models.families import FAMILIES
+from tests.benchmarks import families, peer
 from tests.cuda import cupy_of_numpy
 
 
@@ -53,6 +55,23 @@ def test_the_ladder_in_the_emulator(monkeypatch):
     assert done.exit_code == 0, done.output
     steps = [line.split()[0] for line in done.output.splitlines() if "float" in line]
     assert steps == list(STEPS)
+
+
+@pytest.mark.parametrize("script", [families, peer], ids=lambda script: script.__name__)
+def test_benchmarks_of_models_run_in_small(script, tmp_path, monkeypatch):
+    target = tmp_path / "result.json"
+    monkeypatch.setattr("sys.argv", ["-m", "--quick", "--rounds", "1", "--json", str(target)])
+    for name in script.QUICK.keys() & vars(script).keys():
+        monkeypatch.setattr(script, name, getattr(script, name))  # to be put back
+    script.main()
+    content = json.loads(target.read_text())
+    assert content["command"].startswith(f"python -m {script.__name__}")
+    assert all(row["seconds"]["minitorch"] > 0 for row in content["results"])
+    if script is families:
+        assert content["scores"].keys() == FAMILIES.keys()
+        assert content["scores"]["gpt2"]["score"] == 1
+    else:
+        assert all(row["memory"]["minitorch"]["held"] > 0 for row in content["results"])
 
 
 def test_the_ladder_is_of_matrix_products():
