@@ -87,7 +87,10 @@ def recurrent(
     query: Tensor, key: Tensor, value: Tensor, slopes: np.ndarray, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Token by token: the outputs, and the state (batch, heads, head_dim, head_dim) after them."""
-    state = _zeros(query, value) if state is None else state
+    if state is None:
+        shape = (*query.shape[:2], query.shape[3], value.shape[3])
+        dtype = np.dtype(np.float32) if half_precision(value.dtype) else value.dtype
+        state = Tensor(np.zeros(shape, dtype)).to(query.device)
     decay = Tensor(np.exp(-np.asarray(slopes))[:, None, None].astype(state.dtype))
     outputs = []
     for t in range(query.shape[2]):
@@ -105,9 +108,12 @@ def blockwise(
     block_size: int = 256,
     state: Tensor | None = None,
     real: np.ndarray | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Block by block; shapes as for `recurrent`. real: (batch, time) bool, what is no padding."""
-    state = _zeros(query, value) if state is None else state
+    keep: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Block by block; shapes as for `recurrent`. real: (batch, time) bool, what is no padding.
+
+    keep: whether the state after the last block is wanted; without, it is None.
+    """
     outputs = []
     for start in range(0, query.shape[2], block_size):
         q, k, v = (x[:, :, start : start + block_size] for x in (query, key, value))
@@ -115,17 +121,14 @@ def blockwise(
             powers = _unpadded(tuple(slopes), q.shape[2], q.dtype, q.device)
         else:
             powers = decays(slopes, real[:, start : start + block_size], q.dtype, q.device)
-        before = (q * powers.query) @ state.to(q.dtype)
-        outputs.append((q @ k.mT * powers.within) @ v + before)
-        added = (k * powers.key).mT @ v
-        state = powers.whole.to(state.dtype) * state + added.to(state.dtype)
-    return cat(outputs, 2), state
-
-
-def _zeros(query: Tensor, value: Tensor) -> Tensor:
-    shape = (*query.shape[:2], query.shape[3], value.shape[3])
-    dtype = np.dtype(np.float32) if half_precision(value.dtype) else value.dtype
-    return Tensor(np.zeros(shape, dtype)).to(query.device)
+        out = (q @ k.mT * powers.within) @ v
+        outputs.append(out if state is None else out + (q * powers.query) @ state.to(q.dtype))
+        if start + block_size < query.shape[2] or keep:
+            added = (k * powers.key).mT @ v
+            added = added.float() if half_precision(added.dtype) else added
+            state = added if state is None else powers.whole.to(added.dtype) * state + added
+    joined = cat(outputs, 2) if len(outputs) > 1 else outputs[0]
+    return joined, state if keep else None
 
 
 class LightningCache:
@@ -209,6 +212,7 @@ class LightningAttention(nn.Module):
             self.block_size,
             None if cache is None else cache.state,
             context.real() if context.padded else None,
+            keep=cache is not None,
         )
         if cache is not None:
             cache.state = state

@@ -37,9 +37,12 @@ def scaled_post_norm(alpha: float) -> Residual:
 def normalised(alpha: float, beta: float) -> Residual:
     """alpha n + beta branch(n), where n = norm(x)."""
 
+    def times(factor: float, x: Tensor) -> Tensor:
+        return x if factor == 1 else factor * x
+
     def add(x: Tensor, norm: Function, branch: Function) -> Tensor:
         n = norm(x)
-        return alpha * n + beta * branch(n)
+        return times(alpha, n) + times(beta, branch(n))
 
     return add
 
