@@ -127,6 +127,36 @@ static void check_matmul(long m, long n, long k) {
     run("matmul", {a.array, turned, out.array, kNone, kNone, kNone, kNone}, {1, 1, 0});
 }
 
+// Groups of rows that end at `ends`, some of them empty; weights as the transpose of what lies in
+// memory, as the layers pass them.
+template <typename T>
+static void check_grouped(std::vector<long> ends, long n, long k) {
+    const long groups = static_cast<long>(ends.size()), rows = ends.back();
+    Owned<T> x({rows, k}), y({rows, n}), weight({groups, n, k}), out({rows, n}), outer({groups, k, n});
+    Owned<long> offsets({groups});
+    for (long e = 0; e < groups; ++e) offsets.set(e, static_cast<double>(ends[e]));
+    Array turned = weight.array;
+    std::swap(turned.shape[1], turned.shape[2]);
+    std::swap(turned.strides[1], turned.strides[2]);
+    run("grouped_mm", {x.array, turned, offsets.array, out.array});
+    run("grouped_outer", {x.array, y.array, offsets.array, outer.array});
+    for (long e = 0; e < groups; ++e) {
+        const long begin = e ? ends[e - 1] : 0;
+        for (long j = 0; j < n; ++j) {
+            for (long r = begin; r < ends[e]; ++r) {
+                double sum = 0;
+                for (long p = 0; p < k; ++p) sum += x[r * k + p] * weight[(e * n + j) * k + p];
+                close<T>("grouped_mm", out[r * n + j], sum, 1e-4);
+            }
+            for (long p = 0; p < k; ++p) {
+                double sum = 0;
+                for (long r = begin; r < ends[e]; ++r) sum += x[r * k + p] * y[r * n + j];
+                close<T>("grouped_outer", outer[(e * k + p) * n + j], sum, 1e-4);
+            }
+        }
+    }
+}
+
 template <typename T>
 static void check_attention(long time_q, long time_k, long dim, long value_dim, bool causal) {
     const long heads = 4, kv_heads = 2;
@@ -345,6 +375,12 @@ static void check_all() {
     for (long m : {1, 3, 8, 9, 37, 100})
         for (long n : {1, 17, 65})
             for (long k : {1, 5, 64, 400}) check_matmul<T>(m, n, k);
+    for (long n : {1, 17, 65})
+        for (long k : {1, 5, 64}) {
+            check_grouped<T>({3}, n, k);
+            check_grouped<T>({0, 1, 1, 9, 46, 46}, n, k);
+        }
+    check_grouped<T>({300, 301}, 130, 97);  // large enough for all threads at one product
     for (bool causal : {false, true}) {
         check_attention<T>(1, 1, 1, 1, causal);
         check_attention<T>(37, 37, 16, 24, causal);
