@@ -11,10 +11,12 @@ parameters: what an attention saves, its feed-forward layer gets.
     latent          all           a latent and a rotated key, from which all heads are made
     none            all           nothing: a token sees itself alone
 
+Run number i of every kind reads the same texts in the same order, so differences between kinds are
+taken run by run, and their standard error says which of them mean anything.
+
 Expected (Ainslie et al. 2023, arXiv 2305.13245; DeepSeek-AI 2024, 2405.04434): grouped heads lose
-little against the reference, and latents at least nothing against grouped heads. Models as small as
-these can show bounds on the loss, not an order to the third digit. The negative control keeps
-nothing: if it were as good, attention would not matter here.
+little against the reference, and latents at least nothing against grouped heads. The negative
+control keeps nothing: if it were as good, attention would not matter here.
 """
 
 from collections.abc import Sequence
@@ -51,9 +53,9 @@ class Setup:
     heads: int = 8
     hidden: int = 128
     batch_size: int = 16
-    steps: int = 200
+    steps: int = 1500
     learning_rate: float = 3e-3
-    runs: int = 2
+    runs: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ class Config(DecoderConfig):
 def run(setup: Setup, seed: int, console: Console) -> list[Row]:
     """One row for each kind: the mean loss over the runs, and the losses."""
     text = embedded(setup.length)
-    rows = []
+    rows: list[Row] = []
     for kind in KINDS:
         config = Config(
             vocab_size=text.vocab_size,
@@ -144,7 +146,16 @@ def run(setup: Setup, seed: int, console: Console) -> list[Row]:
                 "losses": losses,
             }
         )
+    for row in rows:
+        row["above reference"], row["error"] = difference(row["losses"], rows[0]["losses"])
     return rows
+
+
+def difference(losses: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """The mean of losses - others, run by run, and its standard error; 0 of a single run."""
+    apart = np.subtract(losses, others)
+    error = apart.std(ddof=1) / np.sqrt(len(apart)) if len(apart) > 1 else 0.0
+    return float(apart.mean()), float(error)
 
 
 def kept_numbers(config: Config) -> int:
@@ -158,20 +169,16 @@ def kept_numbers(config: Config) -> int:
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
-    """Of mean losses in nats per character.
-
-    Two runs of the reference came 0.115 apart. Bounds narrower than that, 2 % of the loss and 0.02
-    at first, would say nothing, and a control of 0.3, where 0.245 came, asked for more training.
-    """
+    """Of mean losses in nats per character."""
     found = by_name(rows)
     loss = {name: row["loss"] for name, row in found.items()}
     return [
-        Claim("none above reference", loss["none"] - loss["reference"], ">=", 0.2, control=True),
+        Claim("none above reference", loss["none"] - loss["reference"], ">=", 0.3, control=True),
         Claim(
-            "grouped above reference, share", loss["grouped"] / loss["reference"] - 1, "<=", 0.05
+            "grouped above reference, share", loss["grouped"] / loss["reference"] - 1, "<=", 0.02
         ),
-        Claim("latent above reference, share", loss["latent"] / loss["reference"] - 1, "<=", 0.05),
-        Claim("latent above grouped", loss["latent"] - loss["grouped"], "<=", 0.05),
+        Claim("latent above reference, share", loss["latent"] / loss["reference"] - 1, "<=", 0.02),
+        Claim("latent above grouped", loss["latent"] - loss["grouped"], "<=", 0.02),
     ]
 
 
