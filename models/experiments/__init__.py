@@ -17,6 +17,9 @@ NAMES = (
     "multi_token",
     "facts",
     "cache_diets",
+    "instructions",
+    "reward_model",
+    "preferences",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -146,10 +146,9 @@ class SFT(PostTraining):
         size = self.config.batch_size - self.replayed
         batches = []
         for start in range(0, len(chosen), size):
-            rows = chosen[start : start + size]
-            if self.text is not None and self.replayed:
-                rows += [[item] for item in self.text.draw()]
-            batches.append(collate(rows))
+            batches.append(collate(chosen[start : start + size]))
+            if self.text is not None and self.replayed:  # by itself, as its rows are longer
+                batches.append(collate([[item] for item in self.text.draw()]))
         return batches
 
     def evaluate(self, stop: Callable[[], bool] = lambda: False) -> Metrics | None:
