@@ -1,6 +1,6 @@
 """Qwen 1 in PyTorch, which transformers does not have: its authors ship code with their weights.
 
-Typed from what that code computes in evaluation (QwenLM/Qwen, modeling_qwen.py), in float64: their
+Written from what that code computes in evaluation (QwenLM/Qwen, modeling_qwen.py), in float64: its
 casts to float32 inside norms and rotations are left out. Parameters have the names of the files.
 """
 
