@@ -50,9 +50,9 @@ def _show(job: Job, recipe: SFT) -> list[dict[str, str]]:
     """Some validation questions and what the model answers."""
     rows = recipe.validation[:SHOWN]
     shown = [
-        {"question": messages[-2].content if len(messages) > 1 else "", "answer": answer}
-        for messages, answer in zip(
-            [row.conversation() for row in rows],
+        {"question": messages[-1].content if messages else "", "answer": answer}
+        for (messages, _), answer in zip(
+            [row.question() for row in rows],
             answers(recipe.model, recipe.tokenizer, rows),
             strict=True,
         )

@@ -67,6 +67,12 @@ class Row:
             return messages
         return [*self.prompt(), Message("assistant", self.text(completion))]
 
+    def question(self) -> tuple[list[Message], str]:
+        """The conversation up to its last answer, and that answer."""
+        messages = self.conversation()
+        last = max(i for i, message in enumerate(messages) if message.role == "assistant")
+        return messages[:last], messages[last].content
+
     def pair(self) -> tuple[list[Message], list[Message]]:
         """The conversation that was preferred, and the other; DataError where they are the same."""
         prompt = self.prompt()

@@ -98,7 +98,7 @@ class Recipe:
         metrics = self.update()
         update_biases(self.model)
         self.scheduler.step()
-        for name in metrics.keys() | self.history.keys():
+        for name in {**self.history, **metrics}:
             earlier = self.history.setdefault(name, [math.nan] * self.step)
             earlier.append(metrics.get(name, math.nan))
         self.step += 1

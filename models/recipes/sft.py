@@ -107,7 +107,9 @@ class SFT(PostTraining):
         super().__init__(config, config.template)
         self.rows = load_rows(config)
         training, self.validation = split_rows(self.rows, config.val_fraction, config.seed)
-        examples = [self._example(row) for row in training]
+        examples, self.judged = (
+            [self._example(row) for row in rows] for rows in (training, self.validation)
+        )
         alone = [[item] for item in examples]
         self.packed = pack(examples, self.context) if config.packing else alone
         self.replayed = round(config.replay * config.batch_size)
@@ -155,11 +157,11 @@ class SFT(PostTraining):
         """The loss of validation answers, the share answered exactly, the loss of plain text."""
         self.model.eval()
         total = tokens = 0.0
-        items = [self._example(row) for row in self.validation]
-        for start in range(0, len(items), self.config.batch_size):
+        for start in range(0, len(self.judged), self.config.batch_size):
             if stop():
                 return None
-            batch = collate([[item] for item in items[start : start + self.config.batch_size]])
+            part = self.judged[start : start + self.config.batch_size]
+            batch = collate([[item] for item in part])
             with mt.no_grad(), self.precision():
                 losses, _ = next_token_losses(self.model, batch)
             total += losses.sum().item()
@@ -170,7 +172,7 @@ class SFT(PostTraining):
         asked = self.validation[: self.config.eval_rows]
         if asked:
             given = answers(self.model, self.tokenizer, asked)
-            wanted = [row.conversation()[-1].content for row in asked]
+            wanted = [row.question()[1] for row in asked]
             found["exact_match"] = float(np.mean([a == b for a, b in zip(given, wanted)]))
         if self.text is not None:
             found["text_loss"] = self.text.loss(self.model, self.config.batch_size)
@@ -246,13 +248,13 @@ def load_rows(config: SFTConfig) -> list[Row]:
 
 
 def answers(model: Model, tokenizer: Tokenizer, rows: Sequence[Row]) -> list[str]:
-    """What the model answers where the last message of each row stands, its likeliest tokens.
+    """What the model answers where the last answer of each row stands, its likeliest tokens.
 
     An answer is cut off where it is longer than all that are expected: it is wrong then.
     """
-    asked = [row.conversation() for row in rows]
-    prompts = [render_prompt(messages[:-1], tokenizer) for messages in asked]
-    lengths = [len(tokenizer.encode(messages[-1].content)) + 1 for messages in asked]
+    asked = [row.question() for row in rows]
+    prompts = [render_prompt(messages, tokenizer) for messages, _ in asked]
+    lengths = [len(tokenizer.encode(answer)) + 1 for _, answer in asked]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     found: dict[int, str] = {}
     chunks = [order[i : i + GENERATED_TOGETHER] for i in range(0, len(order), GENERATED_TOGETHER)]

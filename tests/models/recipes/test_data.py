@@ -39,6 +39,13 @@ def test_rows_are_read_with_their_lines(tmp_path):
     assert fingerprint(rows) != fingerprint(rows[:1])
 
 
+def test_the_question_is_all_before_the_last_answer():
+    said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")]
+    row = Row("f:1", {"messages": [{"role": r, "content": c} for r, c in said]})
+    messages, answer = row.question()
+    assert ([m.content for m in messages], answer) == (["a", "b", "c"], "d")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

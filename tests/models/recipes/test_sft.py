@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch.errors import ConfigError
+from minitorch.errors import ConfigError, DataError
 from minitorch.tokenizers import load as load_tokenizer
 from models import checkpoints
 from models.chat import end_id
@@ -99,6 +99,25 @@ def test_the_loss_is_that_of_the_answers_tokens(make, tmp_path):
     assert not np.isin(batch.targets, run.tokenizer.encode("abc")).any()  # and no question
     run = make(data=str(rows), val_fraction=0.25, batch_size=3)
     assert run.train_step()["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_of_several_answers_all_are_learnt_or_the_last(make, tmp_path):
+    said = [("user", "a"), ("assistant", "bc"), ("user", "d"), ("assistant", "ef")]
+    talk = {"messages": [{"role": role, "content": content} for role, content in said]}
+    data = str(write_rows(tmp_path / "rows.jsonl", [talk] * 4))
+    for answers_, count in (("all", 6), ("last", 3)):
+        run = make(data=data, template="turns", answers=answers_)
+        assert {item.counted for row in run.packed for item in row} == {count}
+    assert run.train_step()["tokens"] == 4 * 3
+
+
+def test_a_bad_row_is_found_before_the_first_step(make, tmp_path):
+    for bad in range(6):  # whichever part it is drawn into
+        rows = [{"prompt": p, "completion": "b"} for p in "abcdef"]
+        rows[bad] = {"prompt": "a" * 40, "completion": "b"}
+        data = str(write_rows(tmp_path / "rows.jsonl", rows))
+        with pytest.raises(DataError, match=f":{bad + 1}: 42 tokens are more"):
+            make(data=data)
 
 
 def test_a_model_learns_to_answer_and_to_stop(make, tmp_path):
