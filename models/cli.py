@@ -45,6 +45,7 @@ COMMANDS = {
         "models.commands.distill:distill",
         "Train a small model to say what a large one says.",
     ),
+    "chat": ("models.commands.chat:chat", "Talk to a model that has learnt to answer."),
     "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),
     "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "tokenize": (

@@ -11,6 +11,7 @@ from minitorch.backend import DEVICES
 from minitorch.errors import CheckpointError, ConfigError
 from minitorch.random import Generator
 from models import checkpoints
+from models.commands.drawing import drawing_options
 from models.families import FAMILIES, with_tokenizer
 from models.generate import generate, start_of_text, stream_text
 from models.machine import note_missing_kernels
@@ -37,17 +38,7 @@ RUNS = Path("runs")
 @click.option("--prompt", default="", help="Text to continue.  [default: the start of a text]")
 @click.option("--max-tokens", default=300, show_default=True, type=click.IntRange(min=0))
 @click.option("--num-samples", default=1, show_default=True, type=click.IntRange(min=1))
-@click.option("--temperature", default=0.8, show_default=True, help="0 is greedy.")
-@click.option("--top-k", default=0, show_default=True, help="Keep the k likeliest; 0 is all.")
-@click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest up to this mass.")
-@click.option(
-    "--min-p", default=0.0, show_default=True, help="Keep those this share of the likeliest."
-)
-@click.option(
-    "--repetition-penalty", default=1.0, show_default=True, help="Of what was seen; 1 is none."
-)
-@click.option("--presence-penalty", default=0.0, show_default=True)
-@click.option("--frequency-penalty", default=0.0, show_default=True)
+@drawing_options
 @click.option("--stop", multiple=True, help="End before this text. May be given several times.")
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(DEVICES))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))

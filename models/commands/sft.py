@@ -43,7 +43,7 @@ def sft(job: Job) -> None:
             + ("" if exact is None else f", {100 * exact:.1f} % of the answers exact")
         )
         result["answers"] = _show(job, recipe)
-        job.report(result, "sample --checkpoint")
+        job.report(result, "chat --checkpoint")
 
 
 def _show(job: Job, recipe: SFT) -> list[dict[str, str]]:
