@@ -231,6 +231,16 @@ def unmerge(model: nn.Module) -> None:
         layer.unmerge()
 
 
+@contextlib.contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Within the block every layer computes base and adapter at once; a model without has none."""
+    merge(model)
+    try:
+        yield
+    finally:
+        unmerge(model)
+
+
 def merged_model(model: Any) -> Any:
     """A new model of the same family with the adapters taken in, for save_pretrained.
 

@@ -67,7 +67,7 @@ def grpo(job: Job) -> None:
         source,
         rewards,
         task=task,
-        reference=reference_of(config, tokenizer) if config.beta else None,
+        reference=reference_of(config, tokenizer),
         on_rollouts=diary.write,
     )
     about = [
@@ -104,8 +104,13 @@ def prompts_and_rewards(
     return FileSource(data, tokenizer, config.val_fraction, config.seed, longest), rewards, None
 
 
-def reference_of(config: GrpoConfig, tokenizer: Tokenizer) -> Model:
-    """The model of the KL term: its own, or the one that this run begins with."""
+def reference_of(config: GrpoConfig, tokenizer: Tokenizer) -> Model | None:
+    """The model of the KL term: one of its own, or the one that this run begins with.
+
+    None where there is no such term, and where the model without its adapters is the reference.
+    """
+    if not config.beta or (config.lora_rank and not config.reference):
+        return None
     folder = checkpoints.model_folder(Path(config.reference or config.model))
     model, other = with_tokenizer(folder)
     check_same_vocabulary(other, tokenizer, folder)

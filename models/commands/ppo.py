@@ -56,7 +56,7 @@ def ppo(job: Job) -> None:
         source,
         rewards,
         task=task,
-        reference=reference_of(config, tokenizer) if config.beta else None,
+        reference=reference_of(config, tokenizer),
         on_rollouts=diary.write,
         critic=_critic(config, tokenizer),
         judge_model=judge,

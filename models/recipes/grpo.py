@@ -20,7 +20,8 @@ The members of the family are choices of advantage, loss and average, and are pr
     kimi          r - mean               mirror_descent  group      length reward
 
 Sources: `minitorch.rl`, with the papers at each function. Dropout is off throughout: with it the
-ratio to the policy that sampled would be noise.
+ratio to the policy that sampled would be noise. With LoRA one copy of the weights is policy and
+reference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,19 +33,21 @@ import numpy as np
 import minitorch as mt
 from minitorch import rl
 from minitorch.errors import ConfigError
+from minitorch.random import Generator
 from minitorch.tensor import Tensor
 from minitorch.tokenizers import Tokenizer
+from models import lora
 from models.chat import end_id
 from models.environments.rewards import Reward, weighted
 from models.environments.tasks import Task
 from models.environments.turns import converse
 from models.families import Model
-from models.optimization import TrainingSettings
 from models.options import option
 from models.recipes.completions import Completions, log_probs
 from models.recipes.objective import Objective, Total
+from models.recipes.post_training import Adapted, AdapterSettings, adapters_of
 from models.recipes.prompts import Prompt, Source, columns_of
-from models.recipes.recipe import Metrics, Recipe
+from models.recipes.recipe import Metrics
 from models.rollouts import Rollout, begin, extend
 from models.sampling import Sampler
 
@@ -52,7 +55,7 @@ ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrpoConfig(TrainingSettings):
+class GrpoConfig(AdapterSettings):
     """All that decides what a run of reinforcement learning computes."""
 
     model: str = option("", "folder of the model to begin with", fixed=True)
@@ -191,10 +194,11 @@ class Batch:
     given: Mapping[str, Sequence[float | None]]
 
 
-class Grpo(Recipe):
+class Grpo(Adapted):
     """The recipe that learns from groups of its own completions.
 
-    reference: the model of the KL term, needed where beta is above 0. on_rollouts(step, batch,
+    reference: the model of the KL term, needed where beta is above 0; with LoRA the model itself
+    without its adapters, if none is given. on_rollouts(step, batch,
     completions, advantages): is told of the batches of every rollout_interval-th step.
     """
 
@@ -224,7 +228,10 @@ class Grpo(Recipe):
         reference: Model | None = None,
         on_rollouts: Callable[[int, Batch, Completions, np.ndarray], None] | None = None,
     ):
-        if config.beta and reference is None:
+        self.adapters = adapters_of(config)
+        if self.adapters is not None:
+            lora.attach(model, self.adapters, Generator(config.seed))
+        elif config.beta and reference is None:
             raise ConfigError(f"grpo: beta = {config.beta} needs a reference; got none")
         super().__init__(config, model, tokenizer)
         self.source, self.rewards, self.task = source, rewards, task
@@ -322,7 +329,7 @@ class Grpo(Recipe):
             "vocab_size": self.tokenizer.vocab_size,
             "places": self.config.places,
         }
-        with self.precision():
+        with self.precision(), lora.merged(self.model):
             if self.task is None or self.task.tool is None:
                 return extend(self.model, rollouts, **options)
             return converse(
@@ -366,9 +373,12 @@ class Grpo(Recipe):
         return found
 
     def _reference_log_probs(self, completions: Completions) -> np.ndarray | None:
-        if self.reference is None or not self.config.beta:
+        if not self.config.beta:
             return None
-        return self._log_probs_of(self.reference, completions)
+        if self.reference is not None:
+            return self._log_probs_of(self.reference, completions)
+        with lora.adapters_off(self.model):
+            return self._log_probs_of(self.model, completions)
 
     def _old_log_probs(self, completions: Completions) -> tuple[np.ndarray, np.ndarray | float]:
         """Those of the policy that sampled, and the factors that correct for the sampler's.

@@ -21,23 +21,9 @@ from models.recipes.start import load_base
 
 
 @dataclass(frozen=True, kw_only=True)
-class PostTrainingSettings(TrainingSettings):
-    """Smaller steps than from nothing, and no decay towards 0: the weights have been learnt."""
+class AdapterSettings(TrainingSettings):
+    """Whether all weights are trained, or adapters."""
 
-    steps: int = option(300, "optimizer steps", at_least=1)
-    batch_size: int = option(16, "rows in one forward pass", at_least=1, fixed=True)
-    optimizer: str = option(
-        "adamw", "update rule", choices=("adamw", "muon", "lion", "adafactor", "sgd"), fixed=True
-    )
-    learning_rate: float = option(5e-4, "the highest learning rate", above=0)
-    weight_decay: float = option(0.0, "of matrices and embeddings, not of vectors", at_least=0)
-    eval_interval: int = option(50, "steps between evaluations", at_least=1)
-    checkpoint_interval: int = option(50, "steps between checkpoints", at_least=1)
-
-    model: str = option(
-        "", "what to begin with: the folder of a run, a checkpoint, or a Hugging Face model",
-        fixed=True,
-    )  # fmt: skip
     lora_rank: int = option(0, "of the adapters that are trained; 0: all weights are", at_least=0,
         fixed=True)  # fmt: skip
     lora_alpha: float = option(16.0, "with LoRA, the weight of the adapters", above=0, fixed=True)
@@ -49,30 +35,22 @@ class PostTrainingSettings(TrainingSettings):
     )
 
 
-class PostTraining(Recipe):
-    """A recipe whose model comes from a folder."""
+def adapters_of(config: AdapterSettings) -> lora.LoraConfig | None:
+    """What the settings say of adapters; None: there are none."""
+    if config.lora_rank == 0:
+        return None
+    return lora.LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.lora_rs,
+    )
 
-    def __init__(
-        self,
-        config: PostTrainingSettings,
-        template: str | None = None,
-        wrap: Callable[[Model], nn.Module] = lambda model: model,
-    ):
-        """template: of conversations, whose special tokens the model is given; None: it has one.
 
-        wrap: what is made of the model to be trained, such as one with another head.
-        """
-        self.adapters = _adapters(config)
-        frozen = self.adapters is not None
-        model, tokenizer = load_base(config.model, config.seed, template, frozen=frozen)
-        if self.adapters is not None:
-            lora.attach(model, self.adapters, Generator(config.seed))
-        super().__init__(config, wrap(model), tokenizer)
+class Adapted(Recipe):
+    """A recipe whose model may have adapters. A subclass sets `adapters`, or None, and attaches."""
 
-    @property
-    def context(self) -> int:
-        """The most tokens that the model reads."""
-        return self.model.config.max_position_embeddings
+    adapters: lora.LoraConfig | None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """With LoRA, what is trained: the exported model has the adapters taken in."""
@@ -98,12 +76,47 @@ class PostTraining(Recipe):
             self.model.load_state_dict(saved.part("trained"), strict=False)
 
 
-def _adapters(config: PostTrainingSettings) -> lora.LoraConfig | None:
-    if config.lora_rank == 0:
-        return None
-    return lora.LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        use_rslora=config.lora_rs,
+@dataclass(frozen=True, kw_only=True)
+class PostTrainingSettings(AdapterSettings):
+    """Smaller steps than from nothing, and no decay towards 0: the weights have been learnt."""
+
+    steps: int = option(300, "optimizer steps", at_least=1)
+    batch_size: int = option(16, "rows in one forward pass", at_least=1, fixed=True)
+    optimizer: str = option(
+        "adamw", "update rule", choices=("adamw", "muon", "lion", "adafactor", "sgd"), fixed=True
     )
+    learning_rate: float = option(5e-4, "the highest learning rate", above=0)
+    weight_decay: float = option(0.0, "of matrices and embeddings, not of vectors", at_least=0)
+    eval_interval: int = option(50, "steps between evaluations", at_least=1)
+    checkpoint_interval: int = option(50, "steps between checkpoints", at_least=1)
+
+    model: str = option(
+        "", "what to begin with: the folder of a run, a checkpoint, or a Hugging Face model",
+        fixed=True,
+    )  # fmt: skip
+
+
+class PostTraining(Adapted):
+    """A recipe whose model comes from a folder."""
+
+    def __init__(
+        self,
+        config: PostTrainingSettings,
+        template: str | None = None,
+        wrap: Callable[[Model], nn.Module] = lambda model: model,
+    ):
+        """template: of conversations, whose special tokens the model is given; None: it has one.
+
+        wrap: what is made of the model to be trained, such as one with another head.
+        """
+        self.adapters = adapters_of(config)
+        frozen = self.adapters is not None
+        model, tokenizer = load_base(config.model, config.seed, template, frozen=frozen)
+        if self.adapters is not None:
+            lora.attach(model, self.adapters, Generator(config.seed))
+        super().__init__(config, wrap(model), tokenizer)
+
+    @property
+    def context(self) -> int:
+        """The most tokens that the model reads."""
+        return self.model.config.max_position_embeddings

@@ -155,7 +155,8 @@ class Ppo(Grpo):
     def arrays(self) -> dict[str, np.ndarray]:
         critic = dict(self.critic.named_parameters())
         state = self.critic_optimizer.state_dict()["state"]
-        return checkpoints.named({"critic": critic, "critic_optimizer": state})
+        found = checkpoints.named({"critic": critic, "critic_optimizer": state})
+        return super().arrays() | found
 
     def restore(self, saved: checkpoints.Checkpoint) -> None:
         super().restore(saved)

@@ -294,6 +294,31 @@ def test_a_kl_term_needs_a_reference():
 # The command line.
 
 
+def test_with_lora_one_copy_of_the_weights_is_policy_and_reference():
+    task = addition()
+    config = GrpoConfig(**SMALL, lora_rank=2, learning_rate=1e-2)
+    base, tokenizer = build(task), task.tokenizer()
+    source = TaskSource(task, tokenizer, config.seed)
+    run = Grpo(config, build(task), tokenizer, source, [(evens, 1.0)], task=task)
+    for _ in range(3):
+        metrics = run.train_step()
+    assert metrics["mismatch"] < 1e-4
+    assert metrics["kl"] > 0
+    batch, _ = run.sample()
+    completions = Completions.of(batch.rollouts)
+    found = run._reference_log_probs(completions)
+    with mt.no_grad():
+        expected = log_probs(base.eval(), completions, 1.0).numpy()
+        moved = log_probs(run.model, completions, 1.0).numpy()
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(moved - expected).max() > 1e-3
+    before = weights(base)
+    kept = {k.replace(".base.", "."): v for k, v in weights(run.model).items() if "lora_" not in k}
+    assert kept.keys() == before.keys()
+    for name, array in kept.items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
 @pytest.fixture
 def base(tmp_path):
     """The folder of an untrained model for addition."""
@@ -345,9 +370,10 @@ def test_a_run(cli, arguments, reward_file, tmp_path):
     assert sampled.exit_code == 0, sampled.stderr
 
 
-@pytest.mark.parametrize("preset", ["grpo", "dapo"])
+@pytest.mark.parametrize("preset", ["grpo", "dapo", "lora"])
 def test_a_run_that_goes_on_computes_the_same(cli, arguments, reward_file, tmp_path, preset):
-    options = ["--task", "addition", "--reward", f"{reward_file}:evens", "--preset", preset]
+    options = ["--task", "addition", "--reward", f"{reward_file}:evens"]
+    options += ["--set", "lora_rank=2"] if preset == "lora" else ["--preset", preset]
     assert cli(*arguments, *options).exit_code == 0
     half = [*arguments[:-1], tmp_path / "half"]
     assert cli(*half, *options, "--set", "steps=2").exit_code == 0
