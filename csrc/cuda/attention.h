@@ -120,10 +120,13 @@ struct Work {
         return p.left < 0 ? time_q : min(time_q, last - offset + p.left + 1);
     }
 
-    __device__ Piece<const T> queries(const Heads<const T>& x, long head, long from) const {
+    // Of a matrix with a row for each query, or each key, those of a head from `from` on.
+    template <typename U>
+    __device__ Piece<U> queries(const Heads<U>& x, long head, long from) const {
         return {x.row(batch, head, q_begin + from), x.time_stride, time_q - from, x.dim};
     }
-    __device__ Piece<const T> keys(const Heads<const T>& x, long head, long from) const {
+    template <typename U>
+    __device__ Piece<U> keys(const Heads<U>& x, long head, long from) const {
         return {x.row(batch, head, k_begin + from), x.time_stride, time_k - from, x.dim};
     }
     // Where a number for each query lies, in (batch, heads, time).
@@ -155,6 +158,22 @@ struct Above {
     const Compute<T>* log_normaliser;
     Compute<T>* delta;  // D: written with dQ, read for dK
 };
+
+// D, the products of rows of dO and O: a warp to a row, in (batch, heads, time).
+template <typename T>
+__global__ void row_products(Attention<T> p, Above<T> above, long rows) {
+    const long warps_of_block = blockDim.x / 32, warps = gridDim.x * warps_of_block;
+    for (long row = blockIdx.x * warps_of_block + threadIdx.x / 32; row < rows; row += warps) {
+        const long t = row % p.time_q, head = row / p.time_q % p.heads;
+        const long batch = row / p.time_q / p.heads;
+        const T *grad = above.grad.row(batch, head, t), *out = above.out.row(batch, head, t);
+        float sum = 0;
+        for (int d = threadIdx.x % 32; d < above.out.dim; d += 32)
+            sum += float(grad[d]) * float(out[d]);
+        sum = reduce_warp<Plus>(sum);
+        if (threadIdx.x % 32 == 0) above.delta[row] = sum;
+    }
+}
 
 // A block to a head and a sequence. dsinks: (sequences, heads).
 template <typename T>
@@ -210,6 +229,14 @@ template <typename T>
 Above<T> above_of(const Array* arrays) {
     return {heads_of<const T>(arrays[7]), heads_of<const T>(arrays[8]),
             arrays[9].as<const Compute<T>>(), arrays[15].as<Compute<T>>()};
+}
+
+template <typename T>
+void start_row_products(const Attention<T>& p, const Above<T>& above, long rows,
+                        cudaStream_t stream) {
+    constexpr int warps = 4;
+    launch(row_products<T>, min(ceil_div(rows, warps), 65535u), 32 * warps, 0, stream, p, above,
+           rows);
 }
 
 template <typename T>

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads)
     if (work.first >= work.time_q) return;
     const long last = min(work.first + Plan::rows, work.time_q) - 1;
     const long end = work.end_of_keys(last);
-    const int lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16 * Plan::strips;
+    const int own = threadIdx.x / 32 * 16 * Plan::strips;
 
     const RowTile<T, Plan::dim> queries{memory};
     const auto keys = [&](int stage) {
@@ -108,23 +108,9 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
 #pragma unroll
     for (int strip = 0; strip < Plan::strips; ++strip) {
-        const long query = work.first + own + 16 * strip;
-        float factors[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const float total = reduce_row<Plus>(softmax[strip].total[i]),
-                        peak = softmax[strip].peak[i];
-            const bool blind = peak == -INFINITY;
-            factors[i] = blind ? 0 : 1 / total;
-            const long row = query + lane / 4 + 8 * i;
-            if (lane % 4 == 0 && row < work.time_q)
-                log_normaliser[work.statistic(head, row)] =
-                    blind ? INFINITY : peak * factor / kLog2e + logf(total);
-        }
         const RowTile<T, Plan::value_dim> staged{memory + (own + 16 * strip) * Plan::dim};
-        staged.store(sums[strip], factors,
-                     {out.row(work.batch, head, work.q_begin + query), out.time_stride,
-                      work.time_q - query, out.dim});
+        write_strip(work, head, work.first + own + 16 * strip, softmax[strip], factor, sums[strip],
+                    staged, out, log_normaliser);
     }
 }
 

@@ -53,22 +53,6 @@ struct Memory {
     }
 };
 
-// A warp to a row, in (batch, heads, time).
-template <typename T>
-__global__ void row_products(Attention<T> p, Above<T> above, long rows) {
-    const long warps = gridDim.x * long(kWarps);
-    for (long row = blockIdx.x * long(kWarps) + threadIdx.x / 32; row < rows; row += warps) {
-        const long t = row % p.time_q, head = row / p.time_q % p.heads;
-        const long batch = row / p.time_q / p.heads;
-        const T *grad = above.grad.row(batch, head, t), *out = above.out.row(batch, head, t);
-        float sum = 0;
-        for (int d = threadIdx.x % 32; d < above.out.dim; d += 32)
-            sum += float(grad[d]) * float(out[d]);
-        sum = reduce_warp<Plus>(sum);
-        if (threadIdx.x % 32 == 0) above.delta[row] = sum;
-    }
-}
-
 template <typename T, typename Plan>
 __global__ void __launch_bounds__(kThreads)
     backward_queries_mma(Attention<T> p, Above<T> above, Heads<T> dquery) {
@@ -128,11 +112,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     ptx::cp_async_wait<0>();
     __syncthreads();
-    const long query = work.first + own;
     const RowTile<T, Plan::dim> staged{memory.left().data + own * Plan::dim};
-    staged.store(sums[0], {p.scale, p.scale},
-                 {dquery.row(work.batch, head, work.q_begin + query), dquery.time_stride,
-                  work.time_q - query, dquery.dim});
+    staged.store(sums[0], {p.scale, p.scale}, work.queries(dquery, head, work.first + own));
 }
 
 template <typename T, typename Plan, bool with_keys, bool with_values>
@@ -209,15 +190,11 @@ __global__ void __launch_bounds__(kThreads)
     const long key = work.first + own;
     if constexpr (with_keys) {
         const RowTile<T, Plan::dim> staged{memory.left().data + own * Plan::dim};
-        staged.store(dkeys[0], {p.scale, p.scale},
-                     {dkey.row(work.batch, kv_head, work.k_begin + key), dkey.time_stride,
-                      work.time_k - key, dkey.dim});
+        staged.store(dkeys[0], {p.scale, p.scale}, work.keys(dkey, kv_head, key));
     }
     if constexpr (with_values) {
         const RowTile<T, Plan::value_dim> staged{memory.right().data + own * Plan::value_dim};
-        staged.store(dvalues[0], {1, 1},
-                     {dvalue.row(work.batch, kv_head, work.k_begin + key), dvalue.time_stride,
-                      work.time_k - key, dvalue.dim});
+        staged.store(dvalues[0], {1, 1}, work.keys(dvalue, kv_head, key));
     }
 }
 
@@ -232,9 +209,7 @@ DEVICE_KERNEL(attention_mma_backward) {
         const Above<T> above = above_of<T>(arrays);
         const auto dquery = heads_of<T>(arrays[10]), dkey = heads_of<T>(arrays[11]),
                    dvalue = heads_of<T>(arrays[12]);
-        const long rows = arrays[9].size;
-        launch(row_products<T>, min(ceil_div(rows, kWarps), 65535u), kThreads, 0, stream, p, above,
-               rows);
+        start_row_products(p, above, arrays[9].size, stream);
         by_width(p, [&](auto widths) {
             using P = Plan<decltype(widths)>;
             launch(backward_queries_mma<T, P>, grid_of(p, p.time_q, p.heads, P::rows), kThreads,

@@ -21,66 +21,21 @@
 // get 240. No spills. Source: FlashAttention-3, Shah et al. 2024 (arXiv 2407.08608), sections 3.1 and
 // 3.2, algorithm 2.
 
-#include "fragments.h"
-#include "tensor_map.h"
+#include "attention_warpgroups.h"
 
 namespace minitorch {
 
 namespace {
-
-constexpr int kGroup = 128, kThreads = 3 * kGroup, kPanel = 64;  // columns of a panel: 128 bytes
 
 template <typename Widths>
 struct Plan : Widths {
     using Widths::dim, Widths::value_dim;
     static constexpr int rows = 128;
     static constexpr int keys = dim <= 192 ? 128 : 64;  // of a tile
-    static constexpr int query_bytes = 64 * dim * 2, key_bytes = keys * dim * 2;
-    static constexpr int value_bytes = keys * value_dim * 2;
+    static constexpr int query_bytes = 64 * padded(dim) * 2;
+    static constexpr int key_bytes = keys * padded(dim) * 2;
+    static constexpr int value_bytes = keys * padded(value_dim) * 2;
     static constexpr size_t shared_bytes = 2 * (query_bytes + key_bytes + value_bytes);
-};
-
-// Panels of 64 columns, `rows` rows of 128 bytes each, swizzled, one after another.
-template <typename T, int rows>
-struct Panels {
-    char* data;
-
-    static constexpr int bytes = rows * 128;
-    __device__ uint64_t descriptor(int panel, int offset) const {
-        return ptx::matrix_descriptor(data + panel * bytes + offset, bytes, 1024,
-                                      ptx::Swizzle::bytes_128);
-    }
-    // 16 columns of all rows, or 16 rows of all columns.
-    __device__ uint64_t columns(int k) const { return descriptor(k / kPanel, k % kPanel * 2); }
-    __device__ uint64_t lines(int k) const { return descriptor(0, k * 128); }
-
-    __device__ void load(const CUtensorMap* map, uint64_t* barrier, int width, long row, long head,
-                         long batch) const {
-        for (int panel = 0; panel < width / kPanel; ++panel)
-            ptx::tma_load(data + panel * bytes, map, barrier, panel * kPanel, int(row), int(head),
-                          int(batch));
-    }
-};
-
-// For each of two places in shared memory: when it has been filled, and when it may be filled
-// again.
-struct Ring {
-    uint64_t *full, *empty;
-
-    __device__ void begin() const {
-        for (int i = 0; i < 2; ++i) {
-            ptx::mbarrier_init(full + i, 1);
-            ptx::mbarrier_init(empty + i, 8);  // the warps that read
-        }
-    }
-    __device__ void wait_to_fill(long n, unsigned bytes) const {
-        if (n >= 2) ptx::mbarrier_wait(empty + n % 2, (n / 2 - 1) % 2);
-        ptx::mbarrier_arrive_expect(full + n % 2, bytes);
-    }
-    __device__ void wait_to_read(long n) const { ptx::mbarrier_wait(full + n % 2, n / 2 % 2); }
-    __device__ void release(long n) const {
-        if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(empty + n % 2);
-    }
 };
 
 template <typename T, typename Plan>
@@ -136,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         return;
     }
     ptx::take_registers<240>();
-    const int consumer = threadIdx.x / kGroup - 1, lane = threadIdx.x % 32;
+    const int consumer = threadIdx.x / kGroup - 1;
     const int own = 64 * consumer + threadIdx.x % kGroup / 32 * 16;  // the warp's rows
     const int turn = 1 + consumer, turn_of_other = 2 - consumer;     // named barriers
     const float factor = p.scale * kLog2e;
@@ -144,22 +99,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     softmax.begin(p.sinks ? p.sinks[head] * kLog2e / factor : -INFINITY);
     float sums[Plan::value_dim / 2] = {}, scores[Plan::keys / 2];
     Fragment weights[Plan::keys / 16];
-    auto& pieces = reinterpret_cast<float (&)[1][Plan::keys / 8][4]>(scores);
+    auto& pieces = by_pieces(scores);
     const auto begin_scores = [&](long n) {
         key_ring.wait_to_read(n);
-        ptx::wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < Plan::dim; k += 16)
-            ptx::wgmma<T>(scores, queries(consumer).columns(k), keys(n).columns(k), k > 0);
-        ptx::wgmma_commit();
+        begin_products_of_rows<Plan::dim>(scores, queries(consumer), keys(n));
     };
     const auto begin_sums = [&](long n) {
         value_ring.wait_to_read(n);
-        ptx::wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < Plan::keys; k += 16)
-            ptx::wgmma<T, true>(sums, weights[k / 16], values(n).lines(k), true);
-        ptx::wgmma_commit();
+        begin_weighted_rows(sums, weights, values(n));
     };
 
     const auto weigh = [&](long n, float (&fade)[2]) {
@@ -176,11 +123,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                 pieces);
         softmax.take(pieces[0], factor, fade);
     };
-    const auto keep_weights = [&] {
-#pragma unroll
-        for (int k = 0; k < Plan::keys / 16; ++k)
-            rounded<T>(pieces[0][2 * k], pieces[0][2 * k + 1], weights[k]);
-    };
+    const auto keep_weights = [&] { round_all<T>(scores, weights); };
     const auto begin_turn = [&] { ptx::bar_sync(turn, 2 * kGroup); };
     const auto end_turn = [&](long n) {
         if (consumer == 0 || n + 1 < tiles) ptx::bar_arrive(turn_of_other, 2 * kGroup);
@@ -213,41 +156,9 @@ __global__ void __launch_bounds__(kThreads, 1)
         ptx::wgmma_wait<0>(sums);
     }
     ptx::bar_sync(3 + consumer, kGroup);  // this consumer's queries are not needed any more
-    const long query = work.first + own;
-    float factors[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const float total = reduce_row<Plus>(softmax.total[i]), peak = softmax.peak[i];
-        const bool blind = peak == -INFINITY;
-        factors[i] = blind ? 0 : 1 / total;
-        const long row = query + lane / 4 + 8 * i;
-        if (lane % 4 == 0 && row < work.time_q)
-            log_normaliser[work.statistic(head, row)] =
-                blind ? INFINITY : peak * factor / kLog2e + logf(total);
-    }
-    const RowTile<T, Plan::value_dim> staged{reinterpret_cast<T*>(memory) + own * Plan::dim};
-    staged.store(reinterpret_cast<const float (&)[Plan::value_dim / 8][4]>(sums), factors,
-                 {out.row(work.batch, head, work.q_begin + query), out.time_stride,
-                  work.time_q - query, out.dim});
-}
-
-// Boxes of `rows` rows of a head, 64 columns of each. Where there is one of a kind no stride is
-// needed.
-template <typename T>
-static CUtensorMap map_of(const Array& x, int rows) {
-    const auto stride = [&](int i) { return x.shape[i] > 1 ? x.strides[i] : 8; };
-    return tensor_map(x.as<const T>(), {x.shape[3], x.shape[2], x.shape[1], x.shape[0]},
-                      {1, stride(2), stride(1), stride(0)}, {kPanel, rows, 1, 1},
-                      ptx::Swizzle::bytes_128);
-}
-
-template <typename T, typename Body>
-void by_hopper_width(const Attention<T>& p, Body&& body) {
-    const int dim = p.query.dim, value_dim = p.value.dim, wider = max(dim, value_dim);
-    if (wider <= 64) return body(Widths<64, 64>());
-    if (wider <= 128) return body(Widths<128, 128>());
-    if (dim <= 192 && value_dim <= 128) return body(Widths<192, 128>());
-    return body(Widths<256, 256>());
+    const RowTile<T, Plan::value_dim> staged{reinterpret_cast<T*>(memory) + own * padded(Plan::dim)};
+    write_strip(work, head, work.first + own, softmax, factor,
+                by_pieces(sums)[0], staged, out, log_normaliser);
 }
 
 }  // namespace
@@ -258,7 +169,7 @@ DEVICE_KERNEL(attention_wgmma) {
     by_half(arrays[0], [&](auto kind) {
         using T = decltype(kind);
         const auto p = attention_of<T>(arrays, numbers);
-        by_hopper_width(p, [&](auto widths) {
+        by_width(p, [&](auto widths) {
             using P = Plan<decltype(widths)>;
             launch(forward_wgmma<T, P>, grid_of(p, p.time_q, p.heads, P::rows), kThreads,
                    P::shared_bytes, stream, p, map_of<T>(arrays[0], 64),

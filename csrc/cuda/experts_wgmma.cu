@@ -85,10 +85,11 @@ __global__ void __launch_bounds__(P::threads, 1)
 // Lines of a stage's panels from `rest` on are those of other groups' rows.
 template <typename P>
 __device__ void clear_lines(char* stage, int rest) {
-    if (rest >= kDepth) return;
+    constexpr int depth = kDepth<typename P::T>;
+    if (rest >= depth) return;
     constexpr int threads = P::consumers * kGroup;
     for (int i = threadIdx.x - kGroup; i < P::stage_bytes / 16; i += threads)
-        if (i / 8 % kDepth >= rest) reinterpret_cast<uint4*>(stage)[i] = make_uint4(0, 0, 0, 0);
+        if (i / 8 % depth >= rest) reinterpret_cast<uint4*>(stage)[i] = make_uint4(0, 0, 0, 0);
     ptx::fence_proxy_async();
     ptx::bar_sync(1 + P::consumers, threads);
 }

@@ -222,6 +222,28 @@ struct Softmax {
     }
 };
 
+// What forward leaves of a strip of queries from `query` on: O = sums / total, by way of rows of shared
+// memory that nobody else needs, and the logarithm of total.
+template <typename T, int width>
+__device__ void write_strip(const Work<T>& work, long head, long query, const Softmax& softmax,
+                            float factor, const float (&sums)[width / 8][4],
+                            const RowTile<T, width>& staged, const Heads<T>& out,
+                            float* log_normaliser) {
+    const int lane = threadIdx.x % 32;
+    float factors[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const float total = reduce_row<Plus>(softmax.total[i]), peak = softmax.peak[i];
+        const bool blind = peak == -INFINITY;
+        factors[i] = blind ? 0 : 1 / total;
+        const long row = query + lane / 4 + 8 * i;
+        if (lane % 4 == 0 && row < work.time_q)
+            log_normaliser[work.statistic(head, row)] =
+                blind ? INFINITY : peak * factor / kLog2e + logf(total);
+    }
+    staged.store(sums, factors, work.queries(out, head, query));
+}
+
 // What becomes of a product before its exponential, where that is not scale alone.
 template <typename T>
 struct Modified {

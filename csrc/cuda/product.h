@@ -61,9 +61,12 @@ struct Product {
     Matrix<const O> residual;  // like out, or null
     Matrix<O> before;          // receives what f is applied to, or null
 
-    bool is_plain() const {
-        return !accumulate && activation == Activation::none && !bias && !residual.data &&
-               !before.data;
+    // alpha times the product, plus a bias perhaps.
+    bool is_affine() const {
+        return !accumulate && activation == Activation::none && !residual.data && !before.data;
+    }
+    __device__ C bias_of(long column) const {
+        return bias && column < n ? C(bias[column]) : C(0);
     }
     // What is written where the product is `sum`.
     __device__ O finished(long row, long column, C sum) const {

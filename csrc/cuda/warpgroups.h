@@ -17,8 +17,11 @@
 namespace minitorch {
 
 constexpr int kGroup = 128;  // threads of a warpgroup
-constexpr int kDepth = 64;   // steps of k of a tile: 128 bytes
 constexpr int kPanelBytes = 64 * 128;
+
+// Steps of k of a tile: 128 bytes.
+template <typename T>
+constexpr int kDepth = 128 / sizeof(T);
 
 // What the tensor memory accelerator copies.
 struct Maps {
@@ -27,10 +30,11 @@ struct Maps {
     bool stores;          // out as well
 };
 
-// `side` rows of A, or columns of B, and 64 steps of k, in panels of 64 x 64. A panel's lines of 128
-// bytes are as in memory, along k or along the side, swizzled.
+// `side` rows of A, or columns of B, and 128 bytes' steps of k, in panels of 64 rows or columns. A
+// panel's lines of 128 bytes are as in memory, along k or, of 16 bits, along the side; swizzled.
 template <typename T, int side, bool along_k>
 struct Operand {
+    static_assert(along_k || sizeof(T) == 2);
     static constexpr int panels = side / 64, bytes = panels * kPanelBytes;
     static constexpr bool transposed = !along_k;
 
@@ -48,7 +52,7 @@ struct Operand {
                 ptx::tma_load(panel, map, barrier, column, line, plane);
         }
     }
-    // From panel `panel` on, 16 steps from k on.
+    // From panel `panel` on, 32 bytes' steps from k on.
     __device__ static uint64_t descriptor(const char* tile, int panel, int k) {
         const char* begin = tile + panel * kPanelBytes + (along_k ? k * sizeof(T) : k * 128);
         return ptx::matrix_descriptor(begin, kPanelBytes, 1024, ptx::Swizzle::bytes_128);
@@ -58,10 +62,11 @@ struct Operand {
                            long plane_stride) {
         const long line = along_k ? x.row_stride : x.column_stride;
         const long width = along_k ? k : rows, height = along_k ? rows : k;
-        const long stride = height > 1 ? line : (width + 7) / 8 * 8;
+        constexpr long n = 16 / sizeof(T);
+        const long stride = height > 1 ? line : (width + n - 1) / n * n;
         return tensor_map(x.data, {width, height, planes},
-                          {1, stride, planes > 1 ? plane_stride : height * stride}, {64, 64, 1},
-                          ptx::Swizzle::bytes_128);
+                          {1, stride, planes > 1 ? plane_stride : height * stride},
+                          {along_k ? kDepth<T> : 64, 64, 1}, ptx::Swizzle::bytes_128);
     }
 };
 
@@ -100,14 +105,15 @@ struct Sums {
         for (float& sum : x) sum = 0;
         ptx::keep_in_registers(x);
     }
-    // Begins to add the product of the rows of a panel of A, and B, of 64 steps of k.
+    // Begins to add the product of the rows of a panel of A, and B, of a tile's steps of k; the first
+    // products of all are not added to what is there, unless that is said.
     template <typename T, typename A, typename B>
-    __device__ void add_product(const char* a, int panel, const char* b) {
+    __device__ void add_product(const char* a, int panel, const char* b, bool accumulate = true) {
         ptx::wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < kDepth; k += 16)
+        for (int k = 0; k < kDepth<T>; k += 32 / int(sizeof(T)))
             ptx::wgmma<T, A::transposed, B::transposed>(x, A::descriptor(a, panel, k),
-                                                        B::descriptor(b, 0, k), true);
+                                                        B::descriptor(b, 0, k), accumulate || k);
         ptx::wgmma_commit();
     }
     __device__ static int row() { return threadIdx.x % kGroup / 32 * 16 + threadIdx.x % 32 / 4; }
@@ -186,7 +192,7 @@ struct Ring {
 template <typename P>
 __device__ void fill(Ring<P>& ring, const Maps& maps, int row, int column, int plane_a, int plane_b,
                      int begin, int end) {
-    for (int k = begin; k < end; k += kDepth, ring.advance()) {
+    for (int k = begin; k < end; k += kDepth<typename P::T>, ring.advance()) {
         uint64_t* const full = &ring.full[ring.slot];
         ptx::mbarrier_wait(&ring.empty[ring.slot], ring.parity ^ 1);
         ptx::mbarrier_arrive_expect(full, P::stage_bytes);
@@ -203,7 +209,7 @@ __device__ void accumulate(Sums<P::columns>& sums, int steps, int consumer, Ring
                            Prepare prepare) {
     sums.clear();
     int before = -1;
-    for (int k = 0; k < steps; k += kDepth, ring.advance()) {
+    for (int k = 0; k < steps; k += kDepth<typename P::T>, ring.advance()) {
         ptx::mbarrier_wait(&ring.full[ring.slot], ring.parity);
         prepare(ring.a(), steps - k);
         sums.template add_product<typename P::T, typename P::A, typename P::B>(ring.a(), consumer,

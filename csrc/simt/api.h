@@ -92,15 +92,16 @@ void cluster_wait(Site site);
 void sync_grid(Site site);
 
 // Tensor cores, through registers. Fragments as PTX has them.
-enum class Kind { f16, bf16, tf32 };
+enum class Kind { f16, bf16, tf32, e4m3 };
 void mma_16x8(Kind kind, float* d, const uint32_t* a, const uint32_t* b, const float* c, Site site);
 void load_matrices(uint32_t* registers, unsigned count, bool transposed, const void* row,
                    Site site);
 void store_matrices(const uint32_t* registers, unsigned count, bool transposed, void* row,
                     Site site);
 
-// Products of a warpgroup, 64 x `columns` x 16, which are done when the thread waits for them. A
-// and B lie in shared memory, as 64 bits describe it; or A in registers, as in mma_16x8.
+// Products of a warpgroup, 64 x `columns` x 16, or 32 of 8 bits, which are done when the thread waits for them. A
+// and B lie in shared memory, as 64 bits describe it; or A in registers, as in mma_16x8. Those
+// of 8 bits follow each other along k, in shared memory.
 struct Wgmma {
     Kind kind;
     unsigned columns;

@@ -13,6 +13,7 @@ namespace simt {
 
 float element(const uint32_t* registers, unsigned index, Kind kind) {
     if (kind == Kind::tf32) return std::bit_cast<float>(registers[index] & 0xFFFFE000);
+    if (kind == Kind::e4m3) return from_e4m3(uint8_t(registers[index / 4] >> 8 * (index % 4)));
     const auto bits = uint16_t(registers[index / 2] >> 16 * (index % 2));
     return kind == Kind::bf16 ? from_bfloat16(bits) : from_half(bits);
 }

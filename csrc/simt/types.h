@@ -98,6 +98,27 @@ inline float from_half(uint16_t bits) {
     return static_cast<float>(half);
 }
 
+// e4m3: one bit for the sign, four for the exponent, three for the fraction; no infinity, and two NaN.
+// The nearest one; what is larger than 448, the largest, becomes that.
+inline uint8_t e4m3_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    const auto sign = uint8_t(bits >> 24 & 0x80);
+    bits &= 0x7FFFFFFF;
+    if (x != x) return sign | 0x7F;
+    if (std::fabs(x) >= 448) return sign | 0x7E;
+    if (std::fabs(x) < 0x1p-6f) return sign | uint8_t(std::rint(std::fabs(x) * 0x1p9f));
+    return sign | uint8_t(((bits + 0x7FFFF + (bits >> 20 & 1)) >> 20) - (120 << 3));
+}
+
+inline float from_e4m3(uint8_t bits) {
+    const int exponent = bits >> 3 & 15, fraction = bits & 7;
+    const float size = (bits & 127) == 127 ? NAN
+                       : exponent == 0     ? std::ldexp(float(fraction), -9)
+                                           : std::ldexp(float(8 + fraction), exponent - 10);
+    return bits & 128 ? -size : size;
+}
+
 // A 16-bit float that is computed with in float, and rounded when it is stored.
 template <uint16_t (*round)(float), float (*widen)(uint16_t)>
 struct Narrow {
@@ -157,3 +178,16 @@ inline float2 __bfloat1622float2(__nv_bfloat162 pair) {
 inline float2 __half22float2(__half2 pair) {
     return {pair.x, pair.y};
 }
+
+// Four numbers of 8 bits, from which nothing but bits is wanted; and one.
+struct alignas(4) __nv_fp8x4_e4m3 {
+    uint32_t __x;
+
+    __nv_fp8x4_e4m3() = default;
+    explicit __nv_fp8x4_e4m3(const float4& x)
+        : __x(simt::e4m3_bits(x.x) | simt::e4m3_bits(x.y) << 8 | simt::e4m3_bits(x.z) << 16 |
+              uint32_t(simt::e4m3_bits(x.w)) << 24) {}
+};
+struct __nv_fp8_e4m3 {
+    uint8_t __x;
+};

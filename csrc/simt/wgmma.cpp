@@ -20,31 +20,43 @@
 namespace simt {
 namespace {
 
-constexpr unsigned kRows = 16, kDepth = 16, kMostColumns = 256;
+constexpr unsigned kRows = 16, kMostDepth = 32, kMostColumns = 256;
+
+// 32 bytes of k are multiplied at a time.
+unsigned bytes_of(Kind kind) {
+    return kind == Kind::e4m3 ? 1 : 2;
+}
+unsigned depth_of(Kind kind) {
+    return 32 / bytes_of(kind);
+}
 
 // Where an operand lies, as its descriptor says. The layouts repeat pieces of 8 x 16 bytes.
 class Operand {
 public:
-    Operand(uint64_t bits, bool transposed)
+    Operand(uint64_t bits, bool transposed, Kind kind)
         : start_(bits << 4 & 0x3FFF0),
           leading_(bits >> 12 & 0x3FFF0),
           stride_(bits >> 28 & 0x3FFF0),
           swizzle_(bits >> 62 ? 256u >> (bits >> 62) : 0),
+          bytes_(bytes_of(kind)),
           transposed_(transposed) {}
 
     // `row` counts rows of A, columns of B.
     size_t offset(unsigned row, unsigned k) const {
-        return swizzled(start_ + 2 * (transposed_ ? k_by_k(row, k) : row_by_row(row, k)), swizzle_);
+        return swizzled(start_ + (transposed_ ? 2 * k_by_k(row, k) : row_by_row(row, k * bytes_)),
+                        swizzle_);
     }
     // Of 16 bytes the numbers follow each other.
     unsigned rows_together() const { return transposed_ ? 8 : 1; }
-    unsigned k_together() const { return transposed_ ? 1 : 8; }
+    unsigned k_together() const { return transposed_ ? 1 : 16 / bytes_; }
 
 private:
-    size_t row_by_row(unsigned row, unsigned k) const {
-        if (swizzle_) return row % 8 * (swizzle_ / 2) + row / 8 * (stride_ / 2) + k;
-        return row % 8 * 8 + row / 8 * (stride_ / 2) + k % 8 + k / 8 * (leading_ / 2);
+    // In bytes.
+    size_t row_by_row(unsigned row, unsigned byte) const {
+        if (swizzle_) return row % 8 * swizzle_ + row / 8 * stride_ + byte;
+        return row % 8 * 16 + row / 8 * stride_ + byte % 16 + byte / 16 * leading_;
     }
+    // In numbers of 16 bits: others are not transposed.
     size_t k_by_k(unsigned row, unsigned k) const {
         const unsigned width = swizzle_ / 2;
         if (swizzle_)
@@ -54,7 +66,7 @@ private:
     }
 
     size_t start_, leading_, stride_;
-    unsigned swizzle_;
+    unsigned swizzle_, bytes_;
     bool transposed_;
 };
 
@@ -67,31 +79,32 @@ struct Product {
     const char* shared;
     const Thread* reader;
     Time time;
-    float a_values[kRows][kDepth];
+    float a_values[kRows][kMostDepth];
     float d[kRows][kMostColumns];
     bool done = false;
 
     float at(const Operand& operand, unsigned row, unsigned k) const {
         uint32_t bits = 0;
-        std::memcpy(&bits, shared + operand.offset(row, k), 2);
+        std::memcpy(&bits, shared + operand.offset(row, k), bytes_of(how.kind));
         return element(&bits, 0, how.kind);
     }
     void check(const Operand& operand, unsigned begin, unsigned end, Site site) const {
         for (unsigned row = begin; row < end; row += operand.rows_together())
-            for (unsigned k = 0; k < kDepth; k += operand.k_together())
+            for (unsigned k = 0; k < depth_of(how.kind); k += operand.k_together())
                 check_copy(shared + operand.offset(row, k), 16, false, site);
     }
     void multiply() {
         if (std::exchange(done, true)) return;
+        const unsigned depth = depth_of(how.kind);
         for (unsigned row = 0; row < kRows; ++row)
-            for (unsigned k = 0; k < kDepth && !a_in_registers; ++k)
+            for (unsigned k = 0; k < depth && !a_in_registers; ++k)
                 a_values[row][k] = at(a, first_row + row, k);
         for (unsigned column = 0; column < how.columns; ++column) {
-            float b_values[kDepth];
-            for (unsigned k = 0; k < kDepth; ++k) b_values[k] = at(b, column, k);
+            float b_values[kMostDepth];
+            for (unsigned k = 0; k < depth; ++k) b_values[k] = at(b, column, k);
             for (unsigned row = 0; row < kRows; ++row) {
                 d[row][column] = 0;
-                for (unsigned k = 0; k < kDepth; ++k)
+                for (unsigned k = 0; k < depth; ++k)
                     d[row][column] += a_values[row][k] * b_values[k];
             }
         }
@@ -115,8 +128,8 @@ void begin_product(void** lanes, unsigned) {
     Thread& thread = *self();
     const Request& mine = of(thread.lane());
     const auto product = std::make_shared<Product>(Product{*mine.how,
-                                                           {mine.a, mine.how->a_transposed},
-                                                           {mine.b, mine.how->b_transposed},
+                                                           {mine.a, mine.how->a_transposed, mine.how->kind},
+                                                           {mine.b, mine.how->b_transposed, mine.how->kind},
                                                            mine.a_registers != nullptr,
                                                            thread.warp() % 4 * kRows,
                                                            thread.block->shared,
@@ -125,7 +138,7 @@ void begin_product(void** lanes, unsigned) {
                                                            {},
                                                            {}});
     for (unsigned row = 0; row < kRows && mine.a_registers; ++row)
-        for (unsigned k = 0; k < kDepth; ++k)
+        for (unsigned k = 0; k < depth_of(mine.how->kind); ++k)
             product->a_values[row][k] = element(of(row % 8 * 4 + k / 2 % 4).a_registers,
                                                 k % 2 + row / 8 * 2 + k / 8 * 4, mine.how->kind);
     if (checking) {

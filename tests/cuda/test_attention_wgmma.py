@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import minitorch as mt
+from minitorch.backend import SimtArray
 from minitorch.errors import ConfigError
 from minitorch.kernels.cuda import attention
 from minitorch.kernels.cuda.extension import checked
@@ -14,12 +15,18 @@ LAST = {"causal": True, "lower_right": True}
 # heads, kv_heads, time_q, time_k, dim, value_dim, mask, sinks, options
 CASES = [
     (2, 1, 66, 300, 64, 64, None, False, LAST),
-    (1, 1, 150, 75, 40, 24, None, True, {"causal": True, "lower_right": True}),
+    (1, 1, 150, 75, 40, 24, None, True, LAST),
     (2, 2, 70, 290, 128, 128, None, True, {"window": (140, 0), "lower_right": True}),
-    (1, 1, 65, 140, 192, 128, None, False, {"scale": 0.3}),
-    (1, 1, 65, 200, 256, 256, None, False, {}),
+    (1, 1, 66, 70, 96, 96, None, False, {"scale": 0.3}),
 ]
-DTYPES = ["bfloat16", "float16"]
+WIDE = [
+    (1, 1, 65, 140, 192, 128, None, False, {"scale": 0.3}),
+    (1, 1, 65, 80, 256, 256, None, False, {}),
+]
+
+
+SEEN = {}
+"""What the first seed gave."""
 
 
 @pytest.fixture
@@ -36,45 +43,95 @@ def called(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize(
-    ("dtype", "order"), [*(("bfloat16", order) for order in ORDERS), ("float16", ORDERS[2])]
-)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_forward(case, dtype, order, called):
-    arrays = [x if x is None or x.ndim < 4 else x[:1] for x in inputs(case, dtype)[0]]
-    with checked(*order):
-        out, lse = compiled("scaled_dot_product_attention")(*map(simt, arrays), **case[-1])
-    expected, exact_lse = reference.scaled_dot_product_attention(*map(wide, arrays), **case[-1])
-    assert called == ["attention_wgmma"]
+def first_batch(arrays):
+    return [x if x is None or x.ndim < 4 else x[:1] for x in arrays]
+
+
+def forward(arrays, dtype, options):
+    """The kernel's out and log-normaliser, held against the reference's, which are returned too."""
+    out, lse = compiled("scaled_dot_product_attention")(*map(simt, arrays), **options)
+    expected, exact_lse = reference.scaled_dot_product_attention(*map(wide, arrays), **options)
     close(out, expected, dtype)
     seen = np.isfinite(exact_lse)
     assert (np.isfinite(lse) == seen).all()
     close(lse[seen], exact_lse[seen], dtype)
+    return out, lse, expected, exact_lse
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("dtype", "order"), [*(("bfloat16", order) for order in ORDERS), ("float16", ORDERS[2])]
+)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_both_directions(case, dtype, order, called):
+    given, grad = inputs(case, dtype)
+    arrays, grad = first_batch(given), grad[:1]
+    with checked(*order):
+        out, lse, *expected = forward(arrays, dtype, case[-1])
+        found = compiled("scaled_dot_product_attention_backward")(
+            *map(simt, (grad, *arrays)), out, lse, **case[-1]
+        )
+    assert called == ["attention_wgmma", "attention_wgmma_backward"]
+    gradients = reference.scaled_dot_product_attention_backward(
+        *map(wide, (grad, *arrays)), *expected, **case[-1]
+    )
+    for one, exactly in zip(found, gradients, strict=True):
+        assert (one is None) == (exactly is None)
+        if one is not None:
+            close(one, exactly, dtype, factor=2)
+
+
+@pytest.mark.parametrize("case", WIDE, ids=str)
+def test_wide_heads(case, called):
+    with checked("random", 7):
+        forward(first_batch(inputs(case, "bfloat16")[0]), "bfloat16", case[-1])
+    assert called == ["attention_wgmma"]
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_sequences_of_any_lengths(seed, called):
-    """In orders of threads and copies of which each seed gives another."""
+    """In orders of threads and copies of which each seed gives another: the same bits."""
     rng = np.random.default_rng(0)
     starts = np.array([0, 3, 3, 140, 157]), np.array([0, 5, 9, 9, 42])
-    query = rng.standard_normal((157, 2, 16)).astype(mt.bfloat16)
+    query, grad = (rng.standard_normal((157, 2, 16)).astype(mt.bfloat16) for _ in range(2))
     key, value = (rng.standard_normal((42, 1, 16)).astype(mt.bfloat16) for _ in range(2))
+    arrays = query, key, value, None, *starts
     with checked("random", seed):
-        given = [simt(x) for x in (query, key, value, None, *starts)]
-        out, _ = compiled("varlen_attention")(*given, **LAST)
-    assert called == ["attention_wgmma"]
-    expected = reference.varlen_attention(*map(wide, (query, key, value)), None, *starts, **LAST)
+        given = [simt(x) for x in arrays]
+        out, lse = compiled("varlen_attention")(*given, **LAST)
+        found = compiled("varlen_attention_backward")(simt(grad), *given, out, lse, **LAST)
+    assert called == ["attention_wgmma", "attention_wgmma_backward"]
+    exact = [*map(wide, arrays[:3]), None, *starts]
+    expected = reference.varlen_attention(*exact, **LAST)
     close(out, expected[0], "bfloat16")
+    gradients = reference.varlen_attention_backward(wide(grad), *exact, *expected, **LAST)
+    for one, exactly in zip(found[:3], gradients[:3], strict=True):
+        close(one, exactly, "bfloat16", factor=2)
+    bits = b"".join(np.asarray(x).tobytes() for x in (out, lse, *found[:3]))
+    assert SEEN.setdefault("bits", bits) == bits
 
 
 def test_which_kernel():
-    query = np.zeros((1, 2, 65, 8), np.float16).view(mt.backend.SimtArray)
-    few = query[:, :, :64]
-    assert attention._suit_hopper(query, query, query)
-    assert not attention._suit_hopper(few, query, query)
+    """Each row of the table, forward and backward."""
+
+    def chosen(time_q, dim, kind=np.float16, time_k=300, **more):
+        query, key = (np.zeros((1, 2, t, dim), kind).view(SimtArray) for t in (time_q, time_k))
+        given = {"scale": 1.0, "plain": True, **more}
+        request = attention.Request(query, key, key, (query, key), **given)
+        return [attention._pick(request, backward) for backward in (0, 1)]
+
+    assert chosen(65, 128) == ["attention_wgmma", "attention_wgmma"]
+    assert chosen(65, 192) == ["attention_wgmma", "attention_mma"]
+    assert chosen(65, 64, plain=False, needs_mask=True) == ["attention_mma", "attention"]
+    assert chosen(64, 64) == ["attention_decode", "attention_mma"]
+    assert chosen(64, 64, packed=True) == ["attention_mma", "attention_mma"]
+    assert chosen(64, 12) == ["attention", "attention"]
+    assert chosen(65, 64, np.float32) == ["attention", "attention"]
     with attention.attention_kernel("attention"):
-        assert attention._kernel_for([query], 1.0) == "attention"
-    assert attention._kernel_for([query], 1.0) == "attention_mma"
+        assert chosen(65, 64) == ["attention", "attention"]
+    with attention.attention_kernel("attention_mma"):
+        assert chosen(65, 64) == ["attention_mma", "attention_mma"]
+    with checked(capability=80):
+        assert chosen(65, 64) == ["attention_mma", "attention_mma"]
     with (
         pytest.raises(ConfigError, match="expected one of attention, attention_mma"),
         attention.attention_kernel("flash"),

@@ -1,12 +1,4 @@
-"""Attention on the device: memory linear in time, forward and backward.
-
-    attention_wgmma.cu    forward, on Hopper: what attention_mma.cu takes, of more than 64 queries,
-                          without a mask or cap
-    attention_mma*.cu     bfloat16 and float16, on tensor cores: heads of a multiple of 8 features,
-                          rows at multiples of 16 bytes, a scale above 0
-    attention_decode.cu   the same, of a few queries to many keys, or keys in pages; and of heads of
-                          up to 576 features if the values, up to 512, are the first of the keys'
-    attention.cu          everything else, and what wants the gradient of a mask
+"""Attention on the device: memory linear in time, forward and backward; TABLE says by which kernel.
 
 Results lie in memory as (batch, time, heads, head_dim), whatever the order of their dimensions:
 that is how a model puts the heads together again, and how it took them apart.
@@ -14,6 +6,7 @@ that is how a model puts the heads together again, and how it took them apart.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,6 +40,84 @@ KERNELS = ("attention", "attention_mma", "attention_wgmma")
 
 _best = KERNELS[-1]
 _ROWS_OF_A_BLOCK, _KEYS_OF_A_TILE = 64, 64  # of attention_decode.cu, at most
+
+
+@dataclass(frozen=True)
+class Request:
+    """What attention is asked for. All arrays are (batch, heads, time, features)."""
+
+    query: Array
+    key: Array
+    value: Array
+    rows: Sequence[Array]
+    """These, and all others whose rows are read or written."""
+    scale: float
+    plain: bool
+    """Scores are neither capped, nor is a mask added to them."""
+    packed: bool = False
+    """Sequences lie one after another."""
+    needs_mask: bool = False
+    """The gradient of a mask is wanted."""
+
+    def is_for_tensor_cores(self) -> bool:
+        return _suit_tensor_cores(self.rows, self.scale)
+
+    def is_for_warpgroups(self) -> bool:
+        """Besides, tensor maps can describe them, and there are queries for two warpgroups."""
+        return (
+            self.is_for_tensor_cores()
+            and self.plain
+            and capability(self.query) // 10 == 9
+            and self.query.shape[2] > 64
+            and self.widest() <= 256
+            and all(
+                d > 0 for x in self.rows for n, d in zip(x.shape, x.strides, strict=True) if n > 1
+            )
+        )
+
+    def is_decoding(self) -> bool:
+        """A few queries, which would leave most of a GPU without work, to many keys."""
+        group = self.query.shape[1] // self.key.shape[1]
+        few = group * self.query.shape[2] <= _ROWS_OF_A_BLOCK
+        many = self.key.shape[2] >= 4 * _KEYS_OF_A_TILE
+        return (few and many and not self.packed) or self.widest() > 256
+
+    def widest(self) -> int:
+        return max(self.query.shape[3], self.value.shape[3])
+
+
+_Takes = Callable[[Request], bool]
+TABLE: tuple[tuple[str, _Takes, _Takes], ...] = (
+    (
+        "attention_wgmma",
+        lambda it: it.is_for_warpgroups(),
+        lambda it: it.is_for_warpgroups() and it.widest() <= 128,
+    ),
+    (
+        "attention_decode",
+        lambda it: it.is_for_tensor_cores() and it.is_decoding(),
+        lambda it: False,
+    ),
+    (
+        "attention_mma",
+        lambda it: it.is_for_tensor_cores(),
+        lambda it: it.is_for_tensor_cores() and not it.needs_mask,
+    ),
+    ("attention", lambda it: True, lambda it: True),
+)
+"""The first kernel whose condition holds computes it: forward, and backward.
+
+Causal or not, windows, sinks, grouped heads and sequences of any lengths are with all of them:
+
+    attention_wgmma    Hopper, more than 64 queries, no mask and no cap. Forward heads of up to 64,
+                       96, 128, 192 (values 128) or 256; backward up to 64, 96 or 128, by
+                       attention_backward_wgmma.cu
+    attention_decode   a few queries to many keys; keys in pages; and heads of up to 576 features if
+                       the values, up to 512, are the first of the keys'
+    attention_mma      bfloat16 and float16: heads of a multiple of 8 features up to 256, rows at
+                       multiples of 16 bytes, a scale above 0; masks, caps
+    attention          everything else: float32 and float64, any rows, the gradient of a mask
+"""
 
 
 @contextmanager
@@ -145,7 +216,7 @@ def paged_attention(
     q, k, v = (_contiguous_rows(x) for x in (query, keys, values))
     numbers = kernel_numbers(q, **options)
     out = _by_time(q, v.shape[3])
-    fits = _takes(q, k, v) and _kernel_for((q, k, v), numbers[0]) == "attention_mma"
+    fits = _takes(q, k, v) and _suit_tensor_cores((q, k, v), numbers[0])
     if fits or _is_latent(q, k, v, numbers[0]):
         ends, pages = _integers(lengths, q, int64), _integers(table, q, int32)
         most = table.shape[1] * k.shape[2]
@@ -254,26 +325,19 @@ def attention_qkvpacked_backward(
 def _forward(*arrays: Any, **options: Any) -> None:
     query, key, value, bias, sinks, starts, _, out, lse = arrays
     numbers = kernel_numbers(query, **options)
-    kernel = _kernel_for((query, key, value), numbers[0])
-    rows = query.shape[1] // key.shape[1] * query.shape[2]
-    few = starts is None and rows <= _ROWS_OF_A_BLOCK and key.shape[2] >= 4 * _KEYS_OF_A_TILE
-    if kernel == "attention_mma" and (few or key.shape[3] > 256):
-        _decode(query, key, value, bias, sinks, out, lse, None, None, numbers, key.shape[2])
-        return
+    given = query, key, value
     plain = bias is None and numbers[1] == 0
-    if kernel == "attention_mma" and plain and _suit_hopper(query, key, value):
-        kernel = "attention_wgmma"
-    call(kernel, *arrays, *numbers)
+    kernel = _pick(Request(*given, given, numbers[0], plain, packed=starts is not None), 0)
+    if kernel == "attention_decode":
+        _decode(*given, bias, sinks, out, lse, None, None, numbers, key.shape[2])
+    else:
+        call(kernel, *arrays, *numbers)
 
 
-def _suit_hopper(query: Array, *keys_and_values: Array) -> bool:
-    """Whether tensor maps can describe them, and there are queries for both warpgroups."""
-    arrays = query, *keys_and_values
-    return (
-        _best == "attention_wgmma"
-        and capability(query) // 10 == 9
-        and query.shape[2] > 64
-        and all(d > 0 for x in arrays for n, d in zip(x.shape, x.strides, strict=True) if n > 1)
+def _pick(request: Request, backward: int) -> str:
+    better = KERNELS[KERNELS.index(_best) + 1 :]
+    return next(
+        kernel for kernel, *takes in TABLE if kernel not in better and takes[backward](request)
     )
 
 
@@ -305,23 +369,25 @@ def _decode(
 
 def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:
     """Run the kernel on its first fourteen arrays; returns the sinks' gradient."""
-    query, sinks, log_normaliser, dscores = (arrays[i] for i in (0, 4, 9, 13))
+    query, key, value, bias, sinks = arrays[:5]
+    log_normaliser, dscores = arrays[9], arrays[13]
     logits, dsinks = _sinks(sinks, query), None
     if logits is not None:
         dsinks = empty(query, (sequences, *logits.shape), logits.dtype)
     given = [*arrays[:4], logits, *arrays[5:], dsinks, empty(log_normaliser)]
     numbers = kernel_numbers(query, **options)
     rows = (*arrays[:3], *arrays[7:9], *arrays[10:13])
-    kernel = "attention" if dscores is not None else _kernel_for(rows, numbers[0])
-    call(f"{kernel}_backward", *given, *numbers)
+    plain, needs_mask = bias is None and numbers[1] == 0, dscores is not None
+    request = Request(query, key, value, rows, numbers[0], plain, needs_mask=needs_mask)
+    call(f"{_pick(request, 1)}_backward", *given, *numbers)
     if dsinks is None:
         return None
     return beside(dsinks.sum(0).astype(sinks.dtype, copy=False), query)
 
 
-def _kernel_for(rows: Sequence[Array], scale: float) -> str:
-    """Tensor cores take rows that can be copied by 16 bytes, and multiplied as they are."""
-    fits = (
+def _suit_tensor_cores(rows: Sequence[Array], scale: float) -> bool:
+    """They take rows that can be copied by 16 bytes, and multiplied as they are."""
+    return (
         _best != "attention"
         and scale > 0
         and all(
@@ -331,7 +397,6 @@ def _kernel_for(rows: Sequence[Array], scale: float) -> str:
             for x in rows
         )
     )
-    return "attention_mma" if fits else "attention"
 
 
 def _by_formula(run: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
@@ -371,7 +436,7 @@ def _is_latent(query: Array, key: Array, value: Array, scale: float) -> bool:
     """Whether these are heads for attention_decode.cu alone, the values the first of the keys'."""
     return (
         query.dtype == key.dtype == value.dtype
-        and _kernel_for((query, key, value), scale) == "attention_mma"
+        and _suit_tensor_cores((query, key, value), scale)
         and query.ndim >= 3
         and min(query.size, key.size, value.size) > 0
         and 256 < key.shape[-1] <= 576

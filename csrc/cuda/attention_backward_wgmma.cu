@@ -1,0 +1,304 @@
+// The backward of attention_wgmma.cu on Hopper, sm_90a, for heads of up to 128: what
+// attention_mma_backward.cu computes, by warpgroups. With D = rowsum(dO O), first:
+//
+//     P = exp(S - L),   dP = dO Vᵀ,   dS = P (dP - D)
+//     dV = Pᵀ dO,   dQ = scale dS K,   dK = scale dSᵀ Q
+//
+// Two kernels, as there, so that each sum is made by one warpgroup in one order: the same bits each time.
+// A block has three warpgroups: one has tiles copied by the tensor memory accelerator, two keep 64 rows
+// each, of 128 queries or 128 keys, and walk past tiles of the others:
+//
+//     dQ       S = Q Kᵀ, dP = dO Vᵀ (queries, keys), then dQ += dS K
+//     dK, dV   Sᵀ = K Qᵀ, dPᵀ = V dOᵀ (keys, queries), then dV += Pᵀ dO, dK += dSᵀ Q
+//
+// P and dS are left operands in the registers in which they were computed. All that is multiplied from
+// shared memory lies there once: K, for one, by its columns for S and by its rows for dQ, since wgmma takes
+// both. While the softmax of one warpgroup is computed the tensor cores work for the other one, and for
+// this one's dPᵀ and dV. L and D of a tile's queries are brought by another warp of the first warpgroup,
+// which has nothing else to do; for queries that do not exist L is infinite, and P 0.
+//
+// The seven products of two kernels instead of the five of one cost 7/5 of its arithmetic; in return
+// nothing is added up over blocks.
+//
+// Registers of a thread: 168, of which the first warpgroup keeps 40 and the others get 232. No spills.
+// Source: FlashAttention-2, Dao 2023 (arXiv 2307.08691), algorithm 2; FlashAttention-3, Shah et al. 2024
+// (arXiv 2407.08608), appendix B.
+
+#include "attention_warpgroups.h"
+
+namespace minitorch {
+
+namespace {
+
+template <typename Widths>
+struct Plan : Widths {
+    using Widths::dim, Widths::value_dim;
+    static_assert(dim <= 128 && value_dim <= 128);
+    static constexpr int rows = 128;    // of a block
+    static constexpr int keys = 128;    // of a tile, for dQ
+    static constexpr int queries = 64;  // of a tile, for dK and dV
+};
+
+// Two matrices, 64 rows of each for either consumer, and two tiles of two others.
+template <typename T, typename Plan, int tile>
+struct Memory {
+    static constexpr int dim = padded(Plan::dim), value_dim = padded(Plan::value_dim);
+    static constexpr unsigned tile_bytes = tile * (dim + value_dim) * 2;
+    static constexpr unsigned kept_bytes = Plan::rows * (dim + value_dim) * 2;
+    static constexpr size_t bytes = kept_bytes + 2 * tile_bytes;
+    char* data;
+
+    __device__ Panels<T, 64> left(int consumer) const { return {data + consumer * 64 * dim * 2}; }
+    __device__ Panels<T, 64> right(int consumer) const {
+        return {data + (Plan::rows * dim + consumer * 64 * value_dim) * 2};
+    }
+    __device__ Panels<T, tile> left_tile(long n) const {
+        return {data + kept_bytes + n % 2 * tile_bytes};
+    }
+    __device__ Panels<T, tile> right_tile(long n) const {
+        return {left_tile(n).data + tile * dim * 2};
+    }
+    // A warp's 16 rows of what was kept, which are not needed any more.
+    template <int width>
+    __device__ RowTile<T, width> own_rows(const Panels<T, 64>& panels) const {
+        const int warp = threadIdx.x % kGroup / 32;
+        return {reinterpret_cast<T*>(panels.data) + warp * 16 * padded(width)};
+    }
+};
+
+struct Maps {
+    CUtensorMap query, grad, key, value;
+};
+
+template <typename T, typename Plan>
+__global__ void __launch_bounds__(kThreads, 1)
+    backward_queries_wgmma(Attention<T> p, Above<T> above, const __grid_constant__ Maps maps,
+                           Heads<T> dquery) {
+    using Shared = Memory<T, Plan, Plan::keys>;
+    SHARED_DYNAMIC(char, data);
+    SHARED(uint64_t, barriers, [5]);
+    const Shared memory{data};
+    const Ring ring{barriers, barriers + 2};
+    uint64_t* const kept_full = barriers + 4;
+    const Work<T> work(p, false, Plan::rows);
+    const long head = blockIdx.y, kv_head = head / p.group;
+    if (work.first >= work.time_q) return;
+    const long last = min(work.first + Plan::rows, work.time_q) - 1;
+    const long begin = work.first_key(work.first), end = work.end_of_keys(last);
+    const long tiles = max(0l, end - begin + Plan::keys - 1) / Plan::keys;
+    if (threadIdx.x == 0) {
+        ring.begin();
+        ptx::mbarrier_init(kept_full, 1);
+        ptx::fence_mbarrier_init();
+    }
+    __syncthreads();
+
+    if (threadIdx.x < kGroup) {
+        ptx::give_registers<40>();
+        if (threadIdx.x != 0 || tiles == 0) return;
+        ptx::mbarrier_arrive_expect(kept_full, Shared::kept_bytes);
+        for (int i = 0; i < 2; ++i) {
+            const long row = work.q_begin + work.first + 64 * i;
+            memory.left(i).load(&maps.query, kept_full, Plan::dim, row, head, work.batch);
+            memory.right(i).load(&maps.grad, kept_full, Plan::value_dim, row, head, work.batch);
+        }
+        for (long n = 0; n < tiles; ++n) {
+            const long row = work.k_begin + begin + n * Plan::keys;
+            uint64_t* const full = ring.full + n % 2;
+            ring.wait_to_fill(n, Shared::tile_bytes);
+            memory.left_tile(n).load(&maps.key, full, Plan::dim, row, kv_head, work.batch);
+            memory.right_tile(n).load(&maps.value, full, Plan::value_dim, row, kv_head, work.batch);
+        }
+        return;
+    }
+    ptx::take_registers<232>();
+    const int consumer = threadIdx.x / kGroup - 1;
+    const long own = work.first + 64 * consumer + threadIdx.x % kGroup / 32 * 16;
+    const float factor = p.scale * kLog2e;
+    float log_normaliser[2], delta[2];
+    for (int i = 0; i < 2; ++i) {
+        const long query = min(own + threadIdx.x % 32 / 4 + 8 * i, last);
+        log_normaliser[i] = above.log_normaliser[work.statistic(head, query)] * kLog2e;
+        delta[i] = above.delta[work.statistic(head, query)];
+    }
+    float sums[Plan::dim / 2] = {}, scores[Plan::keys / 2], dscores[Plan::keys / 2];
+    if (tiles > 0) ptx::mbarrier_wait(kept_full, 0);
+    for (long n = 0; n < tiles; ++n) {
+        ring.wait_to_read(n);
+        begin_products_of_rows<Plan::dim>(scores, memory.left(consumer), memory.left_tile(n));
+        begin_products_of_rows<Plan::value_dim>(dscores, memory.right(consumer),
+                                                memory.right_tile(n));
+        const long key = begin + n * Plan::keys;
+        const bool all = work.all_see(work.first, last, key, key + Plan::keys - 1);
+        ptx::wgmma_wait<1>(scores);
+        for_each(
+            [&](int row) {
+                const int i = row / 8 % 2;
+                return [=, seen = work.keys_seen(own + row, key)](int column, float& s) {
+                    s = all || seen.has(column) ? ptx::exp2(s * factor - log_normaliser[i]) : 0;
+                };
+            },
+            by_pieces(scores));
+        ptx::wgmma_wait<0>(dscores);
+#pragma unroll
+        for (int e = 0; e < Plan::keys / 2; ++e)
+            scores[e] *= dscores[e] - delta[e / 2 % 2];
+        Fragment weights[Plan::keys / 16];
+        round_all<T>(scores, weights);
+        begin_weighted_rows(sums, weights, memory.left_tile(n));
+        ptx::wgmma_wait<0>(sums);
+        ring.release(n);
+    }
+    ptx::bar_sync(1 + consumer, kGroup);  // this consumer's queries are not needed any more
+    memory.template own_rows<Plan::dim>(memory.left(consumer))
+        .store(by_pieces(sums)[0], {p.scale, p.scale}, work.queries(dquery, head, own));
+}
+
+template <typename T, typename Plan>
+__global__ void __launch_bounds__(kThreads, 1)
+    backward_keys_wgmma(Attention<T> p, Above<T> above, const __grid_constant__ Maps maps,
+                        Heads<T> dkey, Heads<T> dvalue) {
+    using Shared = Memory<T, Plan, Plan::queries>;
+    SHARED_DYNAMIC(char, data);
+    SHARED(float, log_normaliser, [2][Plan::queries]);
+    SHARED(float, delta, [2][Plan::queries]);
+    SHARED(uint64_t, barriers, [5]);
+    const Shared memory{data};
+    const Ring ring{barriers, barriers + 2};
+    uint64_t* const kept_full = barriers + 4;
+    const Work<T> work(p, true, Plan::rows);
+    const long kv_head = blockIdx.y;
+    if (work.first >= work.time_k) return;
+    const long last = min(work.first + Plan::rows, work.time_k) - 1;
+    const long begin = work.first_query(work.first), end = work.end_of_queries(last);
+    const long per_head = max(0l, end - begin + Plan::queries - 1) / Plan::queries;
+    const long tiles = per_head * p.group;
+    const auto head_of = [&](long n) { return kv_head * p.group + n / per_head; };
+    const auto query_of = [&](long n) { return begin + n % per_head * Plan::queries; };
+    if (threadIdx.x == 0) {
+        ring.begin(2);
+        ptx::mbarrier_init(kept_full, 1);
+        ptx::fence_mbarrier_init();
+    }
+    __syncthreads();
+
+    if (threadIdx.x < kGroup) {
+        ptx::give_registers<40>();
+        const int lane = threadIdx.x % 32;
+        if (threadIdx.x == 0 && tiles > 0) {
+            ptx::mbarrier_arrive_expect(kept_full, Shared::kept_bytes);
+            for (int i = 0; i < 2; ++i) {
+                const long row = work.k_begin + work.first + 64 * i;
+                memory.left(i).load(&maps.key, kept_full, Plan::dim, row, kv_head, work.batch);
+                memory.right(i).load(&maps.value, kept_full, Plan::value_dim, row, kv_head,
+                                     work.batch);
+            }
+            for (long n = 0; n < tiles; ++n) {
+                const long row = work.q_begin + query_of(n), head = head_of(n);
+                uint64_t* const full = ring.full + n % 2;
+                ring.wait_to_fill(n, Shared::tile_bytes);
+                memory.left_tile(n).load(&maps.query, full, Plan::dim, row, head, work.batch);
+                memory.right_tile(n).load(&maps.grad, full, Plan::value_dim, row, head, work.batch);
+            }
+        } else if (threadIdx.x / 32 == 1) {
+            for (long n = 0; n < tiles; ++n) {
+                ring.wait_until_empty(n);
+                for (int i = lane; i < Plan::queries; i += 32) {
+                    const long query = query_of(n) + i;
+                    const bool exists = query < work.time_q;
+                    const long from = work.statistic(head_of(n), exists ? query : 0);
+                    log_normaliser[n % 2][i] =
+                        exists ? above.log_normaliser[from] * kLog2e : INFINITY;
+                    delta[n % 2][i] = exists ? above.delta[from] : 0;
+                }
+                __syncwarp();
+                if (lane == 0) ptx::mbarrier_arrive(ring.full + n % 2);
+            }
+        }
+        return;
+    }
+    ptx::take_registers<232>();
+    const int consumer = threadIdx.x / kGroup - 1;
+    const long own = work.first + 64 * consumer + threadIdx.x % kGroup / 32 * 16;
+    const float factor = p.scale * kLog2e;
+    float dkeys[Plan::dim / 2] = {}, dvalues[Plan::value_dim / 2] = {};
+    float scores[Plan::queries / 2], dscores[Plan::queries / 2];
+    if (tiles > 0) ptx::mbarrier_wait(kept_full, 0);
+    for (long n = 0; n < tiles; ++n) {
+        ring.wait_to_read(n);
+        begin_products_of_rows<Plan::dim>(scores, memory.left(consumer), memory.left_tile(n));
+        begin_products_of_rows<Plan::value_dim>(dscores, memory.right(consumer),
+                                                memory.right_tile(n));
+        const long query = query_of(n);
+        const bool all = work.all_see(query, query + Plan::queries - 1, work.first, last);
+        ptx::wgmma_wait<1>(scores);
+        for_each(
+            [&](int row) {
+                return [&, seen = work.queries_that_see(own + row, query)](int column, float& s) {
+                    s = all || seen.has(column)
+                            ? ptx::exp2(s * factor - log_normaliser[n % 2][column])
+                            : 0;
+                };
+            },
+            by_pieces(scores));
+        Fragment weights[Plan::queries / 16], dweights[Plan::queries / 16];
+        round_all<T>(scores, weights);
+        begin_weighted_rows(dvalues, weights, memory.right_tile(n));
+        ptx::wgmma_wait<1>(dscores);
+        for_each(
+            [&](int) {
+                return [&](int column, float& d, float weight) {
+                    d = weight * (d - delta[n % 2][column]);
+                };
+            },
+            by_pieces(dscores), by_pieces(scores));
+        round_all<T>(dscores, dweights);
+        begin_weighted_rows(dkeys, dweights, memory.left_tile(n));
+        ptx::wgmma_wait<0>(dkeys);
+        ptx::wgmma_wait<0>(dvalues);
+        __syncwarp();  // one lane says for all that L and D have been read
+        ring.release(n);
+    }
+    ptx::bar_sync(1 + consumer, kGroup);  // this consumer's keys are not needed any more
+    memory.template own_rows<Plan::dim>(memory.left(consumer))
+        .store(by_pieces(dkeys)[0], {p.scale, p.scale}, work.keys(dkey, kv_head, own));
+    memory.template own_rows<Plan::value_dim>(memory.right(consumer))
+        .store(by_pieces(dvalues)[0], {1, 1}, work.keys(dvalue, kv_head, own));
+}
+
+template <typename T, typename Body>
+void by_narrow_width(const Attention<T>& p, Body&& body) {
+    const int wider = max(p.query.dim, p.value.dim);
+    if (wider <= 64) return body(Widths<64, 64>());
+    if (wider <= 96) return body(Widths<96, 96>());
+    return body(Widths<128, 128>());
+}
+
+}  // namespace
+
+// The arrays of `attention_mma_backward` without bias, heads of at most 128, strides above 0 where they
+// matter, and its numbers with a softcap of 0.
+DEVICE_KERNEL(attention_wgmma_backward) {
+    by_half(arrays[0], [&](auto kind) {
+        using T = decltype(kind);
+        const auto p = attention_of<T>(arrays, numbers);
+        const Above<T> above = above_of<T>(arrays);
+        start_row_products(p, above, arrays[9].size, stream);
+        by_narrow_width(p, [&](auto widths) {
+            using P = Plan<decltype(widths)>;
+            const auto maps = [&](int queries, int keys) {
+                return Maps{map_of<T>(arrays[0], queries), map_of<T>(arrays[7], queries),
+                            map_of<T>(arrays[1], keys), map_of<T>(arrays[2], keys)};
+            };
+            launch(backward_queries_wgmma<T, P>, grid_of(p, p.time_q, p.heads, P::rows), kThreads,
+                   Memory<T, P, P::keys>::bytes, stream, p, above, maps(64, P::keys),
+                   heads_of<T>(arrays[10]));
+            launch(backward_keys_wgmma<T, P>, grid_of(p, p.time_k, p.heads / p.group, P::rows),
+                   kThreads, Memory<T, P, P::queries>::bytes, stream, p, above,
+                   maps(P::queries, 64), heads_of<T>(arrays[11]), heads_of<T>(arrays[12]));
+        });
+        if (arrays[14]) start_sinks(p, above, arrays[14], stream);
+    });
+}
+
+}  // namespace minitorch
