@@ -168,14 +168,21 @@ __global__ void wgmma(const char* in, float* out) {
     const uint64_t b = ptx::matrix_descriptor(begin + given.b_offset, given.b_leading,
                                               given.b_stride, ptx::Swizzle(given.b_swizzle));
     ptx::wgmma_fence();
-    if (given.a_in_registers)
-        ptx::wgmma<T, b_transposed>(d, a, b, given.accumulate);
-    else
+    const auto from_memory = [&] {
         ptx::wgmma<T, a_transposed, b_transposed>(
             d,
             ptx::matrix_descriptor(begin + given.a_offset, given.a_leading, given.a_stride,
                                    ptx::Swizzle(given.a_swizzle)),
             b, given.accumulate);
+    };
+    if constexpr (sizeof(T) == 2) {
+        if (given.a_in_registers)
+            ptx::wgmma<T, b_transposed>(d, a, b, given.accumulate);
+        else
+            from_memory();
+    } else {
+        from_memory();
+    }
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(d);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -212,14 +219,125 @@ __global__ void boxes(const __grid_constant__ CUtensorMap from, const __grid_con
     ptx::cluster_wait();
 }
 
+// Boxes of a tensor (3, 20, 104) of 16 bits, of 8 x 64 of its planes 2 and 1 and, as one of four
+// dimensions, of 16 x 32 of plane 0; loaded into both blocks of a cluster, and one stored elsewhere.
+__global__ void boxes_of_planes(const __grid_constant__ CUtensorMap from,
+                                const __grid_constant__ CUtensorMap four,
+                                const __grid_constant__ CUtensorMap to, float* out) {
+    SHARED_DYNAMIC(uint4, box);
+    SHARED(uint64_t, barrier, [1]);
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(barrier, 1);
+        ptx::fence_mbarrier_init();
+        ptx::mbarrier_arrive_expect(barrier, 3 * 1024);
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    if (threadIdx.x == 0) {
+        ptx::tma_load(box, &from, barrier, 60, 15, 2);
+        if (ptx::cluster_rank() == 1) ptx::tma_load_multicast(box + 64, &from, barrier, 8, -3, 1, 3);
+        ptx::tma_load(box + 128, &four, barrier, 40, 4, 0, 0);
+    }
+    ptx::mbarrier_wait(barrier, 0);
+    for (int i = threadIdx.x; i < 192; i += 32)
+        reinterpret_cast<uint4*>(out)[192 * blockIdx.x + i] = box[i];
+    if (threadIdx.x == 0 && ptx::cluster_rank() == 1) {
+        ptx::tma_store(&to, box + 64, 50, -2, 2);
+        ptx::bulk_commit();
+        ptx::bulk_wait_read<0>();
+        ptx::bulk_wait<0>();
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+}
+
+// in: 128 numbers of 32 bits, which two warps hand to two others and back, by a named barrier and by one
+// in memory, over and over, and the blocks of a cluster to each other.
+__global__ void barriers(const char* in, float* out) {
+    SHARED(uint32_t, numbers, [64]);
+    SHARED(uint64_t, ready, [1]);
+    const int i = threadIdx.x % 64;
+    const bool first = threadIdx.x < 64;
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(ready, 64);
+        ptx::fence_mbarrier_init();
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    uint32_t number = reinterpret_cast<const uint32_t*>(in)[64 * blockIdx.x + i];
+    for (unsigned round = 0; round < 4; ++round) {
+        if (first) {
+            numbers[i] = number;
+            ptx::bar_arrive(1, 128);
+            ptx::mbarrier_wait(ready, round % 2);
+            number = numbers[(i + 1) % 64];
+            ptx::bar_sync(2, 64);
+        } else {
+            ptx::bar_sync(1, 128);
+            numbers[i] = 3 * numbers[i] + round;
+            ptx::mbarrier_arrive(ready);
+        }
+    }
+    if (first) numbers[i] = number;
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    const unsigned other = 1 - ptx::cluster_rank();
+    if (first)
+        reinterpret_cast<uint32_t*>(out)[64 * blockIdx.x + i] = *ptx::in_block(&numbers[i], other);
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+}
+
+// in: 32 numbers of 32 bits, which go back and forth between two blocks, by way of memory and flags.
+__global__ void flags(const char* in, float* out) {
+    auto* numbers = reinterpret_cast<uint32_t*>(out);
+    uint32_t* const flag = numbers + 32;
+    const int i = threadIdx.x;
+    for (uint32_t turn = 0; turn < 6; ++turn) {
+        if (turn % 2 != blockIdx.x) continue;
+        if (i == 0)
+            while (ptx::load_acquire(flag) != turn) {}
+        __syncwarp();
+        const uint32_t number =
+            turn ? 5 * numbers[(i + 7) % 32] : reinterpret_cast<const uint32_t*>(in)[i];
+        __syncwarp();
+        numbers[i] = number;
+        __syncwarp();
+        if (i == 0) ptx::store_release(flag, turn + 1);
+    }
+}
+
+// in: 128 floats. One warpgroup gives its registers to another, which then has two hundred sums.
+__global__ void __launch_bounds__(384, 1) registers(const char* in, float* out) {
+    const auto* numbers = reinterpret_cast<const float*>(in);
+    if (threadIdx.x < 128) {
+        ptx::give_registers<24>();
+    } else {
+        ptx::take_registers<240>();
+        const int i = threadIdx.x % 128;
+        float sums[200];
+#pragma unroll
+        for (int j = 0; j < 200; ++j) sums[j] = numbers[i];
+        for (int step = 0; step < 4; ++step)
+#pragma unroll
+            for (int j = 0; j < 200; ++j) sums[j] = sums[j] * 0.5f + numbers[(i + j + step) % 128];
+        float total = 0;
+#pragma unroll
+        for (int j = 0; j < 200; ++j) total += sums[j];
+        out[threadIdx.x - 128] = total;
+    }
+}
+
 template <typename T, int columns>
 void run_wgmma(const std::string& name, const char* in, float* out) {
 #define CASE(a, b) \
     if (name == std::to_string(columns) + " " #a " " #b) launch(wgmma<T, columns, a, b>, 1, 128, 65536, 0, in, out)
     CASE(0, 0);
-    CASE(0, 1);
-    CASE(1, 0);
-    CASE(1, 1);
+    if constexpr (sizeof(T) == 2) {
+        CASE(0, 1);
+        CASE(1, 0);
+        CASE(1, 1);
+    }
 #undef CASE
 }
 
@@ -254,6 +372,23 @@ int main(int argc, char** argv) {
         run_wgmma<__nv_bfloat16, 256>(name.substr(9), in, out);
     }
     if (name.rfind("float16 ", 0) == 0) run_wgmma<__half, 32>(name.substr(8), in, out);
+    if (name.rfind("float8 ", 0) == 0) {
+        run_wgmma<__nv_fp8_e4m3, 96>(name.substr(7), in, out);
+        run_wgmma<__nv_fp8_e4m3, 128>(name.substr(7), in, out);
+    }
+    if (name == "barriers") launch({.cluster = 2}, barriers, 2, 128, 0, 0, in, out);
+    if (name == "flags") launch({.cluster = 2}, flags, 2, 32, 0, 0, in, out);
+    if (name == "registers") launch(registers, 1, 384, 0, 0, in, out);
+    if (name == "boxes_of_planes") {
+        const auto map = [](void* data) {
+            return minitorch::tensor_map(static_cast<__half*>(data), {104, 20, 3}, {1, 104, 2080},
+                                         {64, 8, 1}, ptx::Swizzle::bytes_128);
+        };
+        const auto four = minitorch::tensor_map(reinterpret_cast<__half*>(in), {104, 20, 3, 1},
+                                                {1, 104, 2080, 6240}, {32, 16, 1, 1},
+                                                ptx::Swizzle::bytes_64);
+        launch({.cluster = 2}, boxes_of_planes, 2, 32, 3072, 0, map(in), four, map(out + 1536), out);
+    }
     if (name == "boxes") {
         const auto map = [](void* data) {
             return minitorch::tensor_map(static_cast<__half*>(data), {104, 20}, {1, 104}, {64, 8},

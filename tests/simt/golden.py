@@ -22,6 +22,7 @@ from minitorch.io import load_safetensors, save_safetensors
 COMMITTED = Path(__file__).with_name("golden")
 SWIZZLES = {0: 0, 128: 1, 64: 2, 32: 3}  # bytes -> the field of a descriptor
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+FLOAT8 = ml_dtypes.float8_e4m3fn
 TOLERANCE = 1e-4
 """Of sums of at most 17 products of numbers around 1, relative and absolute."""
 
@@ -35,6 +36,9 @@ WGMMA = [
     *(("float16", 32, a, b, 64) for a in (0, 1) for b in (0, 1)),
 ]
 """dtype, columns, whether a and b are transposed, bytes of the swizzle."""
+
+FLOAT8_WGMMA = [(128, 128), (128, 0), (96, 64), (96, 32)]
+"""Columns, bytes of the swizzle, of products of numbers of 8 bits: 32 steps of k."""
 
 
 def place(matrix, swizzle, transposed):
@@ -89,6 +93,11 @@ def warpgroup_input(
     return given + pieces.tobytes() + memory.ljust(65536, b"\0")
 
 
+def float8_input(a: np.ndarray, b: np.ndarray, swizzle: int, accumulate: int) -> bytes:
+    """The same of a (64, 32), b (columns, 32): along k they lie as numbers of 16 bits would."""
+    return warpgroup_input(*(x.view(np.uint16) for x in (a, b)), 0, 0, swizzle, accumulate, 0)
+
+
 def cases() -> dict[str, tuple[str, bytes, int, bool]]:
     """Name -> kernel, input, bytes of its output, and whether the output is sums."""
     return {name: rest for name, *rest in _cases(np.random.default_rng(0))}  # type: ignore[misc]
@@ -107,8 +116,13 @@ def _cases(rng: np.random.Generator) -> Iterator[tuple[str, str, bytes, int, boo
         ("stmatrix_x4", 512),
         ("bulk", 512),
         ("cp_async", 1536),
+        ("barriers", 512),
+        ("flags", 132),
     ):
         yield name, name, rng.bytes(512), size, False
+    planes = rng.bytes(3 * 20 * 104 * 2)
+    yield "boxes_of_planes", "boxes_of_planes", planes, 6144 + len(planes), False
+    yield "registers", "registers", rng.normal(size=128).astype(np.float32).tobytes(), 512, True
     yield "boxes", "boxes", rng.bytes(20 * 104 * 2), 2048 + 20 * 104 * 2, False
     numbers = rng.normal(size=32).astype(np.float32).tobytes()
     yield "round_to_tf32", "round_to_tf32", numbers, 128, False
@@ -120,6 +134,16 @@ def _cases(rng: np.random.Generator) -> Iterator[tuple[str, str, bytes, int, boo
             given = warpgroup_input(a, b, a_major, b_major, swizzle, 1, in_registers)
             name = f"wgmma {kernel} swizzle {swizzle} registers {in_registers}"
             yield name, kernel, given, 256 * columns, True
+    for columns, swizzle in FLOAT8_WGMMA:
+        a, b = (rng.normal(size=(n, 32)).astype(FLOAT8) for n in (64, columns))
+        given = float8_input(a, b, swizzle, 1)
+        yield (
+            f"wgmma float8 {columns} {swizzle}",
+            f"float8 {columns} 0 0",
+            given,
+            256 * columns,
+            True,
+        )
 
 
 def record(path: Path, compute: Compute, hardware: str) -> None:

@@ -110,6 +110,65 @@ def test_products_of_a_warpgroup(run, dtype, columns, a_major, b_major, swizzle)
         )
 
 
+@pytest.mark.parametrize(("columns", "swizzle"), golden.FLOAT8_WGMMA)
+def test_products_of_8_bit_numbers(run, columns, swizzle):
+    rng = np.random.default_rng(columns + swizzle)
+    a, b = (rng.normal(size=(n, 32)).astype(golden.FLOAT8) for n in (64, columns))
+    for accumulate in (0, 1):
+        given = golden.float8_input(a, b, swizzle, accumulate)
+        output = run(f"float8 {columns} 0 0", given, order="random")
+        expected = a.astype(float) @ b.astype(float).T + 0.5 * accumulate
+        np.testing.assert_allclose(read(output, np.float32, 64, columns), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("order", ["forward", "random"])
+def test_boxes_of_planes(run, order):
+    """Swizzled within 128 bytes, and within 64; zeros beyond the edges."""
+    tensor = np.random.default_rng(9).integers(0, 1 << 16, (3, 20, 104), np.uint16)
+    output = run("boxes_of_planes", tensor, order=order)
+    padded = np.zeros((3, 40, 200), np.uint16)
+    padded[:, 10:30, :104] = tensor
+    wide = [padded[2, 25:33, 60:124], padded[1, 7:15, 8:72]]
+    pieces = [x.reshape(8, 8, 8)[np.arange(8)[:, None], np.arange(8) ^ np.arange(8)[:, None]]
+              for x in wide]  # fmt: skip
+    narrow = padded[0, 14:30, 40:72].reshape(16, 4, 8)
+    line = np.arange(16)[:, None]
+    pieces.append(narrow[line, np.arange(4) ^ line // 2 % 4].reshape(8, 8, 8))
+    for copy in read(output, np.uint16, 2, 3, 8, 8, 8):
+        np.testing.assert_array_equal(copy, np.stack(pieces))
+    stored = np.zeros((3, 20, 104), np.uint16)
+    stored[2, :6, 50:] = wide[1][2:, :54]
+    np.testing.assert_array_equal(read(output[6144:], np.uint16, 3, 20, 104), stored)
+
+
+@pytest.mark.parametrize("order", ["forward", "reversed", "random"])
+def test_barriers(run, order):
+    numbers = np.random.default_rng(10).integers(0, 1 << 16, (2, 64)).astype(np.uint32)
+    output = read(run("barriers", numbers, order=order), np.uint32, 2, 64)
+    for turn in range(4):
+        numbers = np.roll(3 * numbers + np.uint32(turn), -1, axis=1)
+    np.testing.assert_array_equal(output, numbers[::-1])
+
+
+@pytest.mark.parametrize("order", ["forward", "reversed", "random"])
+def test_flags(run, order):
+    numbers = np.random.default_rng(11).integers(0, 1 << 16, 32).astype(np.uint32)
+    output = read(run("flags", numbers, order=order), np.uint32, 33)
+    for _ in range(5):
+        numbers = 5 * np.roll(numbers, -7)
+    np.testing.assert_array_equal(output, [*numbers, 6])
+
+
+def test_registers(run):
+    numbers = np.random.default_rng(12).normal(size=128).astype(np.float32)
+    indices = np.add.outer(np.arange(128), np.arange(200)) % 128
+    sums = np.broadcast_to(numbers.astype(float)[:, None], (128, 200))
+    for step in range(4):
+        sums = sums / 2 + numbers[(indices + step) % 128]
+    output = read(run("registers", numbers), np.float32, 128)
+    np.testing.assert_allclose(output, sums.sum(1), rtol=1e-5, atol=1e-3)
+
+
 def test_powers_of_two(run):
     x = np.linspace(-20, 20, 32, dtype=np.float32)
     np.testing.assert_allclose(read(run("powers_of_two", x), np.float32, 32), np.exp2(x), rtol=1e-6)

@@ -1,0 +1,100 @@
+// Numbers as e4m3, 8 bits, with a scale for each block, so that the largest one of a block is 448, which
+// is the largest there is:
+//
+//     scale = max |x| / 448,   q = x / scale to the nearest e4m3
+//
+// Blocks are 1 x 128, for what changes from token to token, or 128 x 128, for weights. A block of zeros
+// has the smallest normal number for a scale. A warp reads 128 neighbours at a time, and keeps what it has
+// read until it knows the scale: x is read once. sm_80 and later, where it has no instruction for it
+// the conversion is a function of cuda_fp8.h.
+//
+// Source: DeepSeek-V3, 2024 (arXiv 2412.19437), section 3.3.2.
+
+#include <cfloat>
+
+#include "product.h"
+#include "reduce.h"
+
+namespace minitorch {
+
+namespace {
+
+constexpr int kBlock = 128, kWarps = 8, kThreads = 32 * kWarps;
+constexpr float kLargest = 448;
+
+// Four neighbours in a row, of which some may not exist.
+template <typename T>
+__device__ float4 read(const Matrix<const T>& x, long row, long column, long rows, long columns,
+                       bool vectors) {
+    float found[4] = {};
+    if (row < rows && vectors && column + 4 <= columns) {
+        const Vector<T, 4> run(&x(row, column));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) found[i] = float(run[i]);
+    } else if (row < rows) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (column + i < columns) found[i] = float(x(row, column + i));
+    }
+    return make_float4(found[0], found[1], found[2], found[3]);
+}
+
+// `lines` rows to a warp: 1 of a block of its own, or 16 of the 128 that warps share.
+template <typename T, int lines>
+__global__ void __launch_bounds__(kThreads)
+    quantize(Matrix<const T> x, Matrix<uint8_t> out, Matrix<float> scales, long rows, long columns,
+             bool vectors) {
+    constexpr bool shared = lines > 1;
+    const int warp = threadIdx.x / 32;
+    const long across = (columns + kBlock - 1) / kBlock;
+    const long block = shared ? blockIdx.x : blockIdx.x * long(kWarps) + warp;
+    const long down = block / across, column = block % across * kBlock + threadIdx.x % 32 * 4;
+    const auto row_of = [&](int i) { return shared ? down * kBlock + i * kWarps + warp : down; };
+    float4 kept[lines];
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < lines; ++i) {
+        kept[i] = read(x, row_of(i), column, rows, columns, vectors);
+        const float4 a = kept[i];
+        largest = Larger()(Larger()(largest, fabsf(a.x)), Larger()(fabsf(a.y), fabsf(a.z)));
+        largest = Larger()(largest, fabsf(a.w));
+    }
+    largest = shared ? reduce_block<Larger>(largest, 0.0f) : reduce_warp<Larger>(largest);
+    if (row_of(0) >= rows && !shared) return;
+    const float scale = Larger()(largest / kLargest, FLT_MIN);
+    if (threadIdx.x % 32 == 0 && (warp == 0 || !shared)) scales(down, block % across) = scale;
+#pragma unroll
+    for (int i = 0; i < lines; ++i) {
+        const float4 a = kept[i];
+        const __nv_fp8x4_e4m3 four(
+            make_float4(a.x / scale, a.y / scale, a.z / scale, a.w / scale));
+        if (row_of(i) < rows && column < columns)
+            *reinterpret_cast<uint32_t*>(&out(row_of(i), column)) =
+                reinterpret_cast<const uint32_t&>(four);
+    }
+}
+
+}  // namespace
+
+// x (rows, columns) of floats at any strides; out, uint8, the bits of e4m3, rows at multiples of 16
+// bytes: up to the next such one zeros may be written; scales (blocks down, blocks across), float32.
+// Rows of a block: 1 or 128.
+DEVICE_KERNEL(quantize_blocks) {
+    const Array &x = arrays[0], &out = arrays[1], &scales = arrays[2];
+    const auto run = [&](auto kind) {
+        using T = decltype(kind);
+        const Matrix<const T> from = matrix_of<const T>(x);
+        const bool vectors = from.template has_vectors<4>();
+        const auto start = [&](auto kernel, unsigned blocks) {
+            launch(kernel, blocks, kThreads, 0, stream, from, matrix_of<uint8_t>(out),
+                   matrix_of<float>(scales), x.shape[0], x.shape[1], vectors);
+        };
+        const long blocks = scales.shape[0] * scales.shape[1];
+        numbers[0] == 1 ? start(quantize<T, 1>, ceil_div(blocks, kWarps))
+                        : start(quantize<T, kBlock / kWarps>, unsigned(blocks));
+    };
+    if (x.dtype == Dtype::float32) return run(float());
+    by_half(x, run);
+}
+
+}  // namespace minitorch

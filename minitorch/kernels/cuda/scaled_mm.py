@@ -1,0 +1,62 @@
+"""Products of 8-bit floats with scales on the device (quantize.cu, scaled_mm_wgmma.cu)."""
+
+from typing import Any
+
+from minitorch.backend import bfloat16, float16, float32, uint8
+from minitorch.kernels.cuda.extension import call, capability, device_kernel, empty
+from minitorch.kernels.cuda.ladder import lines
+from minitorch.kernels.reference import scaled_mm as reference
+from minitorch.kernels.reference.scaled_mm import BLOCK
+
+Array = Any
+
+
+@device_kernel("quantize_blocks")
+def quantize_blocks(x: Array, *, rows: int = 1) -> tuple[Array, Array]:
+    """The reference's, x read once. Rows of q begin at multiples of 16 bytes."""
+    reference.check_rows(rows)
+    if x.dtype not in (float32, bfloat16, float16):
+        x = x.astype(float32)
+    q = _in_lines(x)
+    down, across = -(-x.shape[0] // rows), -(-x.shape[1] // BLOCK)
+    scales = empty(x, (across, down), float32).T  # a tile's rows have theirs side by side
+    if x.size:
+        call("quantize_blocks", x, q, scales, rows)
+    return q[:, : x.shape[1]], scales
+
+
+@device_kernel("scaled_mm")
+def scaled_mm(
+    a: Array, b: Array, a_scales: Array, b_scales: Array, *, dtype: Any = float32
+) -> Array:
+    """The reference's; on tensor cores where they take 8 bits."""
+    reference.check_shapes(a, b, a_scales, b_scales)
+    halves_or_float32 = dtype in (float32, bfloat16, float16)
+    if capability(a) // 10 != 9 or not halves_or_float32 or not (a.size and b.size):
+        return reference.scaled_mm(a, b, a_scales, b_scales, dtype=dtype)
+    a, b = (_aligned(x) for x in (a, b))
+    out = empty(a, (len(a), len(b)), dtype)
+    scales = (x.astype(float32, copy=False) for x in (a_scales, b_scales))
+    call("scaled_mm_wgmma", a, b.T, out, None, None, None, *scales, 1.0, 0, 0)
+    return out
+
+
+def as_scaled(a: Array, b: Array) -> tuple[Array, Array, Array, Array]:
+    """Operands (m, k) and (k, n) of a product as the kernel takes them, and their scales."""
+    left, left_scales = quantize_blocks(a)
+    right, right_scales = quantize_blocks(b.T, rows=BLOCK)
+    return left, right.T, left_scales, right_scales
+
+
+def _aligned(x: Array) -> Array:
+    if lines(x):
+        return x
+    copy = _in_lines(x)[:, : x.shape[1]]
+    copy[...] = x
+    return copy
+
+
+def _in_lines(x: Array) -> Array:
+    """Room for as many bytes in rows that begin at multiples of 16, and go on to the next one."""
+    m, k = x.shape
+    return empty(x, (m, -(-k // 16) * 16), uint8)
