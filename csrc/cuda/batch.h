@@ -69,14 +69,14 @@ Batch<T, O> batch_of(const Array* arrays, const double* numbers) {
 }
 
 // A block to each tile of height x width of each product.
-template <typename Kernel, typename T, typename O>
+template <typename Kernel, typename T, typename O, typename... More>
 void launch_tiles(Kernel kernel, Batch<T, O> batch, int height, int width, dim3 threads,
-                  size_t shared_bytes, cudaStream_t stream) {
+                  size_t shared_bytes, cudaStream_t stream, const More&... more) {
     constexpr long most = 65535;  // blocks along z
     const unsigned tiles = ceil_div(batch.first.m, height) * ceil_div(batch.first.n, width);
     for (batch.begin = 0; batch.begin < batch.count; batch.begin += most)
         launch(kernel, dim3(tiles, 1, unsigned(min(most, batch.count - batch.begin))), threads,
-               shared_bytes, stream, batch);
+               shared_bytes, stream, batch, more...);
 }
 
 // Squares of 128 x 128 read memory least; where they are fewer than a GPU has multiprocessors,

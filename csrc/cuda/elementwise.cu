@@ -41,4 +41,31 @@ DEVICE_KERNEL(cast) {  // x, out, contiguous, of one shape
     });
 }
 
+template <typename To>
+__global__ void cast_rows_kernel(const float* x, To* out, long columns, long out_stride) {
+    const float* const from = x + blockIdx.x * columns;
+    To* const to = out + blockIdx.x * out_stride;
+    for (long i = threadIdx.x * 2; i < columns; i += blockDim.x * 2) {
+        Vector<To, 2> pair;
+        pair[0] = To(from[i]);
+        if (i + 1 == columns) {
+            to[i] = pair[0];
+        } else {
+            pair[1] = To(from[i + 1]);
+            pair.store(to + i);
+        }
+    }
+}
+
+// x (rows, columns), contiguous, float32; out, of 16 bits, rows at multiples of 4 bytes.
+DEVICE_KERNEL(cast_rows) {
+    const Array &x = arrays[0], &out = arrays[1];
+    by_dtype(out, [&](auto kind) {
+        using T = decltype(kind);
+        if constexpr (sizeof(T) == 2)
+            launch(cast_rows_kernel<T>, unsigned(x.shape[0]), 256, 0, stream, x.as<const float>(),
+                   out.as<T>(), x.shape[1], out.strides[0]);
+    });
+}
+
 }  // namespace minitorch

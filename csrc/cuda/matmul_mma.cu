@@ -12,7 +12,8 @@
 // A block of eight warps makes 128 x 128 numbers, each warp 64 x 32 of them; or, where those are too
 // few, one of four warps 64 x 64. A pair of tiles is 128 bytes deep, 64 or 32 steps of k. Whichever way
 // the operands lie in memory, tiles are copied as they are, and the fragments of a transposed one are
-// turned on their way into registers. Sums are made in the order of k by one warp.
+// turned on their way into registers. Lines that begin anywhere (a vocabulary of 50257) are read number
+// by number, through registers. Sums are made in the order of k by one warp.
 //
 // Registers of a thread: 152 to 168 on sm_80, 156 to 200 on sm_90a; no spills.
 //
@@ -68,19 +69,43 @@ struct Tile {
         return along_k ? piece(row, k / n) + k % n : piece(k, row / n) + row % n;
     }
 
-    // Begins to copy rows `row` on, of `height`, and steps `k` on, of `width`, of x; zeros follow.
-    __device__ void fetch(const Matrix<const T>& x, long height, long width, long row,
+    // Begins to copy rows `row` on, of `height`, and steps `k` on, of `width`, of x; zeros follow. Lines
+    // that are not aligned are read at once.
+    __device__ void fetch(const Matrix<const T>& x, bool aligned, long height, long width, long row,
                           long k) const {
+        constexpr int each = lines * pieces / Plan::threads;
+        if (aligned)
 #pragma unroll
-        for (int j = 0; j < lines * pieces / Plan::threads; ++j) {
-            const int t = j * Plan::threads + threadIdx.x, line = t / pieces, i = t % pieces;
-            const long r = row + (along_k ? line : i * n), d = k + (along_k ? i * n : line);
-            const long rest = r < height && d < width ? (along_k ? width - d : height - r) : 0;
-            const T* from = along_k ? x.data + r * x.row_stride + d
-                                    : x.data + d * x.column_stride + r;
-            ptx::cp_async<16>(piece(line, i), rest ? from : x.data,
-                              int(min(rest, long(n)) * sizeof(T)));
+            for (int j = 0; j < each; ++j) {
+                const int t = j * Plan::threads + threadIdx.x;
+                const Run run = run_of(x, height, width, row, k, t);
+                ptx::cp_async<16>(piece(t / pieces, t % pieces), run.count ? run.data : x.data,
+                                  run.count * int(sizeof(T)));
+            }
+        else
+#pragma unroll 1
+            for (int t = threadIdx.x; t < lines * pieces; t += Plan::threads)
+                run_of(x, height, width, row, k, t).copy(piece(t / pieces, t % pieces));
+    }
+    // What of x is piece t of the tile.
+    struct Run {
+        const T* data;
+        int count;
+
+        __device__ void copy(T* to) const {
+            Vector<T> run;
+#pragma unroll
+            for (int i = 0; i < n; ++i) run[i] = i < count ? data[i] : T(0.0f);
+            run.store(to);
         }
+    };
+    __device__ static Run run_of(const Matrix<const T>& x, long height, long width, long row,
+                                 long k, int t) {
+        const int line = t / pieces, i = t % pieces;
+        const long r = row + (along_k ? line : i * n), d = k + (along_k ? i * n : line);
+        const long rest = r < height && d < width ? (along_k ? width - d : height - r) : 0;
+        return {along_k ? x.data + r * x.row_stride + d : x.data + d * x.column_stride + r,
+                int(min(rest, long(n)))};
     }
 
     // Four matrices of 8 rows and 16 bytes' steps, at (row, k), (row + 8, k), (row, k + n) and
@@ -163,8 +188,13 @@ __device__ void write_square(const Product<T, O>& p, const Corner& corner, const
     }
 }
 
+// Whether all lines of an operand begin at multiples of 16 bytes.
+struct Aligned {
+    bool a, b;
+};
+
 template <typename T, typename O, typename Plan, bool a_along_k, bool b_along_k>
-__global__ void __launch_bounds__(Plan::threads) tensor(Batch<T, O> batch) {
+__global__ void __launch_bounds__(Plan::threads) tensor(Batch<T, O> batch, Aligned aligned) {
     SHARED_DYNAMIC(char, memory);
     const Product<T, O> p = batch.of_this_block();
     const Corner corner(p.n, Plan::side, Plan::side);
@@ -178,8 +208,9 @@ __global__ void __launch_bounds__(Plan::threads) tensor(Batch<T, O> batch) {
     const int steps = int((p.k + A::depth - 1) / A::depth);
     const auto fetch = [&](int step) {
         if (step < steps) {
-            a(step).fetch(p.a, p.m, p.k, corner.row, long(step) * A::depth);
-            b(step).fetch(p.b.transposed(), p.n, p.k, corner.column, long(step) * A::depth);
+            const long k = long(step) * A::depth;
+            a(step).fetch(p.a, aligned.a, p.m, p.k, corner.row, k);
+            b(step).fetch(p.b.transposed(), aligned.b, p.n, p.k, corner.column, k);
         }
         ptx::cp_async_commit();
     };
@@ -207,12 +238,14 @@ __global__ void __launch_bounds__(Plan::threads) tensor(Batch<T, O> batch) {
     write_square<Plan>(p, corner, square);
 }
 
+// layout: whether a and b lie along k, and whether they are aligned.
 template <typename Plan, typename T, typename O>
-void start(const Batch<T, O>& batch, const double* along_k, cudaStream_t stream) {
-    by_flag(along_k[0] != 0, [&](auto a) {
-        by_flag(along_k[1] != 0, [&](auto b) {
+void start(const Batch<T, O>& batch, const double* layout, cudaStream_t stream) {
+    const Aligned aligned{layout[2] != 0, layout[3] != 0};
+    by_flag(layout[0] != 0, [&](auto a) {
+        by_flag(layout[1] != 0, [&](auto b) {
             launch_tiles(tensor<T, O, Plan, a.value, b.value>, batch, Plan::side, Plan::side,
-                         Plan::threads, Plan::shared_bytes, stream);
+                         Plan::threads, Plan::shared_bytes, stream, aligned);
         });
     });
 }
@@ -222,21 +255,21 @@ enum class Step { tensor, swizzled, staged };
 template <typename T, typename O>
 void start(const Array* arrays, const double* numbers, cudaStream_t stream) {
     const Batch<T, O> batch = batch_of<T, O>(arrays, numbers);
-    const double* along_k = numbers + 4;
+    const double* layout = numbers + 4;
     if constexpr (std::is_same_v<T, bfloat16> && std::is_same_v<O, bfloat16>) {
-        if (Step(int(numbers[3])) == Step::tensor) return start<Tensor>(batch, along_k, stream);
+        if (Step(int(numbers[3])) == Step::tensor) return start<Tensor>(batch, layout, stream);
         if (Step(int(numbers[3])) == Step::swizzled)
-            return start<Swizzled>(batch, along_k, stream);
+            return start<Swizzled>(batch, layout, stream);
     }
-    fills_large_tiles(batch) ? start<Staged>(batch, along_k, stream)
-                             : start<SmallStaged>(batch, along_k, stream);
+    fills_large_tiles(batch) ? start<Staged>(batch, layout, stream)
+                             : start<SmallStaged>(batch, layout, stream);
 }
 
 }  // namespace
 
-// As batch_of, the number of a Step, and whether a and b lie in memory along k: otherwise a does
-// along m, and b along n. Lines begin at multiples of 16 bytes. The first two steps are made for
-// bfloat16; out is of a's dtype or float32.
+// As batch_of, the number of a Step, whether a and b lie in memory along k: otherwise a does along m,
+// and b along n; and whether lines of a, and of b, begin at multiples of 16 bytes. The first two steps
+// are made for bfloat16; out is of a's dtype or float32.
 DEVICE_KERNEL(matmul_mma) {
     if (arrays[0].dtype == Dtype::float32) return start<float, float>(arrays, numbers, stream);
     by_half(arrays[0], arrays[2], [&](auto kind, auto result) {

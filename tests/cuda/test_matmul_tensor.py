@@ -197,6 +197,49 @@ def test_swizzled_tiles_have_no_bank_conflicts():
     assert conflicts["tensor"] > conflicts["swizzled"] == 0
 
 
+@pytest.mark.parametrize("columns", [40, 43])
+def test_a_bias_alone(columns):
+    """The accelerator writes what has no more added to it, where its lines are aligned."""
+    rng = np.random.default_rng(11)
+    a, b, bias = (numbers(rng, "bfloat16", *s) for s in ((70, 8), (8, columns), (columns,)))
+    with matmul_step("ordered"), checked("random", 2):
+        out = matmul(in_rows(a), in_rows(b), bias=bias.view(SimtArray), alpha=0.5)
+    close(out, 0.5 * wide(a) @ wide(b) + wide(bias), TOLERANCE["bfloat16"])
+
+
+def anywhere(x):
+    """The same numbers on the device, in rows that begin anywhere."""
+    return in_rows(x, x.shape[-1] + 1)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("left", [in_rows, anywhere, lambda x: anywhere(x.mT).mT])
+@pytest.mark.parametrize("right", [in_rows, anywhere, lambda x: anywhere(x.mT).mT])
+def test_lines_that_begin_anywhere(left, right, dtype):
+    rng = np.random.default_rng(12)
+    a, b = numbers(rng, dtype, 21, 70), numbers(rng, dtype, 70, 13)
+    with matmul_step("staged"), checked("random", 3):
+        out = matmul(left(a), right(b))
+    close(out, wide(a) @ wide(b), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("columns", [8, 6])
+def test_few_tiles_are_split_along_k(dtype, columns):
+    rng = np.random.default_rng(13)
+    a, b = numbers(rng, dtype, 9, 1024), numbers(rng, dtype, 1024, columns)
+    bias, before = numbers(rng, dtype, columns), numbers(rng, dtype, 9, columns)
+    assert ladder.parts(in_rows(a), in_rows(b), before) == 2
+    for left, right in ((in_rows(a), in_rows(b)), (in_columns(a), in_columns(b))):
+        out, pre = before.copy().view(SimtArray), np.zeros_like(before).view(SimtArray)
+        options = {"bias": bias.view(SimtArray), "activation": "relu", "pre": pre}
+        with checked("random", 3):
+            matmul(left, right, out=out, alpha=0.5, accumulate=True, **options)
+        exact = 0.5 * wide(a) @ wide(b) + wide(bias)
+        close(pre, exact, TOLERANCE[dtype])
+        close(out, np.maximum(exact, 0) + wide(before), TOLERANCE[dtype])
+
+
 def chosen(a, b, dtype=None):
     return ladder.pick(a, b, np.empty((*a.shape[:-1], b.shape[-1]), dtype or a.dtype))[0]
 
@@ -208,7 +251,8 @@ def test_the_table():
     assert chosen(small, small) == "matmul_mma"
     assert chosen(large, large.T) == "matmul_wgmma"
     assert chosen(halves.mT, halves) == "matmul_mma"
-    assert chosen(odd, small) == "matmul"
+    assert chosen(odd, small) == "matmul_mma"
+    assert chosen(small[::2, ::2], small[:32]) == "matmul"
     assert chosen(wide(small).view(SimtArray), wide(small).view(SimtArray)) == "matmul"
     with checked(capability=80):
         assert chosen(large, large) == "matmul_mma"
@@ -240,6 +284,6 @@ def test_what_a_step_does_not_take_is_said():
     a = in_rows(np.zeros((8, 8), mt.float16))
     with matmul_step("tensor"), pytest.raises(ValueError, match="the step tensor expected bfloat"):
         matmul(a, a)
-    odd = np.zeros((8, 9), mt.bfloat16)[:, 1:].view(SimtArray)
+    odd = np.zeros((8, 17), mt.bfloat16)[:, 1::2].view(SimtArray)
     with matmul_step("ordered"), pytest.raises(ValueError, match="take a step of naive"):
         matmul(odd, odd)

@@ -8,7 +8,7 @@ from typing import Any
 from minitorch.backend import bfloat16, float16, float32
 from minitorch.kernels.chunked_head import Device, kernels
 from minitorch.kernels.cuda.cross_entropy import cross_entropy, cross_entropy_backward
-from minitorch.kernels.cuda.elementwise import cast
+from minitorch.kernels.cuda.elementwise import cast, cast_in_lines
 from minitorch.kernels.cuda.extension import FLOATS, device_kernel, empty
 from minitorch.kernels.cuda.matmul import matmul
 
@@ -29,7 +29,7 @@ def _differentiate(
     dlogits = cross_entropy_backward(
         grad, logits, target, log_normaliser, reduction="sum", out=logits, **options
     )
-    return dlogits if dlogits.dtype == dtype else cast(dlogits, dtype=dtype)
+    return dlogits if dlogits.dtype == dtype else cast_in_lines(dlogits, dtype=dtype)
 
 
 _DEVICE = Device(

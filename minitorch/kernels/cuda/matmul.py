@@ -1,5 +1,5 @@
-"""Matrix products on the device (csrc/cuda/matmul.cu, matmul_mma.cu): any strides, batches, what
-follows fused.
+"""Matrix products on the device (csrc/cuda/matmul.cu, matmul_mma.cu, matmul_wgmma.cu,
+scaled_mm_wgmma.cu): any strides, batches, what follows fused.
 
 16-bit floats are read and written as they are; products are added up in float32.
 """
@@ -10,7 +10,8 @@ import numpy as np
 
 from minitorch.backend import array_module, beside, float32, float64
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
-from minitorch.kernels.cuda.ladder import pick
+from minitorch.kernels.cuda.ladder import parts, pick
+from minitorch.kernels.cuda.scaled_mm import as_scaled
 from minitorch.kernels.reference import matmul as reference
 
 _MOST_DIMS = 8
@@ -68,9 +69,32 @@ def matmul(
     if residual is not None:
         residual = _broadcast(residual.astype(out.dtype, copy=False), shape)
     if out.size:
-        kernel, chosen = pick(a, b, out)
-        numbers = alpha, accumulate, _ACTIVATIONS[activation], *chosen
-        call(kernel, a, b, out, bias, residual, pre, *numbers)
+        after = bias, residual, pre
+        numbers = alpha, accumulate, _ACTIVATIONS[activation]
+        count = parts(a, b, out)
+        if count > 1:
+            call("finish_parts", _parts(a, b, count), out, *after, *numbers)
+        else:
+            _multiply(a, b, out, after, numbers)
+    return out
+
+
+def _multiply(
+    a: Array, b: Array, out: Array, after: tuple[Array | None, ...], numbers: tuple[float, ...]
+) -> None:
+    kernel, chosen = pick(a, b, out)
+    scales: list[Array] = []
+    if kernel == "scaled_mm_wgmma":
+        a, b, *scales = as_scaled(a, b)
+    call(kernel, a, b, out, *after, *scales, *numbers, *chosen)
+
+
+def _parts(a: Array, b: Array, count: int) -> Array:
+    """The product, split along k: that of each part, in float32."""
+    (m, k), n = a.shape, b.shape[1]
+    out = empty(a, (count, m, n), float32)
+    left = a.reshape(m, count, k // count).transpose(1, 0, 2)
+    _multiply(left, b.reshape(count, k // count, n), out, (None, None, None), (1.0, False, 0))
     return out
 
 
