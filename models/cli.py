@@ -33,21 +33,21 @@ COMMANDS = {
         "models.commands.dpo:dpo",
         "Train a model on preferences, without a reward model.",
     ),
-    "grpo": (
-        "models.commands.grpo:grpo",
-        "Train a model by reinforcement: GRPO and its relatives, from rewards a program gives.",
-    ),
     "ppo": (
         "models.commands.ppo:ppo",
         "Reinforcement with a critic, from a reward model or a program.",
+    ),
+    "grpo": (
+        "models.commands.grpo:grpo",
+        "Train a model by reinforcement: GRPO and its relatives, from rewards a program gives.",
     ),
     "distill": (
         "models.commands.distill:distill",
         "Train a small model to say what a large one says.",
     ),
+    "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "chat": ("models.commands.chat:chat", "Talk to a model that has learnt to answer."),
     "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),
-    "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "tokenize": (
         "models.commands.tokenize:tokenize",
         "Train a tokenizer, or show how a text is split into tokens.",
