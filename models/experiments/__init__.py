@@ -20,6 +20,7 @@ NAMES = (
     "instructions",
     "reward_model",
     "preferences",
+    "cartpole",
 )
 RESULTS = Path(__file__).parent / "results"
 
