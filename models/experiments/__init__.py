@@ -17,6 +17,7 @@ NAMES = (
     "multi_token",
     "facts",
     "cache_diets",
+    "passkey",
     "instructions",
     "reward_model",
     "preferences",

@@ -23,6 +23,7 @@ from models.experiments import (
     facts,
     load,
     multi_token,
+    passkey,
     qk_norm,
     recall,
 )
@@ -254,6 +255,52 @@ def test_a_diet_keeps_what_it_says_and_has_the_parameters_of_the_reference(kind:
         with mt.no_grad():
             model(mt.from_numpy(np.arange(8)[None]), cache=cache)
         assert cache.nbytes == 2 * 8 * expected * 4
+
+
+def test_differences_are_taken_run_by_run() -> None:
+    mean, error = cache_diets.difference([2.0, 3.0, 5.0], [1.0, 1.0, 1.0])
+    assert mean == pytest.approx(7 / 3)
+    assert error == pytest.approx(np.std([1, 2, 4], ddof=1) / math.sqrt(3))
+    assert cache_diets.difference([2.0], [1.5]) == (0.5, 0.0)
+
+
+def test_a_passkey_stands_in_the_text_and_is_asked_for_at_its_end() -> None:
+    setup, text = passkey.Setup(batch_size=3), passkey.embedded(64)
+    first = text.vocab_size
+    for share in (0.0, 1.0):
+        ids, targets = next(passkey.texts(setup, text, text.validation, 40, share, seed=0))
+        assert ids.shape == targets.shape == (3, 40)
+        for row, follows in zip(ids, targets, strict=True):
+            at = np.flatnonzero((row >= first) & (row < first + 40))
+            assert at.tolist() == list(range(at[0], at[0] + 4))
+            assert ((row[at] - first) // setup.values).tolist() == [0, 1, 2, 3]
+            assert row[-4:].tolist() == [first + 40 + place for place in range(4)]
+            assert follows[-4:].tolist() == row[at].tolist()
+            expected = row[1:37] if share else np.full(36, -100)
+            assert follows[:-4].tolist() == expected.tolist()
+
+
+def test_the_nearest_quarter_is_a_quarter_of_all_pairs() -> None:
+    for length in (20, 512):
+        window = passkey.nearest(length)
+        pairs = np.tril(np.ones((length, length)))
+        near = np.triu(pairs, 1 - window)
+        assert 0.25 <= near.sum() / pairs.sum() < 0.25 + 2 / length
+
+
+def test_what_sparse_attention_reads_is_measured() -> None:
+    """With a budget for everything it is all pairs and all of the probability."""
+    config = passkey.Config.preset("toy", num_hidden_layers=1)
+    found = []
+    for columns in (128, 4):
+        budget = passkey.Budget(columns=columns, diagonals=columns, last=8, nearest=4)
+        model = dataclasses.replace(config, budget=budget).build(DEFAULT_FLOAT, Generator(0)).eval()
+        with mt.no_grad():
+            model(mt.from_numpy(np.arange(64)[None]))
+        layer = model.layers[0].self_attn
+        found.append((layer.share, layer.mass, layer.mass_at_end))
+    assert found[0] == pytest.approx((1, 1, 1), abs=1e-5)
+    assert all(0 < part < 0.6 for part in found[1])
 
 
 def test_what_follows_most_often_is_counted() -> None:
