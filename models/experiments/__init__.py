@@ -22,6 +22,7 @@ NAMES = (
     "reward_model",
     "preferences",
     "cartpole",
+    "distillation",
 )
 RESULTS = Path(__file__).parent / "results"
 

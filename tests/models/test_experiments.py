@@ -19,6 +19,7 @@ from models.experiments import (
     RESULTS,
     cache_diets,
     context_extension,
+    distillation,
     expert_balance,
     facts,
     load,
@@ -337,3 +338,16 @@ def test_the_wide_dense_layer_multiplies_as_often_as_peer() -> None:
     read = 2 * setup.active * setup.width  # u and v of the chosen experts
     searched = peer.query.weight.data.size + setup.heads * peer.keys.data.size
     assert wide.up_proj.weight.data.size + wide.down_proj.weight.data.size == read + searched
+
+
+def test_a_student_is_taught_by_the_loss_of_the_command() -> None:
+    setup = dataclasses.replace(load("distillation").quick, alpha=0.3, temperature=3.0)
+    student, teacher = (distillation.build(setup, 11, 8, 1, seed) for seed in (0, 1))
+    ids, targets = (mt.from_numpy(np.arange(8).reshape(1, 8) + i) for i in (0, 1))
+    found = distillation.Taught(student, teacher, setup).loss(ids, targets)
+    logits, hard = student(ids, targets)
+    p, q = ((z / 3.0).log_softmax(-1).detach().numpy() for z in (teacher(ids)[0], logits))
+    soft = 9.0 * (np.exp(p) * (p - q)).sum(-1).mean()
+    assert found.item() == pytest.approx(0.7 * hard.item() + 0.3 * soft, rel=1e-4)
+    found.backward()
+    assert all(param.grad is None for param in teacher.parameters())
