@@ -23,6 +23,8 @@ NAMES = (
     "preferences",
     "cartpole",
     "distillation",
+    "grpo_addition",
+    "length_bias",
 )
 RESULTS = Path(__file__).parent / "results"
 

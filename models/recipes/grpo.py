@@ -320,18 +320,9 @@ class Grpo(Adapted):
 
     def write(self, rollouts: Sequence[Rollout], sampler: Sampler) -> list[Rollout]:
         """The rollouts with their completions, the tool's answers among them."""
-        end = end_id(self.tokenizer)
-        options: dict[str, Any] = {
-            "max_tokens": self.max_tokens,
-            "stop_ids": {end},
-            "sampler": sampler,
-            "seed": self.config.seed,
-            "vocab_size": self.tokenizer.vocab_size,
-            "places": self.config.places,
-        }
+        if self.task is None or self.task.tool is None:
+            return self.complete(rollouts, sampler, self.max_tokens)
         with self.precision(), lora.merged(self.model):
-            if self.task is None or self.task.tool is None:
-                return extend(self.model, rollouts, **options)
             return converse(
                 self.model,
                 rollouts,
@@ -339,8 +330,26 @@ class Grpo(Adapted):
                 self.tokenizer,
                 call_id=self.tokenizer.encode(self.task.call)[-1],
                 max_calls=self.config.max_calls,
-                **options,
+                max_tokens=self.max_tokens,
+                **self._writing(sampler),
             )
+
+    def complete(
+        self, rollouts: Sequence[Rollout], sampler: Sampler, max_tokens: int
+    ) -> list[Rollout]:
+        """The rollouts with up to max_tokens more, and no tool."""
+        options = self._writing(sampler)
+        with self.precision(), lora.merged(self.model):
+            return extend(self.model, rollouts, max_tokens=max_tokens, **options)
+
+    def _writing(self, sampler: Sampler) -> dict[str, Any]:
+        return {
+            "stop_ids": {end_id(self.tokenizer)},
+            "sampler": sampler,
+            "seed": self.config.seed,
+            "vocab_size": self.tokenizer.vocab_size,
+            "places": self.config.places,
+        }
 
     def judge(
         self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
@@ -489,7 +498,11 @@ class Grpo(Adapted):
             rollouts = self.write(begun, sampler)
             total, given = self.judge(self.validation, rollouts)
             first = [value for value in next(iter(given.values())) if value is not None]
-            found |= {f"{name}_reward": float(total.mean())}
+            lengths = [sum(rollout.mask) for rollout in rollouts]
+            found |= {
+                f"{name}_reward": float(total.mean()),
+                f"{name}_length": float(np.mean(lengths)),
+            }
             found |= {name if name == "greedy" else "val_first": float(np.mean(first or [0.0]))}
         return found
 

@@ -19,7 +19,7 @@ from chapters import DOCS, Cell, cells, chapters
 import minitorch as mt
 from minitorch.ops import registry
 
-SLOW = {"experts", "gpt", "million", "optimizers", "training"}
+SLOW = {"experts", "gpt", "grpo", "million", "optimizers", "reward_hacking", "training"}
 
 
 def _parameters() -> list[Any]:
