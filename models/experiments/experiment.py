@@ -114,7 +114,7 @@ def show(console: Console, rows: Sequence[Row], claims: Sequence[Claim]) -> None
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else str("" if value is None else value)
 
 
 def save_picture(path: Path, experiment: Experiment, rows: Sequence[Row]) -> None:

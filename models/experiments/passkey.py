@@ -194,9 +194,13 @@ def found(
             right.append((said == targets)[:, -setup.digits :].mean())
         row[where] = float(np.mean(right))
     sparse = [module for module in model.modules() if isinstance(module, Measured)]
-    row["pairs read"] = float(np.mean([layer.share for layer in sparse])) if sparse else 1.0
-    row["probability read"] = float(np.mean([layer.mass for layer in sparse])) if sparse else 1.0
-    row["by questions"] = float(np.mean([layer.mass_at_end for layer in sparse])) if sparse else 1.0
+    for key, name in (
+        ("pairs read", "share"),
+        ("probability read", "mass"),
+        ("by questions", "mass_at_end"),
+    ):
+        values = [getattr(layer, name) for layer in sparse]
+        row[key] = float(np.mean(values)) if sparse else None
     return {**row, "chance": 1 / setup.values}
 
 
