@@ -327,7 +327,11 @@ def _read(
             f"--resume {out}: this is a checkpoint; give the folder of the run, {out.parent.parent}"
         )
     saved = checkpoints.load(checkpoints.newest(out))
-    command = saved.state["command"]
+    command = saved.state.get("command")
+    if command is None:
+        raise ConfigError(
+            f"--resume {out}: another version of minitorch began this run; train anew"
+        )
     if command != settings.command:
         raise ConfigError(
             f"--resume {out}: this run was begun by `minitorch {command}`; go on with it by "

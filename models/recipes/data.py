@@ -6,8 +6,9 @@ A file has one JSON object to a line. What a row means is said by its keys:
     {"prompt": "Hi", "completion": "Hello"}                  one question and its answer
     {"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}    a preference
 
-where a prompt may also be a list of messages. Other keys are kept: they are columns for a reward.
-What is wrong with a row is said with its file and line.
+where a prompt may also be a list of messages, and so may both answers with all before them. Other
+keys are kept: they are columns for a reward. What is wrong with a row is said with its file and
+line.
 """
 
 import json
@@ -74,14 +75,27 @@ class Row:
         return messages[:last], messages[last].content
 
     def pair(self) -> tuple[list[Message], list[Message]]:
-        """The conversation that was preferred, and the other; DataError where they are the same."""
-        prompt = self.prompt()
-        chosen, rejected = (
-            [*prompt, Message("assistant", self.text(key))] for key in ("chosen", "rejected")
-        )
+        """The conversation that was preferred, and the other, each with the answer at its end.
+
+        Under "chosen" and "rejected" are answers, or whole conversations. Raises DataError where
+        the two are the same, or part before their last answers.
+        """
+        chosen, rejected = (self._ending_in(key) for key in ("chosen", "rejected"))
+        if chosen[:-1] != rejected[:-1]:
+            raise DataError(
+                f"{self.where}: expected two answers to one question; got two questions"
+            )
         if chosen == rejected:
             raise DataError(f"{self.where}: expected two answers; chosen and rejected are the same")
         return chosen, rejected
+
+    def _ending_in(self, key: str) -> list[Message]:
+        if not isinstance(self.fields.get(key), list):
+            return [*self.prompt(), Message("assistant", self.text(key))]
+        messages = self._messages(key)
+        if messages[-1].role != "assistant" or not messages[-1].content:
+            raise DataError(f"{self.where}: expected an answer at the end of {key!r}; got none")
+        return messages
 
     def _messages(self, key: str) -> list[Message]:
         value = self.fields[key]

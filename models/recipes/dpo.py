@@ -121,7 +121,10 @@ class DPO(Judged):
             if self.config.loss == "kto":
                 following, _ = rows[(i + 1) % len(rows)].pair()
                 conversations.append([*conversations[0][:-1], following[-1]])
-            answers = (example(row, c, self.tokenizer, self.context) for c in conversations)
+            answers = (
+                example(row, messages, self.tokenizer, self.context, last_only=True)
+                for messages in conversations
+            )
             pairs.append(Pair(tuple(answers)))
         return pairs
 

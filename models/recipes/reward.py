@@ -125,7 +125,9 @@ class Reward(Judged):
 
 def make_pair(row: Row, tokenizer: Tokenizer, context: int) -> Pair:
     """A row of a preference as tokens."""
-    chosen, rejected = (example(row, messages, tokenizer, context) for messages in row.pair())
+    chosen, rejected = (
+        example(row, messages, tokenizer, context, last_only=True) for messages in row.pair()
+    )
     return Pair(chosen, rejected, row.number("margin", 0.0))
 
 

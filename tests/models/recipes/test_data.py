@@ -64,6 +64,25 @@ def test_a_row_without_what_it_needs_is_named(fields, message):
     assert message in str(error.value)
 
 
+def said(*contents):
+    roles = ("user", "assistant") * len(contents)
+    return [{"role": role, "content": content} for role, content in zip(roles, contents)]
+
+
+def test_a_pair_is_two_answers_or_two_conversations():
+    answers = Row("f:1", {"prompt": said("a", "b", "c"), "chosen": "d", "rejected": "e"})
+    talks = Row("f:1", {"chosen": said("a", "b", "c", "d"), "rejected": said("a", "b", "c", "e")})
+    assert answers.pair() == talks.pair()
+    assert [message.content for message in talks.pair()[1]] == ["a", "b", "c", "e"]
+    for chosen, rejected, message in (
+        (said("a", "b"), said("c", "d"), "got two questions"),
+        (said("a", "b"), said("a", "b"), "chosen and rejected are the same"),
+        (said("a", "b", "c"), said("a", "b"), "f:1: expected an answer at the end of 'chosen'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Row("f:1", {"chosen": chosen, "rejected": rejected}).pair()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

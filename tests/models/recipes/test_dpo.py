@@ -50,6 +50,15 @@ def test_the_reference_is_that_of_each_answer_by_itself(make, loss):
             assert known == pytest.approx(total / (count if loss == "ipo" else 1), rel=1e-4)
 
 
+def test_earlier_answers_are_part_of_the_question(make, tmp_path):
+    said = [("user", "a"), ("assistant", "bbbb"), ("user", "c")]
+    prompt = [{"role": role, "content": content} for role, content in said]
+    rows = [{"prompt": prompt, "chosen": "d", "rejected": "ef"}] * 4
+    recipe = make(data=str(write_rows(tmp_path / "rows.jsonl", rows)))
+    chosen, rejected = recipe.training[0].answers
+    assert (chosen.counted, rejected.counted) == (2, 3)
+
+
 def test_at_the_reference_the_loss_is_log_two(make):
     metrics = make().train_step()
     assert metrics["loss"] == pytest.approx(np.log(2), abs=1e-6)
