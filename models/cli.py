@@ -41,6 +41,10 @@ COMMANDS = {
         "models.commands.grpo:grpo",
         "Train a model by reinforcement: GRPO and its relatives, from rewards a program gives.",
     ),
+    "best-of": (
+        "models.commands.best_of:best_of_command",
+        "Sample, judge, and keep the best, as rows to be fine-tuned on.",
+    ),
     "distill": (
         "models.commands.distill:distill",
         "Train a small model to say what a large one says.",

@@ -43,7 +43,7 @@ def ppo(job: Job) -> None:
     if bool(config.task) == bool(config.data):
         raise ConfigError("ppo: expected either --task or --data; got both or neither")
     model, tokenizer = load_base(config.model, config.seed)
-    judge = _reward_model(config.reward_model, tokenizer) if config.reward_model else None
+    judge = load_reward_model(config.reward_model, tokenizer) if config.reward_model else None
     context = model.config.max_position_embeddings
     source, rewards, task = prompts_and_rewards(
         config, tokenizer, context, judged=judge is not None
@@ -82,7 +82,8 @@ def ppo(job: Job) -> None:
         job.report(result, "sample --checkpoint")
 
 
-def _reward_model(folder: str, tokenizer: Tokenizer) -> RewardModel:
+def load_reward_model(folder: str, tokenizer: Tokenizer) -> RewardModel:
+    """A reward model that only judges, of the same tokens."""
     path = checkpoints.model_folder(Path(folder))
     model = RewardModel.from_pretrained(path).requires_grad_(False)
     check_same_vocabulary(load_tokenizer(path / "tokenizer.json"), tokenizer, folder)
@@ -93,7 +94,7 @@ def _critic(config: PpoConfig, tokenizer: Tokenizer) -> RewardModel:
     """A reward model, or the policy with a head that says 0 of everything."""
     folder = config.critic or config.reward_model
     if folder:
-        return _reward_model(folder, tokenizer).requires_grad_(True)
+        return load_reward_model(folder, tokenizer).requires_grad_(True)
     trunk, _ = with_tokenizer(checkpoints.model_folder(Path(config.model)))
     critic = RewardModel(trunk)
     nn.init.zeros_(critic.score.weight)

@@ -38,15 +38,16 @@ from minitorch.tensor import Tensor
 from minitorch.tokenizers import Tokenizer
 from models import lora
 from models.chat import end_id
-from models.environments.rewards import Reward, weighted
+from models.environments.rewards import Reward
 from models.environments.tasks import Task
 from models.environments.turns import converse
 from models.families import Model
 from models.options import option
 from models.recipes.completions import Completions, log_probs
+from models.recipes.judging import by_rewards
 from models.recipes.objective import Objective, Total
 from models.recipes.post_training import Adapted, AdapterSettings, adapters_of
-from models.recipes.prompts import Prompt, Source, columns_of
+from models.recipes.prompts import Prompt, Source
 from models.recipes.recipe import Metrics
 from models.rollouts import Rollout, begin, extend
 from models.sampling import Sampler
@@ -355,13 +356,7 @@ class Grpo(Adapted):
         self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
     ) -> tuple[np.ndarray, dict[str, list[float | None]]]:
         """The weighted rewards of completions, and those of each function."""
-        end = end_id(self.tokenizer)
-        texts = [
-            self.tokenizer.decode([token for token in r.completion_ids if token != end])
-            for r in rollouts
-        ]
-        columns = {**columns_of(prompts), "finished": [r.finished for r in rollouts]}
-        return weighted(self.rewards, [p.text for p in prompts], texts, columns)
+        return by_rewards(self.rewards, prompts, rollouts, self.tokenizer)
 
     def _length_terms(
         self, rollouts: Sequence[Rollout], given: Mapping[str, Sequence], size: int

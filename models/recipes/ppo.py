@@ -33,10 +33,10 @@ from minitorch import optim, rl
 from minitorch.errors import ConfigError
 from minitorch.tensor import Tensor
 from models import checkpoints
-from models.chat import template_of
 from models.options import option
 from models.recipes.completions import Completions
 from models.recipes.grpo import Batch, Grpo, GrpoConfig
+from models.recipes.judging import by_model
 from models.recipes.objective import Total
 from models.recipes.prompts import Prompt
 from models.recipes.recipe import Metrics
@@ -145,7 +145,6 @@ class Ppo(Grpo):
         rate = config.critic_learning_rate
         self.critic_optimizer = optim.AdamW(critic.parameters(), rate, eps=1e-5, weight_decay=0.0)
         self.judge_model = judge_model
-        self.tail = self.tokenizer.encode(template_of(self.tokenizer).after)
         self.beta = config.beta
         self.moments = Moments()
 
@@ -175,8 +174,7 @@ class Ppo(Grpo):
         if self.rewards:
             total, given = super().judge(prompts, rollouts)
         if self.judge_model is not None:
-            ended = [[*r.ids, *(self.tail if r.finished else [])] for r in rollouts]
-            scores = self.judge_model.rewards(ended).astype(np.float64)
+            scores = by_model(self.judge_model, rollouts, self.tokenizer)
             total, given = total + scores, {"reward_model": scores.tolist(), **given}
         cut = np.array([not rollout.finished for rollout in rollouts])
         return total - self.config.end_penalty * cut, given
