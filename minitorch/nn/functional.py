@@ -35,6 +35,7 @@ from minitorch.ops.fused import (
     rms_norm,
     silu,
     swiglu,
+    swiglu_packed,
 )
 from minitorch.ops.general import log_softmax, logsumexp, softmax
 from minitorch.ops.indexing import embedding, one_hot
@@ -87,6 +88,7 @@ __all__ = [
     "softmax",
     "softplus",
     "swiglu",
+    "swiglu_packed",
     "tanh",
     "topk_routing",
     "varlen_attn",

@@ -103,6 +103,40 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return apply(_swiglu, [gate, up], {})
 
 
+def _halves(x: Any) -> tuple[Any, Any]:
+    """Of the last dimension; views."""
+    middle = x.shape[-1] // 2
+    return x[..., :middle], x[..., middle:]
+
+
+def _swiglu_packed_backward(grad: Any, x: Any) -> Any:
+    out = np.empty_like(x)
+    _kernel("swiglu_backward")(grad, *_halves(x), out=_halves(out))
+    return [out]
+
+
+_swiglu_packed = fused(
+    "swiglu_packed",
+    lambda x: _kernel("swiglu")(*_halves(x)),
+    kernel="swiglu",
+    reference=lambda x: silu(_halves(x)[0]) * _halves(x)[1],
+    backward=_swiglu_packed_backward,
+    inputs=("x",),
+    formula=r"x_1 \, \sigma(x_1) \, x_2",
+    samples=lambda: [sample(2 * real(3, 8)), sample(2 * real(2, 1, 6))],
+)
+
+
+def swiglu_packed(x: Tensor) -> Tensor:
+    """`swiglu` of the halves of the last dimension, gate and up: (..., 2 n) -> (..., n).
+
+    The gradient is one array, where those of two halves would have to be put together.
+    """
+    if x.ndim == 0 or x.shape[-1] % 2:
+        raise ShapeError(f"swiglu_packed: expected an even last dimension; got shape {x.shape}")
+    return apply(_swiglu_packed, [x], {})
+
+
 def _turned(grad: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
     meta = {"interleaved": interleaved, "inverse": not inverse}
     return apply(_rotary, [grad, cos, sin], meta)

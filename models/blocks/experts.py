@@ -42,8 +42,8 @@ class Experts(nn.Module):
 
     def forward(self, rows: Tensor, offs: Tensor) -> Tensor:
         """offs: (experts,), where the rows of each expert end."""
-        gate, up = F.grouped_mm(rows, self.gate_up_proj.mT, offs).chunk(2, -1)
-        return F.grouped_mm(F.swiglu(gate, up), self.down_proj.mT, offs)
+        both = F.grouped_mm(rows, self.gate_up_proj.mT, offs)
+        return F.grouped_mm(F.swiglu_packed(both), self.down_proj.mT, offs)
 
     def extra_repr(self) -> str:
         count, width, hidden = self.down_proj.shape

@@ -247,6 +247,7 @@ PEERS = {
     "linear": F.linear,
     "mlp": mlp,
     "swiglu": lambda gate, up: F.silu(gate) * up,
+    "swiglu_packed": lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
     "apply_rotary_emb": rotary,
     "layer_norm": normalise(F.layer_norm),
     "rms_norm": normalise(F.rms_norm),
