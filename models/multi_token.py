@@ -69,15 +69,17 @@ class MultiTokenDecoder(Decoder):
         self.factor = factor
         super().__init__(config, dtype, generator)  # initialises all weights, these too
 
-    def further(self, features: Tensor, ids: Tensor) -> tuple[list[Tensor], Context]:
-        """hᵏ for each depth, (batch, time - k, width), from h⁰ and the tokens that were read."""
-        found = [features]
-        context = step(ids[:, 1:])
+    def further(self, features: Tensor, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """hᵏ for each depth, (batch, time - k, width), from h⁰ and the tokens that were read.
+
+        Besides, what the blocks add to the loss.
+        """
+        found, losses = [features], []
         for k, layer in enumerate(self.mtp, 1):
             at = step(ids[:, k:])
-            at.losses = context.losses
             found.append(layer(found[-1][:, : ids.shape[1] - k], self.embed_tokens(ids[:, k:]), at))
-        return found[1:], context
+            losses += at.losses
+        return found[1:], losses
 
     def loss(self, ids: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """Decoder's, and in training that of the tokens further ahead; ids without padding then."""
@@ -86,11 +88,11 @@ class MultiTokenDecoder(Decoder):
         context, weight = step(ids), self.lm_head.weight
         features = self.features(ids, context=context)
         loss = F.linear_cross_entropy(features, weight, targets)
-        ahead, further = self.further(features, ids)
+        ahead, losses = self.further(features, ids)
         for k, h in enumerate(ahead, 1):
             part = F.linear_cross_entropy(h, weight, targets[:, k:])
             loss = loss + self.factor / len(self.mtp) * part
-        return sum(context.losses + further.losses, loss)
+        return sum(context.losses + losses, loss)
 
 
 OWN = re.compile(r"(enorm|hnorm|eh_proj)\.")
