@@ -25,6 +25,7 @@ NAMES = (
     "distillation",
     "grpo_addition",
     "length_bias",
+    "short_answers",
 )
 RESULTS = Path(__file__).parent / "results"
 
