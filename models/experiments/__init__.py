@@ -23,6 +23,7 @@ NAMES = (
     "preferences",
     "cartpole",
     "distillation",
+    "overoptimisation",
     "grpo_addition",
     "length_bias",
     "short_answers",

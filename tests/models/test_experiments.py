@@ -24,6 +24,7 @@ from models.experiments import (
     facts,
     load,
     multi_token,
+    overoptimisation,
     passkey,
     qk_norm,
     recall,
@@ -351,3 +352,26 @@ def test_a_student_is_taught_by_the_loss_of_the_command() -> None:
     assert found.item() == pytest.approx(0.7 * hard.item() + 0.3 * soft, rel=1e-4)
     found.backward()
     assert all(param.grad is None for param in teacher.parameters())
+
+
+def test_gold_is_best_at_four_letters_and_worst_at_twelve() -> None:
+    texts = ["a" * count + "b" * (12 - count) for count in (0, 1, 4, 6, 12)]
+    assert overoptimisation.gold([], texts) == [0.0, 0.25, 1.0, 0.5, -1.0]
+    text = overoptimisation.demonstrate({}, np.random.default_rng(0))
+    assert len(text) == overoptimisation.LENGTH
+    assert set(text) <= set(overoptimisation.LETTERS)
+
+
+def test_the_judge_learns_from_pairs_the_better_one_first() -> None:
+    """After some steps it is right about more of the unseen pairs than a coin."""
+    setup = dataclasses.replace(load("overoptimisation").quick, width=16, pairs=200, judge_steps=60)
+    setup = dataclasses.replace(setup, batch_size=32)
+    tokenizer = overoptimisation.TASK.tokenizer()
+    base = overoptimisation.build(setup, tokenizer, 0)
+    _, right = overoptimisation.train_judge(base, setup, tokenizer, 1, SILENT)
+    assert right > 0.7
+
+
+def test_means_of_neighbours() -> None:
+    assert overoptimisation.smoothed([0, 4, 8, 4, 0]).tolist() == [4, 4]
+    assert overoptimisation.smoothed([3]).tolist() == [3]
