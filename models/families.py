@@ -57,8 +57,14 @@ def from_pretrained(folder: str | Path, dtype: np.dtype = DEFAULT_FLOAT) -> Mode
 
 
 def with_tokenizer(folder: Path) -> tuple[Model, Tokenizer]:
-    """The model and the tokenizer in a folder; CheckpointError where they do not fit together."""
-    model, tokenizer = from_pretrained(folder), load_tokenizer(folder / "tokenizer.json")
+    """The model and the tokenizer in a folder; CheckpointError where they do not fit together.
+
+    A folder of adapters without a tokenizer has that of their model.
+    """
+    home = folder
+    if not (folder / "tokenizer.json").is_file() and (folder / lora.ADAPTER_CONFIG).is_file():
+        home = lora.base_folder(folder)
+    model, tokenizer = from_pretrained(folder), load_tokenizer(home / "tokenizer.json")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model "

@@ -10,6 +10,7 @@ from minitorch import nn, optim
 from minitorch.errors import CheckpointError, ConfigError
 from minitorch.io import load_safetensors, save_safetensors
 from minitorch.random import Generator
+from minitorch.tokenizers import CharTokenizer
 from models import lora
 from models.families import FAMILIES, from_pretrained
 from models.lora import LoraConfig
@@ -253,6 +254,20 @@ def test_the_folder_of_adapters_is_a_model_too(tmp_path):
     lora.save_adapter(model, tmp_path / "adapter", config, "somebody/some-model")
     with pytest.raises(CheckpointError, match=r"base_model_name_or_path.*somebody/some-model"):
         from_pretrained(tmp_path / "adapter")
+
+
+def test_a_folder_of_adapters_can_be_sampled_from(tmp_path, cli):
+    tokenizer = CharTokenizer(list("abcdefghijklmnopqrs"))
+    built("llama", np.float32).save_pretrained(tmp_path / "base")
+    tokenizer.save(tmp_path / "base" / "tokenizer.json")
+    model, config = adapted(dtype=np.float32)
+    lora.save_adapter(model, tmp_path / "adapter", config, tmp_path / "base")
+    options = ["--prompt", "abc", "--max-tokens", 5, "--temperature", 0]
+    result = cli("sample", "--checkpoint", tmp_path / "adapter", *options)
+    assert result.exit_code == 0, result.stderr
+    lora.merged_model(model).save_pretrained(tmp_path / "whole")
+    tokenizer.save(tmp_path / "whole" / "tokenizer.json")
+    assert cli("sample", "--checkpoint", tmp_path / "whole", *options).stdout == result.stdout
 
 
 def saved(tmp_path, family="llama", **settings):

@@ -334,6 +334,13 @@ def test_the_command_line_with_a_reward_model_and_going_on(cli, arguments, judge
     assert one == two
 
 
+def test_with_lora_the_model_is_its_own_reference(cli, arguments, tmp_path):
+    result = cli(*arguments, "--task", "addition", "--set", "lora_rank=2", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["kl"] > 0
+    assert (tmp_path / "run" / "checkpoints/step-00000004/adapter_config.json").is_file()
+
+
 def test_a_reward_model_that_is_none_and_one_of_other_tokens(cli, arguments, base, judge):
     result = cli(*arguments, "--task", "addition", "--reward-model", base)
     assert result.exit_code == 1
