@@ -154,8 +154,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     lowest = min(found[loss]["win rate"] for loss in LOSSES)
     return [
         Claim("win rate of DPO", found["dpo"]["win rate"], ">=", 0.9),
-        Claim("pairs that DPO orders right", found["dpo"]["right"], ">=", 0.95),
-        Claim("lowest win rate of all losses", lowest, ">=", 0.8),
+        Claim("pairs that DPO orders right", found["dpo"]["right"], ">=", 0.9),
+        Claim("lowest win rate of all losses", lowest, ">=", 0.7),
         Claim("win rate, a coin choosing", coins, "<=", 0.65, control=True),
         Claim("win rate, a coin choosing", coins, ">=", 0.35, control=True),
     ]
