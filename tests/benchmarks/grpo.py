@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,35 @@ from models.machine import processor
 from models.recipes.grpo import Grpo, GrpoConfig
 from models.recipes.prompts import TaskSource
 
-SIZES = {"layers": 3, "heads": 4, "width": 96, "positions": 64}
-SETTINGS = {"prompts": 32, "group_size": 8, "max_tokens": 32, "learning_rate": 1e-4}
-STEPS, ROWS = 4, 2048
-QUICK = {
-    "SIZES": {"layers": 1, "heads": 2, "width": 16, "positions": 16},
-    "SETTINGS": {"prompts": 2, "group_size": 2, "max_tokens": 4, "learning_rate": 1e-4},
-    "STEPS": 1,
+
+@dataclass(frozen=True)
+class Case:
+    """A size of model, and of a step."""
+
+    layers: int
+    heads: int
+    width: int
+    prompts: int
+    group_size: int
+    max_tokens: int
+    learning_rate: float = 1e-4
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the step, by the names of GrpoConfig."""
+        names = ("prompts", "group_size", "max_tokens", "learning_rate")
+        return {name: getattr(self, name) for name in names}
+
+
+CASES = {
+    "64 wide, 64 completions": Case(2, 4, 64, prompts=8, group_size=8, max_tokens=32),
+    "64 wide, 256 completions": Case(2, 4, 64, prompts=32, group_size=8, max_tokens=32),
+    "96 wide, 256 completions": Case(3, 4, 96, prompts=32, group_size=8, max_tokens=32),
 }
+"""The first is where the work of Python counts most, the last where products do."""
+
+QUICK = {"quick": Case(1, 2, 16, prompts=2, group_size=2, max_tokens=4)}
+STEPS, ROWS = 4, 2048
 WORKER = Path(__file__).with_name("grpo_trl.py")
 
 
@@ -55,8 +77,9 @@ def evens(prompts: list[str], completions: list[str], **columns: Any) -> list[fl
 class Ours:
     """The recipe; a call does so many steps and gives tokens and seconds."""
 
-    def __init__(self, folder: Path, task: Task):
-        config = GrpoConfig.resolve(overrides={**SETTINGS, "beta": 0.0, "eval_prompts": 1})
+    def __init__(self, folder: Path, task: Task, case: Case):
+        overrides = {**case.settings, "beta": 0.0, "eval_prompts": 1}
+        config = GrpoConfig.resolve(overrides=overrides)
         tokenizer = task.tokenizer()
         source = TaskSource(task, tokenizer, config.seed)
         model = from_pretrained(folder)
@@ -71,10 +94,10 @@ class Ours:
 class Theirs:
     """The same of trl, in its process."""
 
-    def __init__(self, folder: Path, task: Task, python: str, threads: int):
+    def __init__(self, folder: Path, task: Task, case: Case, python: str, threads: int):
         random = np.random.default_rng(1)
         rows = [task.draw(random)["prompt"] for _ in range(ROWS)]
-        settings = json.dumps({**SETTINGS, "rows": rows})
+        settings = json.dumps({**case.settings, "rows": rows})
         self.process = subprocess.Popen(
             [python, str(WORKER), str(folder), str(threads), settings],
             stdin=subprocess.PIPE,
@@ -108,26 +131,24 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has trl")
     options = parser.parse_args()
-    if options.quick:
-        globals().update(QUICK)
     mt.set_num_threads(options.threads)
-    task, console = addition(), Console()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sizes = LlamaConfig.sized(vocab_size=task.tokenizer().vocab_size, **SIZES)
-        model = sizes.build(np.dtype(np.float32), Generator(0))
-        model.save_pretrained(folder)
-        task.tokenizer().save(folder / "tokenizer.json")
-        theirs = Theirs(folder, task, options.peer_python, options.threads)
-        try:
-            speeds = _in_turns({"minitorch": Ours(folder, task), "trl": theirs}, options.rounds)
-        finally:
-            theirs.close()
-    medians = {library: statistics.median(values) for library, values in speeds.items()}
-    ratio = medians["minitorch"] / medians["trl"]
-    for library, speed in medians.items():
-        console.print(f"{library:10} {speed:10,.0f} tokens per second")
-    console.print(f"{'ratio':10} {ratio:10.2f}")
+    console = Console()
+    results = []
+    for name, case in (QUICK if options.quick else CASES).items():
+        speeds = measured(case, options)
+        medians = {library: statistics.median(values) for library, values in speeds.items()}
+        ratio = medians["minitorch"] / medians["trl"]
+        shown = ", ".join(f"{library} {speed:,.0f}" for library, speed in medians.items())
+        console.print(f"{name:28}{shown} tokens per second: {ratio:.2f}", highlight=False)
+        results.append(
+            {
+                "case": name,
+                **asdict(case),
+                "tokens_per_second": medians,
+                "rounds": speeds,
+                "ratio": ratio,
+            }
+        )
     if options.json:
         content = {
             "benchmark": "grpo",
@@ -135,15 +156,34 @@ def main() -> None:
             "command": f"python -m tests.benchmarks.grpo --rounds {options.rounds} "
             f"--threads {options.threads}",
             "processor": processor(),
-            "versions": {"python": platform.python_version(), "peer": _versions(options)},
+            "versions": {"python": platform.python_version(), **_versions(options)},
             "threads": options.threads,
-            "parameters": model.num_parameters(),
-            "settings": {**SETTINGS, "steps": STEPS},
-            "tokens_per_second": medians,
-            "rounds": speeds,
-            "ratio": ratio,
+            "steps": STEPS,
+            "results": results,
         }
         write_json(options.json, content)
+
+
+def measured(case: Case, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Tokens per second of either library, round by round."""
+    task = addition()
+    sizes = LlamaConfig.sized(
+        vocab_size=task.tokenizer().vocab_size,
+        layers=case.layers,
+        heads=case.heads,
+        width=case.width,
+        positions=task.longest_prompt + case.max_tokens,
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes.build(np.dtype(np.float32), Generator(0)).save_pretrained(folder)
+        task.tokenizer().save(folder / "tokenizer.json")
+        theirs = Theirs(folder, task, case, options.peer_python, options.threads)
+        try:
+            ours = Ours(folder, task, case)
+            return _in_turns({"minitorch": ours, "trl": theirs}, options.rounds)
+        finally:
+            theirs.close()
 
 
 def _in_turns(libraries: dict[str, Any], rounds: int) -> dict[str, list[float]]:
