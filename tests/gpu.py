@@ -4,7 +4,9 @@ It builds the kernels in place for this machine, runs on it what the tests of te
 run in the emulator and on a stand-in for CuPy, lets compute-sanitizer watch a training step, times
 kernels and training steps beside CuPy and PyTorch (where that is installed), and writes what came
 out, with date and hardware. What moves memory is given as a share of what a copy reaches in the
-same run. Nothing is downloaded: python3 with the packages below, nvcc and a driver must be there.
+same run, training steps as a share of what the fastest product reaches. What there is no time for
+is left out, the most telling cases come first. Nothing is downloaded: python3 with the packages
+below, nvcc and a driver must be there.
 Exit code 0 if all passed, 1 if something failed, 2 if it cannot be run here.
 
 `python -m tests.gpu --golden FILE` writes golden vectors instead (tests/simt/golden.py).
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +32,29 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 PROGRAMS = ("nvcc", "nvidia-smi")
 PACKAGES = ("numpy", "cupy", "ml_dtypes", "pybind11", "ninja", "setuptools", "pytest", "hypothesis")
-SECONDS = {"build": 230, "tests": 160, "sanitizer": 50, "times": 90}
+SECONDS = {"build": 210, "tests": 130, "sanitizer": 45, "times": 150}
 """What each part may take; together below nine minutes."""
 ROUNDS = 15
 WARM_UP = 5
 LARGE = 4096
-"""The side of the matrices, and the length of the rows."""
-HEADS = (4, 16)
-"""Of attention, batch and heads."""
-HAS_TORCH = importlib.util.find_spec("torch") is not None
+"""The length of the rows, and the side of products in float32."""
+SIDES = (8192, 4096, 2048, 1024, 16384)
+"""Of square products in bfloat16."""
+TOKENS = 1 << 15
+"""Rows of a transformer's products."""
+LAYERS = ((768, 2304), (768, 3072), (3072, 768), (768, 50257))
+"""GPT-2's: features that come in, and that go out."""
+LENGTHS = (16384, 4096, 1024, 512)
+"""Of attention's sequences, which have 16384 tokens together, and 2048 features in all heads."""
+WIDTHS = (128, 64)
+"""Of its heads."""
+BATCH = (32, 1024)
+"""Sequences and tokens of each in a training step of GPT-2."""
+SPARE = 25
+"""Seconds before the end of the times at which no other case is begun."""
+HAS_TORCH, HAS_TRITON = (importlib.util.find_spec(name) is not None for name in ("torch", "triton"))
+TRITON = ("softmax", "layer_norm", "rms_norm", "cross_entropy")
+"""Which PyTorch's compiler makes a kernel of for comparison, where it can."""
 ON_THE_GPU = "not simt and not forward and not reversed and not random"
 """Of the tests, those that need no emulator; pytest's expression."""
 
@@ -151,10 +168,14 @@ def times() -> list[dict[str, Any]]:
     """Medians in microseconds, the libraries in turns.
 
     Of what moves memory also the bytes that it must move, and the share that this is of the rate
-    at which a large array was copied before.
+    at which a large array was copied before; of what multiplies its rate of operations, and of
+    steps the share of the highest rate before.
     """
-    rate, measured = copy_rate(), []
+    begun, rate, measured, fastest = time.monotonic(), copy_rate(), [], 0.0
     for case in cases():
+        if time.monotonic() - begun > SECONDS["times"] - SPARE:
+            measured.append({"case": case.name, "left_out": "this one and those after it"})
+            break
         took: dict[str, list[float]] = {library: [] for library in case.calls}
         for call in case.calls.values():
             for _ in range(WARM_UP):  # kernels are compiled, and steps captured
@@ -170,6 +191,12 @@ def times() -> list[dict[str, Any]]:
         if case.bytes:
             ours = case.bytes / medians["minitorch"]
             row |= {"bytes": case.bytes, "share_of_copy": ours / rate}
+        if case.flops:
+            row["flops"] = {name: case.flops / value for name, value in medians.items()}
+            if case.tokens:
+                row["tokens"] = {name: case.tokens / value for name, value in medians.items()}
+                row["share_of_products"] = row["flops"]["minitorch"] / fastest
+            fastest = max(fastest, *row["flops"].values())
         measured.append(row)
     return [{"case": "copy", "bytes_per_second": rate}, *measured]
 
@@ -198,31 +225,50 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 class Case(NamedTuple):
-    """The same work by each library that is installed; bytes: what memory has to move for it."""
+    """The same work by each library that is installed; bytes: what memory has to move for it.
+
+    flops: its multiplications and additions; tokens: that are learnt from.
+    """
 
     name: str
     calls: dict[str, Callable[[], Any]]
     bytes: float = 0
+    flops: float = 0
+    tokens: int = 0
 
 
 def cases() -> Iterator[Case]:
-    """Products, what is bound by memory, attention, the optimizer, whole steps."""
+    """Products, attention, whole steps, what is bound by memory, the optimizer."""
     from minitorch.backend import bfloat16, float32
 
-    for dtype in (float32, bfloat16):
-        yield from products(dtype)
-        yield from rows(dtype)
-        yield from attention(dtype)
+    for side in SIDES:
+        yield product(side, side, side, bfloat16)
+    for i, (width, features) in enumerate(LAYERS):
+        yield product(TOKENS, features, width, bfloat16)
+        yield product(TOKENS, width, features, bfloat16)
+        yield product(features, width, TOKENS, bfloat16, turned=True)
+        if i == 0:
+            yield from attention(LENGTHS[0], WIDTHS[0], bfloat16)
+    for length in LENGTHS:
+        for width in WIDTHS:
+            if (length, width) != (LENGTHS[0], WIDTHS[0]):
+                yield from attention(length, width, bfloat16)
+    yield gpt2_step()
+    yield from rows(bfloat16)
     yield from optimizer()
-    for precision in ("float32", "bfloat16"):
+    for precision in ("bfloat16", "float32"):
         yield from steps(precision)
+    yield product(LARGE, LARGE, LARGE, float32)
+    yield from attention(LENGTHS[-1], WIDTHS[0], float32)
+    yield from rows(float32)
 
 
 def normal(*shape: int) -> Any:
-    """Random numbers in main memory."""
+    """Random numbers in main memory, the same ones again and again."""
     import numpy as np
 
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
+    some = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
+    return np.resize(some, shape)
 
 
 def torch_of(array: Any, dtype: Any) -> Any:
@@ -232,21 +278,33 @@ def torch_of(array: Any, dtype: Any) -> Any:
     return torch.from_numpy(array).to("cuda", getattr(torch, str(dtype)))
 
 
-def products(dtype: Any) -> Iterator[Case]:
+def product(m: int, n: int, k: int, dtype: Any, turned: bool = False) -> Case:
+    """(m, k) by (k, n); turned: the left one is in memory as (k, m), as in a weight's gradient."""
     import cupy
 
     from minitorch import kernels
 
-    host = [normal(LARGE, LARGE)] * 2
-    a, b = (cupy.asarray(x.astype(dtype)) for x in host)
+    left, right = normal(k, m).T if turned else normal(m, k), normal(k, n)
+    a, b = (on_the_device(x, dtype) for x in (left, right))
     matmul = kernels.lookup("matmul", "cuda")
     calls = {"minitorch": lambda: matmul(a, b)}
-    if dtype == "float32":
-        calls["cupy"] = lambda: a @ b
+    half = "cupy" if dtype == "float32" else "cupy float16"  # CuPy has no product of bfloat16
+    x, y = (a, b) if dtype == "float32" else [on_the_device(x, "float16") for x in (left, right)]
+    calls[half] = lambda: cupy.matmul(x, y)
     if HAS_TORCH:
-        c, d = (torch_of(x, dtype) for x in host)
+        c, d = (torch_of(x, dtype) for x in (left, right))
         calls["torch"] = lambda: c @ d
-    yield Case(f"matmul {dtype}", calls)
+    layout = ", left turned" if turned else ""
+    return Case(f"matmul {m} x {n} x {k} {dtype}{layout}", calls, flops=2.0 * m * n * k)
+
+
+def on_the_device(x: Any, dtype: Any) -> Any:
+    """x there, its numbers in the same order in memory."""
+    import cupy
+
+    if x.flags.c_contiguous:
+        return cupy.asarray(x.astype(dtype))
+    return cupy.asarray(x.T.astype(dtype)).T
 
 
 def rows(dtype: Any) -> Iterator[Case]:
@@ -312,39 +370,66 @@ def rows(dtype: Any) -> Iterator[Case]:
         }
     for name, (arrays, call) in ours.items():
         peers = {"torch": theirs[name]} if name in theirs else {}
+        if name in theirs and name in TRITON and HAS_TRITON:
+            peers["triton"] = torch.compile(theirs[name])
         yield Case(f"{name} {dtype}", {"minitorch": call, **peers}, arrays * x.nbytes)
 
 
-def attention(dtype: Any) -> Iterator[Case]:
+def attention(length: int, width: int, dtype: Any) -> Iterator[Case]:
+    """Causal and not, forward and with backward; PyTorch's by each of its fast kernels."""
     import minitorch as mt
     from minitorch.nn import functional as F
 
-    host = [normal(*HEADS, LARGE // 2, 128)] * 3
+    heads = 2048 // width
+    host = [normal(max(1, 16384 // length), heads, length, width)] * 3
+    ours = [mt.from_numpy(x).to(dtype=dtype, device="cuda").requires_grad_() for x in host]
+    functions: dict[str, Callable[..., Any]] = {"minitorch": F.scaled_dot_product_attention}
+    tensors: dict[str, list[Any]] = {"minitorch": ours}
+    if HAS_TORCH:
+        theirs = [torch_of(x, dtype).requires_grad_() for x in host]
+        functions |= torch_attention(dtype)
+        tensors |= dict.fromkeys(functions.keys() - {"minitorch"}, theirs)
+    operations = 4.0 * host[0].size * length
+    for causal in (False, True):
+        for name, factor in (("forward", 1.0), ("forward + backward", 3.5)):
+            run = forward if factor == 1 else forward_and_backward
+            calls = {
+                library: partial(run, attend, *tensors[library], causal=causal)
+                for library, attend in functions.items()
+            }
+            kind = "causal attention" if causal else "attention"
+            flops = factor * operations / (2 if causal else 1)
+            yield Case(f"{kind} {length} x {width} {dtype} {name}", calls, flops=flops)
 
-    def both(library: Any, q: Any, k: Any, v: Any) -> Callable[[], None]:
-        def run() -> None:
-            out = library.scaled_dot_product_attention(q, k, v, is_causal=True)
-            out.backward(v.detach())
-            q.grad = k.grad = v.grad = None
 
-        return run
+def forward(attend: Callable[..., Any], q: Any, k: Any, v: Any, *, causal: bool) -> None:
+    attend(q.detach(), k.detach(), v.detach(), is_causal=causal)
 
-    for name in ("forward", "forward + backward"):
-        backward = name != "forward"
-        ours = [mt.from_numpy(x).to(dtype=dtype, device="cuda") for x in host]
-        libraries: dict[str, tuple[Any, list[Any]]] = {"minitorch": (F, ours)}
-        if HAS_TORCH:
-            import torch
 
-            libraries["torch"] = torch.nn.functional, [torch_of(x, dtype) for x in host]
-        calls: dict[str, Callable[[], Any]] = {}
-        for library, (functions, tensors) in libraries.items():
-            if backward:
-                calls[library] = both(functions, *(x.requires_grad_() for x in tensors))
-            else:
-                attend = functions.scaled_dot_product_attention
-                calls[library] = lambda f=attend, t=tensors: f(*t, is_causal=True)
-        yield Case(f"causal attention {dtype} {name}", calls)
+def forward_and_backward(
+    attend: Callable[..., Any], q: Any, k: Any, v: Any, *, causal: bool
+) -> None:
+    attend(q, k, v, is_causal=causal).backward(v.detach())
+    q.grad = k.grad = v.grad = None
+
+
+def torch_attention(dtype: Any) -> dict[str, Callable[..., Any]]:
+    """PyTorch's function by its own choice of a kernel, and for 16 bits by each fast one."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def only(backend: Any, *arguments: Any, **options: Any) -> Any:
+        with sdpa_kernel(backend):
+            return attend(*arguments, **options)
+
+    if dtype == "float32":
+        return {"torch": attend}
+    return {
+        "torch flash": partial(only, SDPBackend.FLASH_ATTENTION),
+        "torch cudnn": partial(only, SDPBackend.CUDNN_ATTENTION),
+    }
 
 
 def optimizer() -> Iterator[Case]:
@@ -379,21 +464,45 @@ def optimizer() -> Iterator[Case]:
     yield Case("clip + AdamW gpt2", calls, 8 * 4 * count)
 
 
+def gpt2_step() -> Case:
+    """GPT-2's step in bfloat16, of a batch that fills a GPU; PyTorch's compiled."""
+    import numpy as np
+
+    from models.bench import step
+    from models.gpt2 import GPT2Config
+
+    config = GPT2Config.preset("gpt2")
+    batch = np.random.default_rng(0).integers(0, config.vocab_size, (2, *BATCH))
+    calls = step_calls(config, batch, "bfloat16", compiled=True)
+    operations, tokens = step.flops(config, *BATCH), BATCH[0] * BATCH[1]
+    return Case(f"step gpt2 {BATCH[0]} x {BATCH[1]} bfloat16", calls, 0, operations, tokens)
+
+
 def steps(precision: str) -> Iterator[Case]:
-    """Training steps, each launch by Python or all in one graph."""
+    """The sizes that are trained on a CPU, too."""
     from models.bench import step
 
     for size, (config, *_) in step.SIZES.items():
-        batch = step.tokens(size, 0)
-        captured = step.Step(config, *batch, precision, "cuda")
-        eager = step.Step(config, *batch, precision, "cuda")
-        eager.update = eager.eager
-        calls: dict[str, Callable[[], Any]] = {"minitorch": captured, "minitorch eager": eager}
-        if HAS_TORCH:
-            from models.bench import torch_gpt
-
-            calls["torch"] = torch_gpt.Step(config, *batch, precision, False, "cuda")
+        calls = step_calls(config, step.tokens(size, 0), precision, compiled=False)
         yield Case(f"step {size} {precision}", calls)
+
+
+def step_calls(
+    config: Any, batch: Any, precision: str, *, compiled: bool
+) -> dict[str, Callable[[], Any]]:
+    """Training steps, each launch by Python or all in one graph."""
+    from models.bench import step
+
+    captured = step.Step(config, *batch, precision, "cuda")
+    eager = step.Step(config, *batch, precision, "cuda")
+    eager.update = eager.eager
+    calls: dict[str, Callable[[], Any]] = {"minitorch": captured, "minitorch eager": eager}
+    if HAS_TORCH:
+        from models.bench import torch_gpt
+
+        name = "torch.compile" if compiled else "torch"
+        calls[name] = torch_gpt.Step(config, *batch, precision, compiled, "cuda")
+    return calls
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from models.bench import step
@@ -99,6 +100,14 @@ def test_golden_vectors_need_a_gpu_and_a_file(monkeypatch, capsys):
     assert "--golden: needs nvcc, nvidia-smi, not found here" in capsys.readouterr().err
 
 
+def test_what_there_is_no_time_for_is_left_out(monkeypatch):
+    monkeypatch.setattr(gpu, "copy_rate", lambda: 1e9)
+    monkeypatch.setattr(gpu, "SPARE", gpu.SECONDS["times"])
+    monkeypatch.setattr(gpu, "cases", lambda: iter([gpu.Case("one", {}), gpu.Case("two", {})]))
+    assert [row["case"] for row in gpu.times()] == ["copy", "one"]
+    assert gpu.times()[-1]["left_out"] == "this one and those after it"
+
+
 def test_every_case_of_the_times_runs(monkeypatch):
     """On the stand-in, in sizes that can be emulated."""
     pytest.importorskip("minitorch._simt", reason="no C++20 compiler at installation")
@@ -110,9 +119,27 @@ def test_every_case_of_the_times_runs(monkeypatch):
     monkeypatch.setattr(gpu, "copy_rate", lambda: 1e9)
     monkeypatch.setattr(gpu, "WARM_UP", 1)
     monkeypatch.setattr(gpu, "LARGE", 4)
-    monkeypatch.setattr(gpu, "HEADS", (1, 1))
+    monkeypatch.setattr(gpu, "SIDES", (8,))
+    monkeypatch.setattr(gpu, "TOKENS", 8)
+    monkeypatch.setattr(gpu, "LAYERS", ((4, 9),))
+    monkeypatch.setattr(gpu, "LENGTHS", (16384,))
+    monkeypatch.setattr(gpu, "WIDTHS", (2048,))
+    monkeypatch.setattr(gpu, "normal", lambda *shape: np.ones([min(n, 9) for n in shape], "f4"))
+    monkeypatch.setattr(gpu, "BATCH", (2, 4))
     with cupy_of_numpy.installed():
         found = {row["case"]: row for row in gpu.times()}
-    assert {"copy", "softmax float32", "step tiny bfloat16", "clip + AdamW gpt2"} <= found.keys()
+    expected = [
+        "copy",
+        "matmul 8 x 8 x 8 bfloat16",
+        "matmul 9 x 4 x 8 bfloat16, left turned",
+        "causal attention 16384 x 2048 bfloat16 forward + backward",
+        "step gpt2 2 x 4 bfloat16",
+        "softmax float32",
+        "step tiny bfloat16",
+        "clip + AdamW gpt2",
+    ]
+    assert {*expected} <= found.keys()
+    assert found["step gpt2 2 x 4 bfloat16"]["share_of_products"] > 0
+    assert found["step gpt2 2 x 4 bfloat16"]["tokens"].keys() == {"minitorch", "minitorch eager"}
     assert found["softmax bfloat16"]["share_of_copy"] > 0
     assert found["step tiny float32"]["microseconds"].keys() == {"minitorch", "minitorch eager"}

@@ -18,7 +18,7 @@
 // warps through shared memory. Heads of 256 have too many sums for one warp: dV and dK apart.
 //
 // Registers of a thread, heads of 64, 96, 128, 192 and 256, sm_80: dQ 126, 154, 166, 168 and 247;
-// dK and dV 167, 214, 244, 251 and, apart, 236; sm_90a: 136, 134, 166, 173, 247; 164, 204, 237,
+// dK and dV 167, 214, 244, 251 and, apart, 236; sm_90a: 136, 134, 172, 173, 247; 164, 204, 237,
 // 243, 253. No spills. Source: FlashAttention-2, Dao 2023 (arXiv 2307.08691), algorithm 2.
 
 #include "fragments.h"
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
     if (work.first >= work.time_q) return;
     const long last = min(work.first + Plan::rows, work.time_q) - 1;
     const long end = work.end_of_keys(last);
-    const int own = threadIdx.x / 32 * 16;
+    const int own = int(threadIdx.x) / 32 * 16;
     const auto fetch = [&](long key, int stage) {
         if (key < end) {
             memory.left(stage).template fetch<kThreads>(work.keys(p.key, kv_head, key), Plan::tile);

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     ptx::take_registers<240>();
     const int consumer = threadIdx.x / kGroup - 1;
-    const int own = 64 * consumer + threadIdx.x % kGroup / 32 * 16;  // the warp's rows
+    const int own = int(threadIdx.x) / 32 * 16 - 64;              // the warp's rows
     const int turn = 1 + consumer, turn_of_other = 2 - consumer;     // named barriers
     const float factor = p.scale * kLog2e;
     Softmax softmax;

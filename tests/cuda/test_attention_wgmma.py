@@ -14,9 +14,9 @@ from tests.cuda.test_attention import ORDERS, close, compiled, inputs, simt, wid
 LAST = {"causal": True, "lower_right": True}
 # heads, kv_heads, time_q, time_k, dim, value_dim, mask, sinks, options
 CASES = [
-    (2, 1, 66, 300, 64, 64, None, False, LAST),
+    (2, 1, 66, 140, 64, 64, None, False, LAST),
     (1, 1, 150, 75, 40, 24, None, True, LAST),
-    (2, 2, 70, 290, 128, 128, None, True, {"window": (140, 0), "lower_right": True}),
+    (1, 1, 70, 290, 128, 128, None, True, {"window": (140, 0), "lower_right": True}),
     (1, 1, 66, 70, 96, 96, None, False, {"scale": 0.3}),
 ]
 WIDE = [
@@ -87,7 +87,7 @@ def test_wide_heads(case, called):
     assert called == ["attention_wgmma"]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_sequences_of_any_lengths(seed, called):
     """In orders of threads and copies of which each seed gives another: the same bits."""
     rng = np.random.default_rng(0)

@@ -84,20 +84,19 @@ def test_product(hold, m, n, k):
 def test_the_last_step_of_the_ladder(dtype):
     """Every result within what the rounding of its terms allows, in float64; zeros remain zeros."""
     rng = np.random.default_rng(3)
-    a, b = numbers(rng, "float32", 130, 260), rng.standard_normal((260, 40))
+    a, b = numbers(rng, "float32", 70, 260), rng.standard_normal((260, 40))
     a[5] = 0
     a, b = ((x / np.abs(x).max()).astype(getattr(mt, dtype)) for x in (a, b))
     bias = rng.standard_normal(40).astype(getattr(mt, dtype))
-    for order in ORDERS.values():
-        with matmul_step("scaled"), checked(*order):
-            out = device("matmul")(a.view(SimtArray), b.view(SimtArray), bias=bias.view(SimtArray))
-        left, right = np.abs(wide(a)), np.abs(wide(b))
-        left_step, right_step = step_of(a, 1), step_of(b.T, BLOCK).T
-        bound = left_step @ right + (left + left_step) @ right_step
-        expected = wide(a) @ wide(b) + wide(bias)
-        last = np.abs(expected) * (2.0**-8 if dtype == "bfloat16" else 2.0**-11)
-        assert (np.abs(wide(out) - expected) <= 1.01 * (bound + last)).all()
-        np.testing.assert_array_equal(out[5], bias)
+    with matmul_step("scaled"), checked(*ORDERS["random"]):
+        out = device("matmul")(a.view(SimtArray), b.view(SimtArray), bias=bias.view(SimtArray))
+    left, right = np.abs(wide(a)), np.abs(wide(b))
+    left_step, right_step = step_of(a, 1), step_of(b.T, BLOCK).T
+    bound = left_step @ right + (left + left_step) @ right_step
+    expected = wide(a) @ wide(b) + wide(bias)
+    last = np.abs(expected) * (2.0**-8 if dtype == "bfloat16" else 2.0**-11)
+    assert (np.abs(wide(out) - expected) <= 1.01 * (bound + last)).all()
+    np.testing.assert_array_equal(out[5], bias)
 
 
 def test_scales_of_their_own_help():
