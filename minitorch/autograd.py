@@ -145,7 +145,7 @@ def _sweep(
     pending: dict[int, Tensor] = {}
     leaves: dict[int, Tensor] = {}
     kept = {level for root, v in roots for level in levels(root.data) + levels(v.data)}
-    owned: set[int] = set()  # leaves whose pending gradient nobody else holds
+    owned: set[int] = set()  # nodes and leaves whose pending gradient nobody else holds
     found: dict[int, Tensor] = {}
     with set_grad_enabled(create_graph):
         for root, cotangent in roots:
@@ -251,7 +251,7 @@ def _step(
             if extras.pop("arrived", None) is None:  # the kernel took it
                 del pending[id(edge)]
         _send(edge, gradient, pending, leaves, owned)
-        if isinstance(edge, Tensor) and _is_own(node, gradient, cotangent):
+        if _is_own(node, edge, gradient, cotangent):
             owned.add(id(edge))
 
 
@@ -285,10 +285,16 @@ def _adds_in_place(
     return True
 
 
-def _is_own(node: Node, gradient: Tensor, cotangent: Tensor) -> bool:
-    """Whether a backward kernel has just allocated this gradient, and nobody else has seen it."""
+def _is_own(node: Node, edge: "Node | Tensor", gradient: Tensor, cotangent: Tensor) -> bool:
+    """Whether this gradient has just been allocated, and nobody else has seen it.
+
+    Backward kernels allocate what they return; and an operation that can add to a gradient in
+    place, which picks a part of its input, has put the part between zeros.
+    """
+    primitive = node.primitive
+    allocates = primitive.backward is not None and isinstance(edge, Tensor)
     return (
-        node.primitive.backward is not None
+        (allocates or primitive.add_vjp is not None)
         and not thread.mode.record
         and gradient.data.base is None
         and gradient.data is not cotangent.data

@@ -152,3 +152,25 @@ def test_gradients_have_the_dtype_of_their_leaf(dtype):
     x.grad = None
     (x * mt.ones(3, dtype=mt.float64)).sum().backward()
     assert x.grad.dtype == x.dtype
+
+
+def test_parts_of_a_value_add_to_one_gradient():
+    """Overlapping, repeated, and and beside a use of the whole."""
+    data = np.arange(24.0).reshape(4, 6)
+    x = mt.tensor(data, requires_grad=True)
+    h = x * 2.0
+    h.retain_grad()
+    left, right = h[:, :4], h[:, 2:]
+    rows = h[np.array([0, 0, 3])]
+    left.retain_grad()
+    (3.0 * left).sum().backward(retain_graph=True)
+    x.grad, h.grad, left.grad = None, None, None
+    ((left * right).sum() + (rows * 5.0).sum() + (h * 7.0).sum()).backward()
+
+    wanted = np.full((4, 6), 7.0)
+    wanted[:, :4] += 2 * data[:, 2:]
+    wanted[:, 2:] += 2 * data[:, :4]
+    np.add.at(wanted, [0, 0, 3], 5.0)
+    np.testing.assert_allclose(h.grad.numpy(), wanted)
+    np.testing.assert_allclose(x.grad.numpy(), 2 * wanted)
+    np.testing.assert_allclose(left.grad.numpy(), 2 * data[:, 2:])

@@ -74,12 +74,16 @@ def _add_at(
     x: np.ndarray, *index: np.ndarray, key: tuple[Any, ...], to: tuple[int, ...]
 ) -> np.ndarray:
     out = np.zeros_like(x, shape=to)
+    _add_to(out, x, index, key)
+    return out
+
+
+def _add_to(out: np.ndarray, x: np.ndarray, index: tuple[Any, ...], key: tuple[Any, ...]) -> None:
     target, where = _select(out, key, index)
     if any(hasattr(part, "dtype") and part.dtype != bool for part in where):
         np.add.at(target, where, x)
     else:
-        target[where] = x
-    return out
+        target[where] += x
 
 
 def _write(x: np.ndarray, value: np.ndarray, *index: np.ndarray, key: tuple[Any, ...]) -> Any:
@@ -136,6 +140,15 @@ _getitem = _Indexing(
     ],
     may_view=True,
 )
+
+
+def _add_part(node: Node, grad: Any, total: Any) -> None:
+    index = [node.input(i).data for i in range(1, len(node.edges))]
+    _add_to(total, grad, tuple(index), node.meta["key"])
+
+
+_getitem.add_vjp = _add_part
+
 _scatter: Primitive = _Indexing(
     "scatter_index",
     _add_at,
