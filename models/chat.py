@@ -11,8 +11,9 @@ the token that ends each of them. Without the latter a model never learns to sto
 from what writes the tokens; searching for it in a finished text would find what a user has pasted.
 
 A message is encoded by itself, as ordinary text: a special token has an id that no message can
-produce, however its words read. Since prompts and answers never share a token, a prompt that is
-continued by a model has the same tokens as in training.
+produce, however its words read. One exception: where the tokenizer has tokens for the tags of
+thinking and answers, the assistant writes those, and nobody else does. Since prompts and answers
+never share a token, a prompt that is continued by a model has the same tokens as in training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 from minitorch.errors import ConfigError, DataError
 from minitorch.tokenizers import Tokenizer
+from models.environments.answers import TAGS
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -150,6 +152,13 @@ def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
     return ids + tokenizer.encode(template.before["assistant"], allowed_special="all")
 
 
+def content_ids(message: Message, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of what a message says, without those of the template."""
+    tags = TAGS if message.role == "assistant" else ()
+    known = [tag for tag in tags if tag in tokenizer.special_tokens]
+    return tokenizer.encode(message.content, allowed_special=known)
+
+
 def _parts(
     message: Message, template: Template, tokenizer: Tokenizer
 ) -> tuple[list[int], list[int], list[int]]:
@@ -161,7 +170,7 @@ def _parts(
         )
     special = template.special_tokens
     opening = tokenizer.encode(template.before[message.role], allowed_special=special)
-    written = tokenizer.encode(message.content)
+    written = content_ids(message, tokenizer)
     if message.role not in template.ended:
         return opening, written, []
     return (

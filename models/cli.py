@@ -49,6 +49,10 @@ COMMANDS = {
         "models.commands.distill:distill",
         "Train a small model to say what a large one says.",
     ),
+    "r1": (
+        "models.commands.r1:r1",
+        "Run DeepSeek-R1's pipeline on a toy, from a base model to a distilled one.",
+    ),
     "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "chat": ("models.commands.chat:chat", "Talk to a model that has learnt to answer."),
     "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),

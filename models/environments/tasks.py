@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.tokenizers import CharTokenizer
-from models.environments.answers import tagged_answer, whole
+from models.environments.answers import TAGS, tagged_answer, whole
 from models.environments.rewards import (
     Reward,
     countdown_match,
@@ -35,8 +35,6 @@ from models.generate import END_OF_TEXT
 
 Row = dict[str, Any]
 """`prompt`, and the columns that rewards read."""
-
-TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +218,7 @@ def bilingual(digits: int = 2, mixed: float = 0.4) -> Task:
         alphabet=string.digits + "+=" + SMALL + LARGE,
         longest_prompt=2 * digits + 2,
         longest_completion=2 * (digits + 1) + 5,
-        tags=TAG_TOKENS,
+        tags=TAGS,
     )
 
 

@@ -27,6 +27,7 @@ NAMES = (
     "grpo_addition",
     "length_bias",
     "short_answers",
+    "r1",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -24,7 +24,7 @@ from minitorch.data import BatchLoader, load_text, sequential_batches, split_tok
 from minitorch.errors import ConfigError, DataError
 from minitorch.random import Generator
 from minitorch.tokenizers import Tokenizer
-from models.chat import TEMPLATES, end_id, render_prompt
+from models.chat import TEMPLATES, Message, content_ids, end_id, render_prompt
 from models.checkpoints import Checkpoint
 from models.environments.tasks import TASKS
 from models.families import Model
@@ -254,7 +254,7 @@ def answers(model: Model, tokenizer: Tokenizer, rows: Sequence[Row]) -> list[str
     """
     asked = [row.question() for row in rows]
     prompts = [render_prompt(messages, tokenizer) for messages, _ in asked]
-    lengths = [len(tokenizer.encode(answer)) + 1 for _, answer in asked]
+    lengths = [len(content_ids(Message("assistant", answer), tokenizer)) + 1 for _, answer in asked]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     found: dict[int, str] = {}
     chunks = [order[i : i + GENERATED_TOGETHER] for i in range(0, len(order), GENERATED_TOGETHER)]

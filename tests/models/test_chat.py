@@ -76,6 +76,17 @@ def test_text_never_becomes_a_special_token(name, tokenizer):
     assert tokenizer.decode(rendered.ids).count(pasted) == 2
 
 
+def test_tags_are_tokens_where_the_assistant_writes_them_and_the_tokenizer_has_them():
+    tokenizer = with_template(ByteTokenizer().with_special_tokens(["<think>"]), "turns")
+    tag = tokenizer.special_tokens["<think>"]
+    for role, count in (("assistant", 1), ("user", 0), ("system", 0), ("tool", 0)):
+        said = [Message(role, "<think>x</think>"), Message("assistant", "y")]
+        rendered = render(said, tokenizer)
+        assert rendered.ids.count(tag) == count
+        assert all(rendered.mask[i] for i, token in enumerate(rendered.ids) if token == tag)
+        assert "<think>x</think>" in tokenizer.decode(rendered.ids)
+
+
 def test_the_template_is_found_by_the_special_tokens(name, tokenizer):
     assert template_of(tokenizer) is TEMPLATES[name]
     assert with_template(tokenizer, name) is tokenizer

@@ -1,0 +1,1 @@
+"""Several recipes one after another: what a base model goes through until it is published."""
