@@ -9,6 +9,7 @@ line keeps its number:
     dim3 blockDim(32);                  dim3 blockDim_own(32);
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -219,8 +220,19 @@ def _emulator_objects(compiler: list[str]) -> list[Path]:
             partial.rename(target)
         return target
 
-    with ThreadPoolExecutor() as pool:
+    with _alone(folder), ThreadPoolExecutor() as pool:
         return list(pool.map(build, sources))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within the block no other process is in it for this folder: they wait, and find its work."""
+    with open(folder / ".lock", "wb") as file:
+        with contextlib.suppress(ImportError):  # not a Unix: what is made twice is made twice
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _run(command: list[str], what: str) -> None:

@@ -50,7 +50,7 @@ def test_training_on_a_token_file_is_training_on_its_text(cli, tiny, trained, te
         options = ("--data", data, "--set", f"tokenizer={trained}", "--out", outs[-1])
         assert cli(*tiny, *options).exit_code == 0
     text_run, token_run = (checkpoints.load(checkpoints.newest(out)) for out in outs)
-    np.testing.assert_array_equal(text_run.arrays["losses"], token_run.arrays["losses"])
+    np.testing.assert_array_equal(*(run.part("history")["loss"] for run in (text_run, token_run)))
     assert cli("train", "--resume", outs[1], "--set", "steps=7").exit_code == 0
 
 
