@@ -27,11 +27,11 @@ SIGNED = LinearSegmentedColormap.from_list(
 class table:
     """Rows under headings: an HTML table in a notebook and in the book, aligned text elsewhere.
 
-    headings: one string a column. rows: of strings, or of numbers, which are shown to three digits.
+    headings: one a column. They and the rows hold strings, or numbers, shown to three digits.
     """
 
-    def __init__(self, headings: Sequence[str], rows: Sequence[Sequence[Any]]):
-        self.headings = list(headings)
+    def __init__(self, headings: Sequence[Any], rows: Sequence[Sequence[Any]]):
+        self.headings = [_show(heading) for heading in headings]
         self.rows = [[_show(value) for value in row] for row in rows]
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ The check of an exercise must fail on the stub that the reader finds, and pass o
 Line numbers in a traceback are those of the chapter's Markdown file.
 """
 
+import ast
 import types
 import warnings
 from collections.abc import Iterator
@@ -51,8 +52,15 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run(cell: Cell, path: Path, namespace: dict[str, Any]) -> None:
-    """Execute one cell."""
-    exec(compile("\n" * (cell.line - 1) + cell.code, str(path), "exec"), namespace)
+    """Execute one cell, and make what a notebook would show of its last line."""
+    tree = ast.parse("\n" * (cell.line - 1) + cell.code, str(path))
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, str(path), "exec"), namespace)
+    if last is not None:
+        shown = eval(compile(ast.Expression(last.value), str(path), "eval"), namespace)
+        for form in ("_repr_html_", "_repr_svg_", "__repr__"):
+            if hasattr(type(shown), form):
+                getattr(shown, form)()
 
 
 def fails(cell: Cell, path: Path, namespace: dict[str, Any]) -> bool:
