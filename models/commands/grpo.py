@@ -1,5 +1,6 @@
 """`minitorch grpo`: let a model write, judge it by a program, and learn from the difference."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def grpo(job: Job) -> None:
     A reward is a function reward(prompts, completions, **columns) -> list of numbers or None, where
     the columns are what the rows of the data hold besides the prompt. A task has its own.
     """
-    config, console = job.config, job.console
+    config = job.config
     if bool(config.task) == bool(config.data):
         raise ConfigError("grpo: expected either --task or --data; got both or neither")
     model, tokenizer = load_base(config.model, config.seed)
@@ -75,17 +76,7 @@ def grpo(job: Job) -> None:
         f"{config.prompts} prompts a step, {config.group_size} completions of each; rewards: "
         + ", ".join(f"{getattr(r, '__name__', 'reward')} × {weight:g}" for r, weight in rewards),
     ]
-    with job.owned(recipe, about):
-        diary.drop_after(recipe.step)
-        result = job.fit(recipe, title=f"on {config.task or Path(config.data).name}", unit="loss")
-        diary.page(f"{job.out.name}: rollouts")
-        console.print(
-            f"\n{recipe.step} steps in {duration(recipe.elapsed)}: validation reward "
-            f"[bold]{result.get('val_reward', float('nan')):.3f}[/] sampled, "
-            f"{result.get('greedy_reward', float('nan')):.3f} greedy"
-        )
-        console.print(f"rollouts {diary.html}", soft_wrap=True)
-        job.report(result, "sample --checkpoint")
+    train_and_show(job, recipe, diary, about)
 
 
 def prompts_and_rewards(
@@ -157,3 +148,19 @@ class Diary:
     def page(self, title: str) -> None:
         """Write the page anew."""
         write_page(self.html, read_rollouts(self.jsonl), title)
+
+
+def train_and_show(job: Job, recipe: Grpo, diary: Diary, about: Sequence[str]) -> None:
+    """Train, keep the rollouts to be read, and say how well it writes now."""
+    config = job.config
+    with job.owned(recipe, about):
+        diary.drop_after(recipe.step)
+        result = job.fit(recipe, title=f"on {config.task or Path(config.data).name}", unit="loss")
+        diary.page(f"{job.out.name}: rollouts")
+        job.console.print(
+            f"\n{recipe.step} steps in {duration(recipe.elapsed)}: validation reward "
+            f"[bold]{result.get('val_reward', float('nan')):.3f}[/] sampled, "
+            f"{result.get('greedy_reward', float('nan')):.3f} greedy"
+        )
+        job.console.print(f"rollouts {diary.html}", soft_wrap=True)
+        job.report(result, "sample --checkpoint")

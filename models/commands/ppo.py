@@ -7,8 +7,8 @@ from minitorch.errors import ConfigError
 from minitorch.tokenizers import Tokenizer
 from minitorch.tokenizers import load as load_tokenizer
 from models import checkpoints
-from models.commands.grpo import Diary, prompts_and_rewards, reference_of
-from models.commands.running import Job, duration, training_command
+from models.commands.grpo import Diary, prompts_and_rewards, reference_of, train_and_show
+from models.commands.running import Job, training_command
 from models.families import with_tokenizer
 from models.recipes.ppo import Ppo, PpoConfig
 from models.recipes.start import check_same_vocabulary, load_base
@@ -39,7 +39,7 @@ def ppo(job: Job) -> None:
     token is weighed by how much better it went after it than the critic had expected, less a
     penalty for leaving the reference. --preset chooses ppo, ppo_max or vapo.
     """
-    config, console = job.config, job.console
+    config = job.config
     if bool(config.task) == bool(config.data):
         raise ConfigError("ppo: expected either --task or --data; got both or neither")
     model, tokenizer = load_base(config.model, config.seed)
@@ -69,17 +69,7 @@ def ppo(job: Job) -> None:
             + ([config.reward_model] if judge else [])
         ),
     ]
-    with job.owned(recipe, about):
-        diary.drop_after(recipe.step)
-        result = job.fit(recipe, title=f"on {config.task or Path(config.data).name}", unit="loss")
-        diary.page(f"{job.out.name}: rollouts")
-        console.print(
-            f"\n{recipe.step} steps in {duration(recipe.elapsed)}: validation reward "
-            f"[bold]{result.get('val_reward', float('nan')):.3f}[/] sampled, "
-            f"{result.get('greedy_reward', float('nan')):.3f} greedy"
-        )
-        console.print(f"rollouts {diary.html}", soft_wrap=True)
-        job.report(result, "sample --checkpoint")
+    train_and_show(job, recipe, diary, about)
 
 
 def load_reward_model(folder: str, tokenizer: Tokenizer) -> RewardModel:
