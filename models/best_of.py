@@ -56,14 +56,14 @@ def best_of(
             f"best_of: expected a temperature above 0, as {samples} greedy samples are all the "
             f"same; got {temperature}"
         )
-    rollouts = extend(
+    rollouts = sampled(
         model,
-        begin([prompt.ids for prompt in prompts], samples),
+        tokenizer,
+        prompts,
+        samples=samples,
         max_tokens=max_tokens,
-        sampler=Sampler(temperature=temperature),
+        temperature=temperature,
         seed=seed,
-        vocab_size=tokenizer.vocab_size,
-        stop_ids={end_id(tokenizer)},
     )
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     scores = score(repeated, rollouts).reshape(-1, samples)
@@ -78,6 +78,28 @@ def best_of(
         (text,) = texts_of([written[best]], tokenizer)
         found.append(Best(text, float(row[best]), row))
     return found
+
+
+def sampled(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[Rollout]:
+    """So many completions of each prompt, those of a prompt side by side."""
+    return extend(
+        model,
+        begin([prompt.ids for prompt in prompts], samples),
+        max_tokens=max_tokens,
+        sampler=Sampler(temperature=temperature),
+        seed=seed,
+        vocab_size=tokenizer.vocab_size,
+        stop_ids={end_id(tokenizer)},
+    )
 
 
 def row_of(prompt: Any, best: Best, columns: dict[str, Any]) -> dict[str, Any]:

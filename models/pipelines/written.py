@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.chat import end_id
+from models.best_of import sampled
 from models.families import with_tokenizer
+from models.recipes.judging import texts_of
 from models.recipes.prompts import Prompt
-from models.rollouts import begin, extend
-from models.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -32,22 +31,16 @@ def write(
 ) -> list[Written]:
     """So many samples of each prompt, side by side."""
     model, tokenizer = with_tokenizer(folder)
-    end = end_id(tokenizer)
-    rollouts = extend(
+    rollouts = sampled(
         model,
-        begin([prompt.ids for prompt in prompts], samples),
+        tokenizer,
+        prompts,
+        samples=samples,
         max_tokens=max_tokens,
-        sampler=Sampler(temperature=temperature),
+        temperature=temperature,
         seed=seed,
-        vocab_size=tokenizer.vocab_size,
-        stop_ids={end},
     )
     return [
-        Written(
-            prompts[i // samples],
-            tokenizer.decode([token for token in rollout.completion_ids if token != end]),
-            len(rollout.completion_ids),
-            rollout.finished,
-        )
-        for i, rollout in enumerate(rollouts)
+        Written(prompts[i // samples], text, len(rollout.completion_ids), rollout.finished)
+        for i, (rollout, text) in enumerate(zip(rollouts, texts_of(rollouts, tokenizer)))
     ]
