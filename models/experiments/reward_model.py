@@ -130,7 +130,7 @@ def draw(axes: Axes, rows: Sequence[Row]) -> None:
     """Bars: the share that is right."""
     axes.bar([row["variant"] for row in rows], [row["right"] for row in rows], 0.5)
     axes.axhline(rows[0]["Bayes rate"], color="grey", linewidth=0.8, linestyle=":")
-    axes.set_ylim(0.4, 1)
+    axes.set_ylim(0, 1)
     axes.set_ylabel("pairs ordered right; dotted: Bayes rate")
 
 
