@@ -9,7 +9,9 @@
 // For every kernel the table holds one function per instruction set. All are compiled, and one set
 // is in use at a time.
 
-#include <pybind11/pybind11.h>
+#define MT_IMPORTS_NUMPY
+#include "python.h"
+
 #include <pybind11/stl.h>
 
 #include <map>
@@ -17,13 +19,8 @@
 #include <string>
 #include <vector>
 
-#include "array.h"
 #include "buffers.h"
 #include "threads.h"
-
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define NPY_TARGET_VERSION NPY_2_0_API_VERSION
-#include <numpy/arrayobject.h>
 
 namespace py = pybind11;
 
@@ -59,9 +56,14 @@ const InstructionSet kInstructionSets[] = {
 };
 constexpr int kCount = std::size(kInstructionSets);
 
+
+}  // namespace
+
 struct Implementations {
     Kernel by_set[kCount] = {};
 };
+
+namespace {
 
 std::map<std::string, Implementations>& table() {
     static std::map<std::string, Implementations> kernels;
@@ -109,6 +111,8 @@ Dtype dtype_of(PyArrayObject* array) {
     throw py::type_error("a kernel was given an array of a dtype that kernels do not take");
 }
 
+}  // namespace
+
 Array view(PyObject* object) {
     auto* array = reinterpret_cast<PyArrayObject*>(object);
     const int ndim = PyArray_NDIM(array);
@@ -126,7 +130,21 @@ Array view(PyObject* object) {
     return out;
 }
 
-struct Call {
+const Implementations& implementations(const char* name) {
+    return table().at(name);
+}
+
+void call(const Implementations& kernel, const Array* arrays, int num_arrays, const double* numbers) {
+    struct Unlocked {
+        PyThreadState* state = PyEval_SaveThread();
+        ~Unlocked() { PyEval_RestoreThread(state); }
+    } unlocked;
+    kernel.by_set[in_use](arrays, num_arrays, numbers);
+}
+
+namespace {
+
+struct Arguments {
     std::vector<Array> arrays;
     std::vector<double> numbers;
 
@@ -148,29 +166,17 @@ struct Call {
 };
 
 PyObject* call_kernel(PyObject* capsule, PyObject* const* arguments, Py_ssize_t count) {
-    try {
+    return guarded([=]() -> PyObject* {
         const auto* kernel =
             static_cast<const Implementations*>(PyCapsule_GetPointer(capsule, nullptr));
-        Call call;
-        call.arrays.reserve(count);
-        call.numbers.reserve(count);
-        for (Py_ssize_t i = 0; i < count; ++i) call.take(arguments[i]);
-        {
-            py::gil_scoped_release unlocked;
-            kernel->by_set[in_use](call.arrays.data(), static_cast<int>(call.arrays.size()),
-                                   call.numbers.data());
-        }
+        thread_local Arguments taken;  // keeps its memory: kernels do not call kernels
+        taken.arrays.clear();
+        taken.numbers.clear();
+        for (Py_ssize_t i = 0; i < count; ++i) taken.take(arguments[i]);
+        call(*kernel, taken.arrays.data(), static_cast<int>(taken.arrays.size()),
+             taken.numbers.data());
         Py_RETURN_NONE;
-    } catch (py::error_already_set& error) {
-        error.restore();
-    } catch (const py::builtin_exception& error) {
-        error.set_error();
-    } catch (const std::bad_alloc&) {
-        PyErr_NoMemory();
-    } catch (const std::exception& error) {
-        PyErr_SetString(PyExc_ValueError, error.what());
-    }
-    return nullptr;
+    });
 }
 
 void bind_kernels(py::module_& module) {
@@ -212,5 +218,6 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("set_num_threads", &set_num_threads, py::arg("count"),
                "Let kernels use so many threads.");
     bind_kernels(module);
+    bind_products(module);
     bind_buffers(module);
 }

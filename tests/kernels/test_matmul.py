@@ -38,11 +38,12 @@ def compiled():
     st.tuples(SIZE, SIZE, SIZE),
     st.sampled_from(sorted(DTYPES)),
     st.tuples(*[st.sampled_from(["plain", "transposed", "strided"])] * 2),
+    st.sampled_from([1, 0.5]),
     st.booleans(),
     st.booleans(),
     st.booleans(),
 )
-def test_against_numpy(instruction_set, sizes, dtype, layouts, biased, residual, accumulate):
+def test_against_numpy(instruction_set, sizes, dtype, layouts, alpha, biased, residual, accumulate):
     m, n, k = sizes
     kind = np.dtype(getattr(mt, dtype))
     rng = np.random.default_rng(m + 41 * n + 1681 * k)
@@ -50,11 +51,11 @@ def test_against_numpy(instruction_set, sizes, dtype, layouts, biased, residual,
     out = rng.standard_normal((m, n)).astype(kind)
     bias = rng.standard_normal(n).astype(kind) if biased else None
     rest = rng.standard_normal((m, n)).astype(kind) if residual else None
-    expected = 0.5 * wide(a) @ wide(b)
+    expected = alpha * wide(a) @ wide(b)
     for term in (bias, rest, out if accumulate else None):
         if term is not None:
             expected = expected + wide(term)
-    found = compiled()(a, b, out=out, alpha=0.5, accumulate=accumulate, bias=bias, residual=rest)
+    found = compiled()(a, b, out=out, alpha=alpha, accumulate=accumulate, bias=bias, residual=rest)
     assert found is out
     bound = DTYPES[dtype] * (k + 4) ** 0.5 * (1 + np.abs(expected).max(initial=0))
     np.testing.assert_allclose(wide(found), expected, rtol=0, atol=bound)
@@ -147,6 +148,30 @@ def test_any_number_of_threads_gives_the_same_bits(instruction_set, threads):
         assert (results[0] == results[2]).all()
 
 
+@FIXTURES
+@given(
+    st.lists(st.integers(0, 20), min_size=2, max_size=4),
+    st.integers(0, 40),
+    st.sampled_from(sorted(DTYPES)),
+    st.sampled_from(["plain", "transposed", "strided"]),
+    st.booleans(),
+    st.sampled_from(["none", "contiguous", "strided"]),
+)
+def test_linear(instruction_set, shape, features, dtype, layout, gaps, biased):
+    kind = np.dtype(getattr(mt, dtype))
+    rng = np.random.default_rng(features)
+    x = rng.standard_normal((*shape[:-1], 2 * shape[-1])).astype(kind)
+    x = x[..., ::2] if gaps else np.ascontiguousarray(x[..., ::2])
+    weight = matrix(rng, features, shape[-1], kind, layout)
+    bias = rng.standard_normal(3 * features).astype(kind)
+    bias = {"none": None, "contiguous": bias[:features], "strided": bias[::3]}[biased]
+    found = kernels.implementations("linear")["cpu"](x, weight, bias)
+    expected = reference.linear(wide(x), wide(weight), None if bias is None else wide(bias))
+    assert (found.dtype, found.shape) == (kind, (*shape[:-1], features))
+    bound = DTYPES[dtype] * (shape[-1] + 4) ** 0.5 * (1 + np.abs(expected).max(initial=0))
+    np.testing.assert_allclose(wide(found), expected, rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_gradients_of_linear(instruction_set, dtype):
     kind = np.dtype(getattr(mt, dtype))
@@ -176,5 +201,10 @@ def test_what_does_not_fit_is_refused():
             function(a, b, activation="tanh")
     with pytest.raises(ValueError, match="out has"):
         compiled()(a, b, out=np.ones((5, 2)))
+    fixed = np.zeros((2, 5))
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        compiled()(a, b, out=fixed)
+    assert not fixed.any()
     with pytest.raises(ValueError, match="pre has to be"):
         compiled()(a, b, pre=np.ones((2, 5), np.float32))

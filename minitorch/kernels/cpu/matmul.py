@@ -3,6 +3,7 @@
 bfloat16 is read and written as it is; products are added up in float32.
 """
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,17 @@ def matmul(
 
     out may also be float32 where a and b are bfloat16.
     """
+    if (
+        alpha == 1
+        and not accumulate
+        and bias is None
+        and activation is None
+        and residual is None
+        and pre is None
+    ):
+        done = extension.matmul_as_it_is(a, b, out)
+        if done is not None:
+            return done
     dtype = a.dtype
     if dtype not in _DTYPES or b.dtype != dtype or a.ndim > _MOST_DIMS or b.ndim > _MOST_DIMS:
         return reference.matmul(
@@ -60,6 +72,8 @@ def matmul(
         accumulate = False
     elif out.shape != shape:
         raise ValueError(f"matmul: {a.shape} and {b.shape} make {shape}; out has {out.shape}")
+    elif not out.flags.writeable:
+        raise ValueError("matmul: expected an out to write into; it is read-only; pass a copy")
     if activation is not None or pre is not None:
         if activation == "gelu":
             before = matmul(a, b, out=pre, alpha=alpha, bias=bias)
@@ -95,9 +109,12 @@ def _product(a: Array, b: Array, out: Array, bias: Any = None, row_sums: Any = N
 @register("linear", "cpu", half=(bfloat16,))
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """The reference's, the bias added as the product is written."""
+    done = extension.linear_as_it_is(x, weight, bias)
+    if done is not None:
+        return done
     if x.dtype not in _DTYPES:
         return reference.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(x.size, x.shape[-1])
+    rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
     out = np.empty((rows.shape[0], weight.shape[0]), x.dtype)
     _product(rows, weight.T, out, bias=None if bias is None else np.ascontiguousarray(bias))
     return out.reshape(*x.shape[:-1], weight.shape[0])

@@ -1,0 +1,138 @@
+// Products that need no preparation, in one call from Python: what they check, the array of the
+// result and the kernel. For a product of 16 by 16 the checks took longer in Python than all the rest.
+//
+//     matmul_as_it_is(a, b, out)          a b, into out if it is not None
+//     linear_as_it_is(x, weight, bias)    x weightᵀ + bias; bias may be None
+//
+// Both return the result; or None where something has to be converted, copied, broadcast or refused,
+// which minitorch/kernels/cpu/matmul.py does.
+
+#include "python.h"
+
+namespace py = pybind11;
+
+namespace minitorch {
+namespace {
+
+const Array kNone{nullptr, Dtype::none, 0, 0, {}, {}};
+
+PyArrayObject* as_array(PyObject* object) {
+    return PyArray_Check(object) ? reinterpret_cast<PyArrayObject*>(object) : nullptr;
+}
+
+bool takes(PyArrayObject* array) {
+    if (!array || !PyArray_ISBEHAVED_RO(array) || PyArray_NDIM(array) > kMaxDims) return false;
+    const long itemsize = PyArray_ITEMSIZE(array);
+    for (int i = 0; i < PyArray_NDIM(array); ++i)
+        if (PyArray_STRIDE(array, i) % itemsize) return false;
+    return true;
+}
+
+bool same_dtype(PyArrayObject* a, PyArrayObject* b) {
+    return PyArray_TYPE(a) == PyArray_TYPE(b);
+}
+
+bool takes_products(Dtype dtype) {
+    return dtype == Dtype::float32 || dtype == Dtype::float64 || dtype == Dtype::bfloat16;
+}
+
+PyObject* empty(int ndim, const npy_intp* shape, PyArrayObject* like) {
+    PyArray_Descr* dtype = PyArray_DESCR(like);
+    Py_INCREF(dtype);
+    PyObject* out = PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr);
+    if (!out) throw py::error_already_set();
+    return out;
+}
+
+void product(const Array& a, const Array& b, const Array& out, const Array& bias) {
+    static const Implementations& kernel = implementations("matmul");
+    const Array arrays[] = {a, b, out, bias, kNone, kNone, kNone};
+    constexpr double alpha = 1, accumulate = 0, activation = 0;
+    const double numbers[] = {alpha, accumulate, activation};
+    call(kernel, arrays, 7, numbers);
+}
+
+PyObject* matmul_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+    return guarded([=]() -> PyObject* {
+        PyArrayObject *a = as_array(arguments[0]), *b = as_array(arguments[1]);
+        if (!takes(a) || !takes(b) || PyArray_NDIM(a) != 2 || PyArray_NDIM(b) != 2 ||
+            !same_dtype(a, b) || PyArray_DIM(a, 1) != PyArray_DIM(b, 0))
+            Py_RETURN_NONE;
+        const Array left = view(arguments[0]), right = view(arguments[1]);
+        if (!takes_products(left.dtype)) Py_RETURN_NONE;
+        const npy_intp shape[] = {left.shape[0], right.shape[1]};
+        py::object out = py::reinterpret_borrow<py::object>(arguments[2]);
+        if (out.is_none()) {
+            out = py::reinterpret_steal<py::object>(empty(2, shape, a));
+        } else {
+            PyArrayObject* given = as_array(out.ptr());
+            if (!takes(given) || !PyArray_ISWRITEABLE(given) || !same_dtype(given, a) ||
+                PyArray_NDIM(given) != 2 || PyArray_DIM(given, 0) != shape[0] ||
+                PyArray_DIM(given, 1) != shape[1] ||
+                (PyArray_STRIDE(given, 1) != PyArray_ITEMSIZE(given) && shape[1] > 1))
+                Py_RETURN_NONE;
+        }
+        product(left, right, view(out.ptr()), kNone);
+        return out.release().ptr();
+    });
+}
+
+// (..., n) as (rows, n), of an array without gaps.
+Array as_rows(const Array& x) {
+    const long columns = x.dim(-1), rows = columns ? x.size / columns : 0;
+    return {x.data, x.dtype, 2, x.size, {rows, columns}, {columns, 1}};
+}
+
+PyObject* linear_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+    return guarded([=]() -> PyObject* {
+        PyArrayObject *x = as_array(arguments[0]), *weight = as_array(arguments[1]);
+        PyArrayObject* bias = arguments[2] == Py_None ? nullptr : as_array(arguments[2]);
+        const bool biased = arguments[2] != Py_None;
+        if (!takes(x) || !takes(weight) || !PyArray_IS_C_CONTIGUOUS(x) || PyArray_NDIM(x) < 1 ||
+            PyArray_SIZE(x) == 0 || PyArray_NDIM(weight) != 2 || !same_dtype(x, weight))
+            Py_RETURN_NONE;
+        const int ndim = PyArray_NDIM(x);
+        if (PyArray_DIM(x, ndim - 1) != PyArray_DIM(weight, 1)) Py_RETURN_NONE;
+        const npy_intp features = PyArray_DIM(weight, 0);
+        if (biased && (!takes(bias) || !PyArray_IS_C_CONTIGUOUS(bias) || !same_dtype(x, bias) ||
+                       PyArray_NDIM(bias) != 1 || PyArray_DIM(bias, 0) != features))
+            Py_RETURN_NONE;
+        Array right = view(arguments[1]);
+        if (!takes_products(right.dtype)) Py_RETURN_NONE;
+        std::swap(right.shape[0], right.shape[1]);
+        std::swap(right.strides[0], right.strides[1]);
+        npy_intp shape[kMaxDims];
+        std::copy_n(PyArray_DIMS(x), ndim, shape);
+        shape[ndim - 1] = features;
+        py::object out = py::reinterpret_steal<py::object>(empty(ndim, shape, x));
+        product(as_rows(view(arguments[0])), right, as_rows(view(out.ptr())),
+                biased ? view(arguments[2]) : kNone);
+        return out.release().ptr();
+    });
+}
+
+using Function = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+
+template <Function function, Py_ssize_t expected>
+PyObject* counted(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+    if (count == expected) return function(self, arguments, count);
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments; got %zd", expected, count);
+    return nullptr;
+}
+
+PyMethodDef methods[] = {
+    {"matmul_as_it_is",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<matmul_as_it_is, 3>)),
+     METH_FASTCALL, "a b into out, if nothing has to be prepared; else None"},
+    {"linear_as_it_is",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<linear_as_it_is, 3>)),
+     METH_FASTCALL, "x weightᵀ + bias, if nothing has to be prepared; else None"},
+    {}};
+
+}  // namespace
+
+void bind_products(py::module_& module) {
+    if (PyModule_AddFunctions(module.ptr(), methods)) throw py::error_already_set();
+}
+
+}  // namespace minitorch
