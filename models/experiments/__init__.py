@@ -28,6 +28,7 @@ NAMES = (
     "length_bias",
     "short_answers",
     "r1",
+    "long_to_short",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -22,10 +22,10 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from models.environments.rewards import exact_match
-from models.environments.tasks import Row, Task, addition
+from models.environments.tasks import Row, addition
 from models.experiments.experiment import Claim, Experiment, by_name
 from models.experiments.experiment import Row as Result
-from models.experiments.policies import recipe, reinforced, shown
+from models.experiments.policies import recipe, reinforced, shown, shuffled
 from models.recipes.grpo import Grpo
 
 
@@ -72,7 +72,7 @@ def run(setup: Setup, seed: int, console: Console) -> list[Result]:
     }
     first = recipe(base, task, seed, **settings)
     rows = [{"variant": "base", **_judged(first), "rewards": []}]
-    rewards = {"grpo": exact_match(), "shuffled": _shuffled(task, setup.group_size, seed)}
+    rewards = {"grpo": exact_match(), "shuffled": shuffled(exact_match(), setup.group_size, seed)}
     for name, reward in rewards.items():
         trained = recipe(base, task, seed, rewards=[(reward, 1.0)], **settings)
         reinforced(trained, console, name)
@@ -84,17 +84,6 @@ def run(setup: Setup, seed: int, console: Console) -> list[Result]:
 def _judged(trained: Grpo) -> dict[str, float]:
     found = trained.evaluate() or {}
     return {"drawn": found["val_first"], "greedy": found["greedy"]}
-
-
-def _shuffled(task: Task, size: int, seed: int) -> Any:
-    """The right rewards, each group's in another order."""
-    judge, random = exact_match(), np.random.default_rng(seed)
-
-    def shuffled(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list:
-        values = np.array(judge(prompts, completions, **columns)).reshape(-1, size)
-        return random.permuted(values, axis=1).ravel().tolist()
-
-    return shuffled
 
 
 def claims(rows: Sequence[Result]) -> list[Claim]:

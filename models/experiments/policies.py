@@ -5,7 +5,7 @@ mixed: such a model can do what it is to learn, but does not often. Then a recip
 `minitorch grpo` trains it, step by step, by the rewards of the task.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,3 +112,14 @@ def reinforced(run: Grpo, console: Console, label: str) -> Grpo:
     for _ in track(range(run.config.steps), label, console=console):
         run.train_step()
     return run
+
+
+def shuffled(judge: Reward, size: int, seed: int) -> Reward:
+    """The right rewards, each group's dealt out to others of its `size` completions."""
+    random = np.random.default_rng(seed)
+
+    def shuffled(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list:
+        values = np.array(judge(prompts, completions, **columns)).reshape(-1, size)
+        return random.permuted(values, axis=1).ravel().tolist()
+
+    return shuffled

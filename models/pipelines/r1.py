@@ -22,7 +22,6 @@ All rewards are rules. Source: DeepSeek-AI 2025, "DeepSeek-R1" (arXiv 2501.12948
 3, and the names of the stages from its version in Nature 645, 633 (2025).
 """
 
-import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ from models.generate import END_OF_TEXT
 from models.options import Settings, option
 from models.pipelines.mixture import Mixture, only
 from models.pipelines.stages import Stages
-from models.pipelines.toys import fine_tuning, steps_of, write_untrained
+from models.pipelines.toys import fine_tuning, misprinted, steps_of, write_untrained
 from models.pipelines.written import Written, write
 from models.recipes.grpo import Grpo, GrpoConfig
 from models.recipes.prompts import Prompt
@@ -241,7 +240,7 @@ class _R1:
             task = self.tasks[WORDS if random.random() < config.web_words else SUMS]
             row = task.draw(random)
             if random.random() >= config.web_right:
-                row["answer"] = _misprinted(row["answer"], random)
+                row["answer"] = misprinted(row["answer"], random)
             thinks = task.name == "bilingual" and random.random() < config.web_thinking
             completion = task.demonstrate(row, random) if thinks else row["answer"]
             yield {"prompt": row["prompt"], "completion": completion}
@@ -292,14 +291,6 @@ class _R1:
                 found[key] = float(np.mean(known)) if known else None
             found["length"] = float(np.mean([one.length for one in written]))
         return found
-
-
-def _misprinted(text: str, random: np.random.Generator) -> str:
-    """The text with another digit or letter in one place."""
-    at = int(random.integers(len(text)))
-    known = string.digits if text[at].isdigit() else string.ascii_lowercase[:6]
-    others = [char for char in known if char != text[at]]
-    return text[:at] + str(random.choice(others)) + text[at + 1 :]
 
 
 def judge(written: Written) -> dict[str, float | None]:

@@ -1,6 +1,9 @@
-"""What toy pipelines are made of: models with random weights, and fine-tuning on rows of a file."""
+"""What toy pipelines are made of: models with random weights, fine-tuning on rows, misprints."""
 
+import string
 from pathlib import Path
+
+import numpy as np
 
 from minitorch.backend import DEFAULT_FLOAT
 from minitorch.random import Generator
@@ -54,3 +57,11 @@ def fine_tuning(model: Path, rows: Path, *, steps: int, learning_rate: float, se
 def steps_of(rows: Path, epochs: int) -> int:
     """How many steps of `fine_tuning` go so often through the rows of a file."""
     return max(epochs * len(rows.read_text().splitlines()) // BATCH, 1)
+
+
+def misprinted(text: str, random: np.random.Generator) -> str:
+    """The text with another digit or letter in one place."""
+    at = int(random.integers(len(text)))
+    known = string.digits if text[at].isdigit() else string.ascii_lowercase[:6]
+    others = [char for char in known if char != text[at]]
+    return text[:at] + str(random.choice(others)) + text[at + 1 :]

@@ -8,7 +8,7 @@ from rich.console import Console
 from models.chat import Message, content_ids
 from models.environments.answers import is_laid_out, tagged_answer, thinking
 from models.experiments import long_to_short
-from models.experiments.long_to_short import EXPERIMENT, Setup, chosen, grouped, pairs
+from models.experiments.long_to_short import Setup, chosen, grouped, pairs
 from models.pipelines.stages import Stages
 from models.pipelines.written import Written
 
@@ -50,13 +50,13 @@ def toy(tmp_path):
 
 
 def test_the_long_model_learns_from_all_numbers_of_times(toy):
-    rows = list(toy.rows(2000, 6))
+    rows = list(toy.rows(2000, 8))
     assert all(is_laid_out(row["completion"]) for row in rows)
     times = [thinking(row["completion"]).split(".") for row in rows]
     assert all(len(set(each)) == 1 for each in times)
-    counts = [sum(len(each) == n for each in times) for n in range(1, 7)]
+    counts = [sum(len(each) == n for each in times) for n in range(1, 9)]
     assert sum(counts) == 2000
-    assert min(counts) > 270
+    assert min(counts) > 200
     sums = [str(sum(map(int, row["prompt"][:-1].split("+"))))[::-1] for row in rows]
     right = [tagged_answer(row["completion"]) == s for row, s in zip(rows, sums, strict=True)]
     assert 0.87 < sum(right) / 2000 < 0.93
@@ -69,7 +69,7 @@ def longest_of(toy, times):
 
 
 def test_all_texts_fit_and_the_shortest_is_within_the_cap(toy):
-    assert longest_of(toy, 6) == toy.max_tokens - 1
+    assert longest_of(toy, 8) == toy.max_tokens - 1
     once = [
         content_ids(Message("assistant", r["completion"]), toy.tokenizer) for r in toy.rows(500, 1)
     ]
@@ -83,13 +83,3 @@ def test_a_sum_that_is_never_right_gets_its_answer(toy, tmp_path, monkeypatch):
     rows = list(toy.answers(tmp_path))
     assert [row["right"] for row in rows] == [False] * toy.setup.samples + [True]
     assert tagged_answer(rows[-1]["completion"]) == prompt.columns["answer"]
-
-
-def test_stages_that_are_done_are_not_done_again(tmp_path, monkeypatch):
-    def stages():
-        return Stages(tmp_path, EXPERIMENT.quick, SILENT)
-
-    rows = long_to_short.shortened(EXPERIMENT.quick, stages())
-    monkeypatch.setattr(long_to_short, "fine_tuning", None)
-    monkeypatch.setattr(long_to_short, "write", None)
-    assert long_to_short.shortened(EXPERIMENT.quick, stages()) == rows
