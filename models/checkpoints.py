@@ -150,10 +150,11 @@ def model_folder(folder: Path, best: bool = False) -> Path:
     """
     path = folder
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        if folder.is_dir() and not steps(folder / "checkpoints"):
+        if not steps(folder / "checkpoints"):
+            holds = "holds neither config.json nor a checkpoint"
             raise CheckpointError(
-                f"{folder} holds neither config.json nor a checkpoint; give the folder of a model "
-                "as Hugging Face lays one out, or one that `minitorch train` wrote"
+                f"{folder} {holds if folder.is_dir() else 'does not exist'}; give the folder of a "
+                "model as Hugging Face lays one out, or one that `minitorch train` wrote"
             )
         path = newest(folder)
         if best:

@@ -295,8 +295,9 @@ def _job(
     overrides: dict[str, Any] = dict(map(parse_assignment, assignments))
     overrides |= {key: value for key, value in shortcuts.items() if value is not None}
     for field in fields(settings):
-        given = shortcuts.get(field.name)
-        if isinstance(given, str) and not field.metadata["choices"] and Path(given).exists():
+        given = overrides.get(field.name)
+        named = isinstance(given, str) and given and not field.metadata["choices"]
+        if named and Path(given).exists():
             overrides[field.name] = str(Path(given).absolute())  # it may go on from elsewhere
     if resume is not None:
         if preset or file or overwrite or out not in (None, resume):

@@ -79,7 +79,7 @@ def test_a_folder_without_a_model_says_what_a_model_is(cli, tmp_path):
         (["--temperature", "-1"], 1, "temperature: expected 0 (greedy) or more; got -1.0"),
         (["--top-p", "0"], 1, "top_p: expected more than 0"),
         (["--stop", ""], 1, "--stop: expected a text"),
-        (["--checkpoint", "absent"], 1, "absent does not exist; give a folder"),
+        (["--checkpoint", "absent"], 1, "absent does not exist; give the folder"),
         (["--num-samples", "0"], 2, "0 is not in the range x>=1"),
         (["--top_k", "3"], 2, "'--top-k'"),
     ],

@@ -237,6 +237,16 @@ def test_ctrl_c_saves_and_the_run_goes_on(cli, base, tmp_path, monkeypatch):
         np.testing.assert_array_equal(array, ends[1][name], name)
 
 
+def test_a_run_goes_on_from_another_folder(cli, base, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli(*arguments(base, "run", text=os.path.relpath(text)), "--set", "steps=2")
+    assert result.exit_code == 0, result.output
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = cli("sft", "--resume", tmp_path / "run", "--set", "steps=4")
+    assert result.exit_code == 0, result.output
+
+
 def test_bad_input_is_named_and_the_last_checkpoint_stays(cli, base, tmp_path):
     out = tmp_path / "run"
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "ab", "completion": "b"}, {"prompt": "c"}])
