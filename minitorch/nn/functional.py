@@ -19,6 +19,7 @@ from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, sof
 from minitorch.ops.experts import (
     grouped_mm,
     moe_permute,
+    moe_swiglu,
     moe_unpermute,
     routing_weights,
     topk_routing,
@@ -72,6 +73,7 @@ __all__ = [
     "max_pool2d",
     "mlp",
     "moe_permute",
+    "moe_swiglu",
     "moe_unpermute",
     "mse_loss",
     "nll_loss",

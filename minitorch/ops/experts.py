@@ -17,11 +17,14 @@ of them: so there are derivatives of every order.
 Source: Shazeer et al. 2017, "Outrageously large neural networks"; Gale et al. 2022, "MegaBlocks".
 """
 
+from typing import Any
+
 import numpy as np
 
 from minitorch import backend, kernels
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.ops.definition import Primitive, _kernel
+from minitorch.ops.fused import swiglu_packed
 from minitorch.ops.general import softmax
 from minitorch.ops.indexing import topk
 from minitorch.ops.primitive import bilinear, fused
@@ -32,6 +35,7 @@ from minitorch.tensor import Tensor, wrap
 
 _PLACES = np.array([[2, 7], [0, 4], [1, 3], [6, 5]])
 _OFFS = np.array([2, 2, 5])
+_ENDS = np.array([3, 3, 8])
 
 _permute: Primitive = bilinear(
     "moe_permute",
@@ -99,6 +103,48 @@ _grouped_outer: Primitive = bilinear(
     inputs=("x", "y", "offs"),
     formula=r"W_e = \sum_{r : e(r) = e} x_r y_r^\top",
     samples=lambda: [sample(real(5, 4), real(5, 2), _OFFS)],
+)
+
+
+def _swiglu_reference(
+    x: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, places: Tensor, offs: Tensor
+) -> Tensor:
+    rows = apply(_permute, [x, None, places], {})
+    both = apply(_grouped_mm, [rows, gate_up.mT, offs], {})
+    rows = apply(_grouped_mm, [swiglu_packed(both), down.mT, offs], {})
+    return apply(_unpermute, [rows, weights, places], {})
+
+
+def _swiglu_forward(
+    x: Any, weights: Any, gate_up: Any, down: Any, places: Any, offs: Any
+) -> tuple[Any, dict[str, Any]]:
+    out, both = _kernel("moe_swiglu")(x, weights, gate_up, down, places, offs)
+    return out, {"both": both}
+
+
+def _swiglu_backward(
+    grad: Any, x: Any, weights: Any, gate_up: Any, down: Any, places: Any, offs: Any, both: Any,
+    needs: Any,
+) -> Any:  # fmt: skip
+    return _kernel("moe_swiglu_backward")(
+        grad, x, weights, gate_up, down, places, offs, both, needs=needs
+    )
+
+
+_moe_swiglu = fused(
+    "moe_swiglu",
+    _swiglu_forward,
+    kernel="moe_swiglu",
+    reference=_swiglu_reference,
+    backward=_swiglu_backward,
+    extras=("both",),
+    autocast="lower",
+    inputs=("x", "weights", "gate_up", "down", "places", "offs"),
+    formula=r"\sum_j w_{tj} W_{e_{tj}} (\sigma(g) g \odot u), \; (g, u) = V_{e_{tj}} x_t",
+    samples=lambda: [
+        sample(real(4, 3), real(4, 2), real(3, 10, 3), real(3, 3, 5), _PLACES, _ENDS),
+        sample(real(4, 3), None, real(3, 4, 3), real(3, 3, 2), _PLACES, _ENDS),
+    ],
 )
 
 
@@ -267,6 +313,41 @@ def moe_unpermute(rows: Tensor, places: Tensor, weights: Tensor | None = None) -
     if weights is not None:
         weights = weights.to(rows.dtype)
     return apply(_unpermute, [rows, weights, places], {})
+
+
+def moe_swiglu(
+    x: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, places: Tensor, offs: Tensor
+) -> Tensor:
+    """Each token through its experts, gated feed-forward layers, and their sum: (tokens, width).
+
+    x: (tokens, width); weights: (tokens, k), or None for 1; gate_up: (experts, 2 hidden, width);
+    down: (experts, width, hidden); places: (tokens, k) and offs: (experts,), of moe_permute or
+    `route`. The same as moe_permute, grouped_mm, swiglu_packed, grouped_mm and moe_unpermute; on
+    the CPU one kernel, which keeps gate and up of every row and nothing else.
+    Raises ShapeError where these disagree. In vLLM: fused_experts.
+    """
+    experts, both, width = gate_up.shape if gate_up.ndim == 3 else (0, 0, 0)
+    if (
+        x.shape[1:] != (width,)
+        or down.shape != (experts, width, both // 2)
+        or both % 2
+        or places.ndim != 2
+        or len(places) != len(x)
+        or offs.shape != (experts,)
+        or (weights is not None and weights.shape != places.shape)
+    ):
+        raise ShapeError(
+            "moe_swiglu: expected x (tokens, width), weights and places (tokens, k), gate_up "
+            "(experts, 2 hidden, width), down (experts, width, hidden) and offs (experts,); got "
+            f"{x.shape}, {None if weights is None else weights.shape}, {places.shape}, "
+            f"{gate_up.shape}, {down.shape} and {offs.shape}"
+        )
+    x, gate_up, down = promote([x, gate_up, down])
+    if weights is not None:
+        weights = weights.to(x.dtype)
+    if type(x.data) is not np.ndarray:
+        return _swiglu_reference(x, weights, gate_up, down, places, offs)
+    return apply(_moe_swiglu, [x, weights, gate_up, down, places, offs], {})
 
 
 def grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:

@@ -157,6 +157,62 @@ static void check_grouped(std::vector<long> ends, long n, long k) {
     }
 }
 
+// A mixture of experts whose tokens go to experts t and 2 t (modulo their number), against one token
+// after another. Of the gradients only that of the weights; the others are held in Python.
+template <typename T>
+static void check_experts(long tokens, long experts, long width, long hidden) {
+    const long k = 2, count = tokens * k;
+    Owned<T> x({tokens, width}), weights({tokens, k}), out({tokens, width}), grad({tokens, width});
+    Owned<T> gate_up({experts, 2 * hidden, width}), down({experts, width, hidden});
+    Owned<long> indices({tokens, k}), places({tokens, k}), ends({experts});
+    for (long i = 0; i < count; ++i) indices.set(i, double((i / k) * (1 + i % k) % experts));
+    long row = 0;
+    for (long e = 0; e < experts; ++e) {
+        for (long i = 0; i < count; ++i)
+            if (indices[i] == e) places.set(i, double(row++));
+        ends.set(e, double(row));
+    }
+    Owned<T> both({count, 2 * hidden}), rows({count, width});
+    const std::vector<Array> inputs{x.array,    weights.array, gate_up.array,
+                                    down.array, places.array,  ends.array};
+    std::vector<Array> given = inputs;
+    given.insert(given.end(), {both.array, rows.array, out.array});
+    run("moe_swiglu", given);
+    Owned<T> grads({count, width}), sorted({count, width}), drows({count, width});
+    Owned<T> dboth({count, 2 * hidden}), units({count, hidden}), dx({tokens, width});
+    Owned<T> dweights({tokens, k}), dgate_up({experts, 2 * hidden, width});
+    Owned<T> ddown({experts, width, hidden});
+    given = inputs;
+    given.insert(given.begin(), grad.array);
+    given.insert(given.end(), {both.array, grads.array, sorted.array, drows.array, dboth.array,
+                               units.array});
+    given.insert(given.end(), {dx.array, dweights.array, dgate_up.array, ddown.array});
+    run("moe_swiglu_backward", given);
+    for (long t = 0; t < tokens; ++t) {
+        std::vector<double> expected(width);
+        for (long j = 0; j < k; ++j) {
+            const long e = long(indices[t * k + j]);
+            double slope = 0;  // <grad, what the expert gives>
+            for (long u = 0; u < hidden; ++u) {
+                double gate = 0, up = 0;
+                for (long p = 0; p < width; ++p) {
+                    gate += gate_up[(e * 2 * hidden + u) * width + p] * x[t * width + p];
+                    up += gate_up[((e * 2 + 1) * hidden + u) * width + p] * x[t * width + p];
+                }
+                const double unit = gate / (1 + std::exp(-gate)) * up;
+                for (long p = 0; p < width; ++p) {
+                    const double part = down[(e * width + p) * hidden + u] * unit;
+                    expected[p] += weights[t * k + j] * part;
+                    slope += grad[t * width + p] * part;
+                }
+            }
+            close<T>("moe_swiglu, dweights", dweights[t * k + j], slope, 1e-3);
+        }
+        for (long p = 0; p < width; ++p)
+            close<T>("moe_swiglu", out[t * width + p], expected[p], 1e-4);
+    }
+}
+
 template <typename T>
 static void check_attention(long time_q, long time_k, long dim, long value_dim, bool causal) {
     const long heads = 4, kv_heads = 2;
@@ -381,6 +437,9 @@ static void check_all() {
             check_grouped<T>({0, 1, 1, 9, 46, 46}, n, k);
         }
     check_grouped<T>({300, 301}, 130, 97);  // large enough for all threads at one product
+    check_experts<T>(1, 1, 1, 1);
+    check_experts<T>(9, 5, 17, 3);
+    check_experts<T>(300, 2, 8, 21);  // an expert's rows in several blocks
     for (bool causal : {false, true}) {
         check_attention<T>(1, 1, 1, 1, causal);
         check_attention<T>(37, 37, 16, 24, causal);

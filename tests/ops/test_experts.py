@@ -149,6 +149,61 @@ def test_grouped_products_are_products_of_groups(sizes, dtype, threads):
             np.testing.assert_allclose(mine.astype(wide), expected, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [mt.float32, mt.float64, mt.bfloat16, mt.float16])
+@pytest.mark.parametrize("tokens", [1, 9, 300])
+def test_experts_in_one_kernel_are_their_parts(tokens, dtype, threads):
+    """With an expert that nobody chooses, one that all choose, and rows in several blocks."""
+    rng = np.random.default_rng(0)
+    width, hidden, experts = 21, 13, 4
+    shapes = (tokens, width), (tokens, 2), (experts, 2 * hidden, width), (experts, width, hidden)
+    indices = mt.Tensor(np.stack([np.full(tokens, 2), rng.integers(0, 2, tokens)], 1))
+    cotangent = rng.standard_normal((tokens, width))
+
+    def run(function, dtype):
+        x, weights, gate_up, down = (
+            p.to(dtype).detach().requires_grad_() for p in tensors(*shapes)
+        )
+        rows, places, offs = F.moe_permute(x, indices, experts)
+        out = function(x, weights, gate_up, down, rows, places, offs)
+        out.backward(mt.Tensor(cotangent).to(dtype))
+        return [
+            a.double().numpy()
+            for a in (out.detach(), *(p.grad for p in (x, weights, gate_up, down)))
+        ]
+
+    def parts(x, weights, gate_up, down, rows, places, offs):
+        rows = F.swiglu_packed(F.grouped_mm(rows, gate_up.mT, offs))
+        return F.moe_unpermute(F.grouped_mm(rows, down.mT, offs), places, weights)
+
+    before = mt.get_num_threads()
+    mt.set_num_threads(threads)
+    try:
+        found = run(
+            lambda x, weights, gate_up, down, rows, places, offs: F.moe_swiglu(
+                x, weights, gate_up, down, places, offs
+            ),
+            dtype,
+        )
+    finally:
+        mt.set_num_threads(before)
+    tolerance = {2: 0.03, 4: 1e-5, 8: 1e-13}[dtype.itemsize]
+    for mine, expected in zip(found, run(parts, mt.float64), strict=True):
+        np.testing.assert_allclose(mine, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_frozen_experts_have_no_gradient():
+    x, weights, gate_up, down = tensors((6, 3), (6, 2), (2, 8, 3), (2, 3, 4))
+    _, places, offs = F.moe_permute(x, mt.tensor([[0, 1]] * 6), 2)
+    F.moe_swiglu(x, weights, gate_up.detach(), down, places, offs).backward(mt.ones(6, 3).double())
+    some = [x.grad, weights.grad, down.grad]
+    for p in (x, weights, down):
+        p.grad = None
+    F.moe_swiglu(x, weights, gate_up, down, places, offs).backward(mt.ones(6, 3).double())
+    for mine, p in zip(some, (x, weights, down), strict=True):
+        np.testing.assert_array_equal(mine.numpy(), p.grad.numpy())
+
+
 def test_errors():
     x, router, weight_1, _ = tensors(*PARAMETERS)
     index = mt.zeros(TOKENS, 2, dtype=mt.int64)
@@ -167,6 +222,8 @@ def test_errors():
         F.moe_permute(x, index + 5, EXPERTS)
     with pytest.raises(ShapeError, match="expected rows"):
         F.moe_unpermute(x, places)
+    with pytest.raises(ShapeError, match="moe_swiglu: expected x"):
+        F.moe_swiglu(x, None, weight_1, weight_1, places, offs)
     with pytest.raises(ShapeError, match=r"expected x \(rows, k\)"):
         F.grouped_mm(x, weight_1[:2], offs)
     with pytest.raises(ShapeError, match="expected offs that do not fall"):

@@ -226,6 +226,13 @@ def routing_weights(x, indices, score_function, norm_topk_prob, scaling_factor):
     return weights * scaling_factor
 
 
+def moe_swiglu(x, weights, gate_up, down, places, offs):
+    expert = torch.searchsorted(offs, places, right=True)
+    gate, up = (gate_up[expert] @ x[:, None, :, None]).squeeze(-1).chunk(2, -1)
+    out = (down[expert] @ (F.silu(gate) * up).unsqueeze(-1)).squeeze(-1)
+    return (out * (1 if weights is None else weights[..., None])).sum(1)
+
+
 PEERS = {
     **{name: same_name(name) for name in SAME_NAMES},
     **{name: of_tensors(name) for name in OF_TENSORS},
@@ -283,6 +290,7 @@ PEERS = {
     "grouped_outer": lambda x, y, offs: torch.stack(
         [a.T @ b for a, b in zip(groups(x, offs), groups(y, offs), strict=True)]
     ),
+    "moe_swiglu": moe_swiglu,
     "routing_weights": routing_weights,
     "topk": lambda x, k, dim, largest: torch.topk(x, k, dim, largest).indices,
     "einsum": lambda *xs, terms, out: torch.einsum(f"{','.join(terms)}->{out}", *xs),

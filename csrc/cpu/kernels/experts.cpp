@@ -1,5 +1,12 @@
-// Matrix products of groups of rows, one after another or side by side: mixture of experts.
+// Mixture of experts: matrix products of groups of rows, one after another or side by side, and all
+// that happens between the tokens and their sum over the experts:
+//
+//     out_t = Σ_j w_tj W_down h(x_t),   h(x) = silu(gate) ⊙ up,   (gate, up) = W_gate_up x
+//
+// with the matrices of expert e_tj. Some rows of one expert at a time are gathered, go through both
+// products while they are in a near cache, and are summed by token in the end.
 
+#include "activations.h"
 #include "dispatch.h"
 #include "matmul.h"
 
@@ -91,6 +98,219 @@ KERNEL(grouped_outer) {
                 Matrix<const T>{y.as<const T>() + begin * y.stride(-2), y.stride(-2), y.stride(-1)},
                 Matrix<T>{result, out.stride(-2), 1}, {}, nullptr);
         });
+    });
+}
+
+// Rows of an expert that are computed together, at most: enough for packing the weights to pay.
+constexpr long kBlockRows = 256;
+
+// one(expert, begin, end) for rows of one expert, side by side.
+template <typename F>
+static void for_blocks(const Array& ends, F one) {
+    struct Block {
+        long expert, begin, end;
+    };
+    const auto each = [&](auto take) {
+        for (long e = 0, begin = 0; e < ends.size; ++e) {
+            const long end = ends.as<int64_t>()[e];
+            const long parts = ceil_div(end - begin, kBlockRows);
+            for (long i = 0; i < parts; ++i)
+                take(Block{e, begin + (end - begin) * i / parts,
+                           begin + (end - begin) * (i + 1) / parts});
+            begin = end;
+        }
+    };
+    long count = 0;
+    each([&](Block) { ++count; });
+    Block* blocks = scratch<Block>(3, count);
+    long next = 0;
+    each([&](Block block) { blocks[next++] = block; });
+    parallel_for(count, [&](long i) { one(blocks[i].expert, blocks[i].begin, blocks[i].end); });
+}
+
+template <typename T>
+struct Experts {
+    const Array &places, &ends;
+    long tokens, k, width, hidden;
+    const T *gate_up, *down;  // (experts, 2 hidden, width), (experts, width, hidden)
+
+    Experts(const Array& x, const Array& weights, const Array& gate_up_, const Array& down_,
+            const Array& places_, const Array& ends_)
+        : places(places_), ends(ends_), tokens(x.shape[0]), k(places_.shape[1]), width(x.shape[1]),
+          hidden(down_.shape[2]), gate_up(gate_up_.as<T>()), down(down_.as<T>()) {
+        require(x.ndim == 2 && places.ndim == 2 && gate_up_.ndim == 3 && down_.ndim == 3 &&
+                    places.dtype == Dtype::int64 && places.shape[0] == tokens &&
+                    gate_up_.shape[0] == ends.size && gate_up_.shape[1] == 2 * hidden &&
+                    gate_up_.shape[2] == width && down_.shape[0] == ends.size &&
+                    down_.shape[1] == width && gate_up_.dtype == x.dtype && down_.dtype == x.dtype &&
+                    (!weights || (weights.size == places.size && weights.dtype == x.dtype)),
+                "moe_swiglu: arrays that do not fit");
+        check_ends(ends, places.size);
+    }
+
+    // (rows,): which of the choices, token k + choice, stands in each row.
+    long* choices() const {
+        long* choice = scratch<long>(4, places.size);
+        for (long row = 0; row < places.size; ++row) choice[row] = -1;
+        for (long i = 0; i < places.size; ++i) {
+            const long row = places.as<int64_t>()[i];
+            require(0 <= row && row < places.size && choice[row] < 0,
+                    "moe_swiglu: places have to be a permutation");
+            choice[row] = i;
+        }
+        return choice;
+    }
+
+    void gather(const T* x, const long* choice, long begin, long end, T* to) const {
+        for (long row = begin; row < end; ++row, to += width)
+            __builtin_memcpy(to, x + choice[row] / k * width, sizeof(T) * width);
+    }
+
+    // out[t] = Σ_j weights[t, j] rows[places[t, j]]; weights null: 1.
+    void sum_by_token(const T* rows, const T* weights, T* out) const {
+        using C = Compute<T>;
+        const int64_t* place = places.as<int64_t>();
+        parallel_ranges(tokens, rows_per_piece(k * width), [&](long begin, long end) {
+            for (long t = begin; t < end; ++t)
+                for_each_vector<C>(width, [&](long, auto get, auto put) {
+                    Vector<C> sum{};
+                    for (long i = t * k; i < (t + 1) * k; ++i)
+                        sum += get(rows + place[i] * width) * (weights ? load_one(weights + i) : C(1));
+                    put(out + t * width, sum);
+                });
+        });
+    }
+};
+
+// x (tokens, width), weights (tokens, k) or none, gate_up (experts, 2 hidden, width), down (experts,
+// width, hidden), places (tokens, k), ends (experts,); both (tokens k, 2 hidden), gate and up in the
+// order of the rows, rows (tokens k, width), of which nothing is kept, out (tokens, width). All are
+// contiguous.
+KERNEL(moe_swiglu) {
+    const Array &x = arrays[0], &weights = arrays[1];
+    by_dtype(x, kBadDtype, [&](auto kind) {
+        using T = decltype(kind);
+        const Experts<T> layer(x, weights, arrays[2], arrays[3], arrays[4], arrays[5]);
+        const long width = layer.width, hidden = layer.hidden, count = arrays[4].size;
+        require(num_arrays == 9 && arrays[6].size == count * 2 * hidden &&
+                    arrays[7].size == count * width && arrays[8].size == x.size,
+                "moe_swiglu: arrays that do not fit");
+        T *both = arrays[6].as<T>(), *rows = arrays[7].as<T>();
+        const long* choice = layer.choices();
+        for_blocks(arrays[5], [&](long e, long begin, long end) {
+            const long m = end - begin;
+            T* in = scratch<T>(5, m * width);
+            T* units = scratch<T>(6, m * hidden);
+            layer.gather(x.as<T>(), choice, begin, end, in);
+            product<T, T>(m, 2 * hidden, width, Matrix<const T>{in, width, 1},
+                          Matrix<const T>{layer.gate_up + e * 2 * hidden * width, 1, width},
+                          Matrix<T>{both + begin * 2 * hidden, 2 * hidden, 1}, {}, nullptr);
+            for (long i = 0; i < m; ++i) {
+                const T* gate = both + (begin + i) * 2 * hidden;
+                swiglu(gate, gate + hidden, units + i * hidden, hidden);
+            }
+            product<T, T>(m, width, hidden, Matrix<const T>{units, hidden, 1},
+                          Matrix<const T>{layer.down + e * width * hidden, 1, hidden},
+                          Matrix<T>{rows + begin * width, width, 1}, {}, nullptr);
+        });
+        layer.sum_by_token(rows, weights.as<T>(), arrays[8].as<T>());
+    });
+}
+
+// Of one row, with u = W_downᵀ grad and h = h(x): dboth is the gradient of gate and up, weighted is
+// w h. Returns <h, u>, the gradient of w.
+template <typename T>
+static Compute<T> swiglu_row_backward(const T* u, const T* both, Compute<T> weight, T* dboth,
+                                      T* weighted, long hidden) {
+    using C = Compute<T>;
+    Vector<C> dot{};
+    for_each_vector<C>(hidden, [&](long, auto get, auto put) {
+        const Vector<C> x = get(both), y = get(both + hidden), du = get(u), s = sigmoid<C>(x);
+        const Vector<C> h = x * s * y, g = du * weight;
+        dot += h * du;
+        put(weighted, h * weight);
+        put(dboth, g * y * (s * (C(1) + x * (C(1) - s))));
+        put(dboth + hidden, g * x * s);
+    });
+    return sum_of_lanes<C>(dot);
+}
+
+// The gradient of an expert's matrix (m, n): Σ a[r]ᵀ b[r] over its rows, a (rows, m), b (rows, n).
+template <typename T>
+struct Outer {
+    const T *a, *b;
+    T* out;  // (experts, m, n), or null: not wanted
+    long m, n;
+
+    static constexpr long kPart = 16 * kRows;  // rows of the result that one thread computes
+    long parts() const { return out ? ceil_div(m, kPart) : 0; }
+
+    void part(long e, long i, long begin, long end) const {
+        const long from = i * kPart, count = m - from < kPart ? m - from : kPart;
+        T* to = out + (e * m + from) * n;
+        if (begin == end)
+            __builtin_memset(to, 0, sizeof(T) * count * n);
+        else
+            product<T, T>(count, n, end - begin, Matrix<const T>{a + begin * m + from, 1, m},
+                          Matrix<const T>{b + begin * n, n, 1}, Matrix<T>{to, n, 1}, {}, nullptr);
+    }
+};
+
+// grad (tokens, width); x to ends as above; both as moe_swiglu left it; of which nothing is kept, in
+// the order of the rows: grads, inputs and drows (tokens k, width), dboth (tokens k, 2 hidden), units
+// (tokens k, hidden); dx, dweights, dgate_up and ddown, none where not wanted. All are contiguous.
+KERNEL(moe_swiglu_backward) {
+    const Array &grad = arrays[0], &x = arrays[1], &weights = arrays[2], &ends = arrays[6];
+    by_dtype(x, kBadDtype, [&](auto kind) {
+        using T = decltype(kind);
+        const Experts<T> layer(x, weights, arrays[3], arrays[4], arrays[5], ends);
+        const long width = layer.width, hidden = layer.hidden, count = arrays[5].size;
+        const auto wide = [&](int i) { return arrays[i].size == count * width; };
+        const auto fits = [&](int i, long size) { return !arrays[i] || arrays[i].size == size; };
+        require(num_arrays == 17 && grad.size == x.size && grad.dtype == x.dtype &&
+                    arrays[7].size == count * 2 * hidden && wide(8) && wide(9) && wide(10) &&
+                    arrays[11].size == count * 2 * hidden && arrays[12].size == count * hidden &&
+                    fits(13, x.size) && fits(14, count) && fits(15, arrays[3].size) &&
+                    fits(16, arrays[4].size),
+                "moe_swiglu: arrays that do not fit");
+        const auto at = [&](int i) { return arrays[i].as<T>(); };
+        T *both = at(7), *grads = at(8), *inputs = at(9), *drows = at(10), *dboth = at(11);
+        T *units = at(12), *dx = at(13), *dweights = at(14), *dgate_up = at(15), *ddown = at(16);
+        const long* choice = layer.choices();
+        for_blocks(ends, [&](long e, long begin, long end) {
+            const long m = end - begin;
+            T* u = scratch<T>(5, m * hidden);
+            layer.gather(grad.as<T>(), choice, begin, end, grads + begin * width);
+            product<T, T>(m, hidden, width, Matrix<const T>{grads + begin * width, width, 1},
+                          Matrix<const T>{layer.down + e * width * hidden, hidden, 1},
+                          Matrix<T>{u, hidden, 1}, {}, nullptr);
+            for (long row = begin; row < end; ++row) {
+                const auto weight = weights ? load_one(weights.as<T>() + choice[row])
+                                            : Compute<T>(1);
+                const auto dot = swiglu_row_backward<T>(
+                    u + (row - begin) * hidden, both + row * 2 * hidden, weight,
+                    dboth + row * 2 * hidden, units + row * hidden, hidden);
+                if (dweights) store_one(dweights + choice[row], dot);
+            }
+            if (dgate_up) layer.gather(x.as<T>(), choice, begin, end, inputs + begin * width);
+            if (dx)
+                product<T, T>(m, width, 2 * hidden,
+                              Matrix<const T>{dboth + begin * 2 * hidden, 2 * hidden, 1},
+                              Matrix<const T>{layer.gate_up + e * 2 * hidden * width, width, 1},
+                              Matrix<T>{drows + begin * width, width, 1}, {}, nullptr);
+        });
+        const Outer<T> first{dboth, inputs, dgate_up, 2 * hidden, width};
+        const Outer<T> second{grads, units, ddown, width, hidden};
+        const long parts = first.parts() + second.parts();
+        parallel_for(ends.size * parts, [&](long i) {
+            const long e = i / parts, part = i % parts, end = ends.as<int64_t>()[e];
+            const long begin = e ? ends.as<int64_t>()[e - 1] : 0;
+            if (part < first.parts())
+                first.part(e, part, begin, end);
+            else
+                second.part(e, part - first.parts(), begin, end);
+        });
+        if (dx) layer.sum_by_token(drows, nullptr, dx);
     });
 }
 

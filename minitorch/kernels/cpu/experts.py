@@ -1,4 +1,4 @@
-"""Products of groups of rows on the CPU (csrc/cpu/kernels/experts.cpp): all groups in one call."""
+"""Mixture of experts on the CPU (csrc/cpu/kernels/experts.cpp): all experts in one call."""
 
 import numpy as np
 
@@ -30,3 +30,58 @@ def grouped_outer(x: Array, grad: Array, offs: Array) -> Array:
     out = np.empty((len(offs), x.shape[1], grad.shape[1]), x.dtype)
     extension.grouped_outer(x, grad, np.ascontiguousarray(offs, np.int64), out)
     return out
+
+
+@register("moe_swiglu", "cpu", half=(bfloat16,))
+def moe_swiglu(
+    x: Array, weights: Array | None, gate_up: Array, down: Array, places: Array, offs: Array
+) -> tuple[Array, Array]:
+    """The reference's."""
+    if not _fit(x, weights, gate_up, down):
+        return reference.moe_swiglu(x, weights, gate_up, down, places, offs)
+    both = np.empty((places.size, gate_up.shape[1]), x.dtype)
+    rows, out = np.empty((places.size, x.shape[1]), x.dtype), np.empty(x.shape, x.dtype)
+    inputs = _contiguous(x, weights, gate_up, down, places, offs)
+    extension.moe_swiglu(*inputs, both, rows, out)
+    return out, both
+
+
+@register("moe_swiglu_backward", "cpu", half=(bfloat16,))
+def moe_swiglu_backward(
+    grad: Array,
+    x: Array,
+    weights: Array | None,
+    gate_up: Array,
+    down: Array,
+    places: Array,
+    offs: Array,
+    both: Array,
+    *,
+    needs: tuple[bool, ...],
+) -> tuple[Array | None, ...]:
+    """The reference's."""
+    if not _fit(x, weights, gate_up, down) or grad.dtype != x.dtype:
+        return reference.moe_swiglu_backward(
+            grad, x, weights, gate_up, down, places, offs, both, needs=needs
+        )
+    grads, inputs, drows = (np.empty((places.size, x.shape[1]), x.dtype) for _ in range(3))
+    dboth, units = np.empty_like(both), np.empty((places.size, down.shape[2]), x.dtype)
+    results = [
+        np.empty(array.shape, array.dtype) if need and array is not None else None
+        for array, need in zip((x, weights, gate_up, down), needs, strict=False)
+    ]
+    kept = _contiguous(grad, x, weights, gate_up, down, places, offs, both)
+    extension.moe_swiglu_backward(*kept, grads, inputs, drows, dboth, units, *results)
+    return tuple(results)
+
+
+def _fit(x: Array, *others: Array | None) -> bool:
+    return (
+        x.dtype in _DTYPES
+        and x.size > 0
+        and all(other is None or (other.dtype == x.dtype and other.size > 0) for other in others)
+    )
+
+
+def _contiguous(*arrays: Array | None) -> list[Array | None]:
+    return [None if array is None else np.ascontiguousarray(array) for array in arrays]

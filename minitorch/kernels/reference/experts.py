@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.errors import ShapeError
+from minitorch.kernels.reference.activations import swiglu, swiglu_backward
 from minitorch.kernels.table import register
 
 Array = Any
@@ -92,6 +93,60 @@ def groups_of(offs: Array) -> list[slice]:
     """The rows of each group."""
     ends = [0, *offs.tolist()]
     return [slice(begin, end) for begin, end in pairwise(ends)]
+
+
+@register("moe_swiglu", "numpy")
+def moe_swiglu(
+    x: Array, weights: Array | None, gate_up: Array, down: Array, places: Array, offs: Array
+) -> tuple[Array, Array]:
+    """out[t] = Σ over j of weights[t, j] down[e] (silu(gate) * up), (gate, up) = gate_up[e] x[t].
+
+    x: (tokens, width); weights, places: (tokens, k); gate_up: (experts, 2 hidden, width); down:
+    (experts, width, hidden); offs: (experts,). Returns (tokens, width), and gate and up of all
+    rows, (tokens k, 2 hidden), which the backward needs.
+    """
+    both = grouped_mm(moe_permute(x, None, places), gate_up.swapaxes(1, 2), offs)
+    rows = grouped_mm(swiglu(*_halves(both)), down.swapaxes(1, 2), offs)
+    return moe_unpermute(rows, weights, places), both
+
+
+@register("moe_swiglu_backward", "numpy")
+def moe_swiglu_backward(
+    grad: Array,
+    x: Array,
+    weights: Array | None,
+    gate_up: Array,
+    down: Array,
+    places: Array,
+    offs: Array,
+    both: Array,
+    *,
+    needs: tuple[bool, ...],
+) -> tuple[Array | None, ...]:
+    """Gradients for x, weights, gate_up and down, None for those not needed.
+
+    What stands between both and the sum is computed again; <silu(gate) * up, downᵀ grad> is the
+    gradient of a weight, so that the rows of the result are not needed for it.
+    """
+    grads = moe_permute(grad, None, places)
+    units, back = swiglu(*_halves(both)), grouped_mm(grads, down, offs)
+    dweights = (units * back).sum(1)[places] if needs[1] else None
+    if weights is not None:
+        by_row = moe_permute(np.ones_like(x[:, :1]), weights, places)
+        units, back = by_row * units, by_row * back
+    dboth = np.concatenate(swiglu_backward(back, *_halves(both)), 1)
+    rows = moe_permute(x, None, places)
+    return (
+        moe_unpermute(grouped_mm(dboth, gate_up, offs), None, places) if needs[0] else None,
+        dweights,
+        grouped_outer(dboth, rows, offs) if needs[2] else None,
+        grouped_outer(grads, units, offs) if needs[3] else None,
+    )
+
+
+def _halves(both: Array) -> tuple[Array, Array]:
+    middle = both.shape[1] // 2
+    return both[:, :middle], both[:, middle:]
 
 
 @register("routing_weights", "numpy")
