@@ -21,6 +21,7 @@ from minitorch.ops.experts import (
     moe_permute,
     moe_swiglu,
     moe_unpermute,
+    route,
     routing_weights,
     topk_routing,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "paged_attention",
     "relu",
     "rms_norm",
+    "route",
     "routing_weights",
     "scaled_dot_product_attention",
     "sigmoid",

@@ -1,11 +1,15 @@
 r"""Mixture of experts: routing, the way of tokens to their experts and back, grouped products.
 
-    weights, indices = topk_routing(logits, k)
+    weights, indices, places, offs = route(logits, k)
+    out = moe_swiglu(x, weights, gate_up, down, places, offs)
+
+or, where experts are something else,
+
     rows, places, offs = moe_permute(x, indices, num_experts)
     rows = grouped_mm(rows, weight, offs)                          # and whatever else experts do
     out = moe_unpermute(rows, places, weights)
 
-Behind this are two forms that are linear in each of their parts. With places[t, j] the row of
+Behind the latter are two forms that are linear in each of their parts. With places[t, j] the row of
 choice j of token t, and e(r) the expert of row r, they are
 
     \sum_{t, j} w_{t j} \langle r_{places[t, j]}, x_t \rangle
@@ -17,20 +21,22 @@ of them: so there are derivatives of every order.
 Source: Shazeer et al. 2017, "Outrageously large neural networks"; Gale et al. 2022, "MegaBlocks".
 """
 
-from typing import Any
+from functools import partial
+from math import inf
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minitorch import backend, kernels
+from minitorch import backend, kernels, modes
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.ops.definition import Primitive, _kernel
 from minitorch.ops.fused import swiglu_packed
 from minitorch.ops.general import softmax
-from minitorch.ops.indexing import topk
+from minitorch.ops.indexing import one_hot, topk
 from minitorch.ops.primitive import bilinear, fused
 from minitorch.ops.promotion import promote
 from minitorch.ops.samples import real, sample
-from minitorch.tape import apply
+from minitorch.tape import apply, computed
 from minitorch.tensor import Tensor, wrap
 
 _PLACES = np.array([[2, 7], [0, 4], [1, 3], [6, 5]])
@@ -198,6 +204,101 @@ _routing_weights = fused(
 )
 
 
+class Routed(NamedTuple):
+    """weights, indices, places: (tokens, k); offs: (experts,). See `route` and `moe_permute`."""
+
+    weights: Tensor
+    indices: Tensor
+    places: Tensor
+    offs: Tensor
+
+
+def route(
+    logits: Tensor,
+    k: int,
+    score_function: str = "softmax",
+    norm_topk_prob: bool = False,
+    expert_bias: Tensor | None = None,
+    scaling_factor: float = 1.0,
+    groups: int = 1,
+    kept_groups: int = 1,
+    group_best: int = 1,
+) -> Routed:
+    """The k experts with the highest scores for each token, their weights, and its rows' places.
+
+    logits: (tokens, experts). Scores s are the "softmax" over all experts or the "sigmoid" of each;
+    the weights are those of the chosen, divided by their sum with norm_topk_prob (of a softmax, the
+    softmax over the chosen), and times scaling_factor. expert_bias: (experts,), added to s to
+    choose, not to weigh, and without a gradient: it balances the load (DeepSeek-V3). A token's
+    experts are in kept_groups of so many equal groups, those whose group_best highest scores (with
+    the bias) sum highest, which bounds how many devices it is sent to. Returns weights; indices,
+    int64, in descending order of what chose them, the lower index first in a tie; and the places
+    and offs of moe_permute. On the CPU one kernel.
+    Raises ConfigError and ShapeError for what does not fit.
+
+    Source: Shazeer et al. 2017, section 2; DeepSeek-AI 2024, "DeepSeek-V2", section 2.2.2, and
+    "DeepSeek-V3", equations 13 to 16. In Megatron-LM: topk_routing_with_score_function; the options
+    are named as in transformers.
+    """
+    _check_score_function("route", score_function)
+    experts = logits.shape[-1]
+    size = experts // max(groups, 1)
+    if (
+        logits.ndim != 2
+        or size * groups != experts
+        or not 1 <= kept_groups <= groups
+        or not 1 <= k <= kept_groups * size
+        or not 1 <= group_best <= size
+    ):
+        raise ShapeError(
+            "route: expected logits (tokens, experts), groups that divide the experts, "
+            "kept_groups from 1 to groups, k from 1 to the experts of those, and group_best from "
+            f"1 to those of a group; got {logits.shape}, {groups}, {kept_groups}, {k} and "
+            f"{group_best}"
+        )
+    if expert_bias is not None and expert_bias.shape != (experts,):
+        raise ShapeError(f"route: expected expert_bias {(experts,)}; got {expert_bias.shape}")
+    limits = {"groups": groups, "kept_groups": kept_groups, "group_best": group_best}
+    weighing = {
+        "score_function": score_function,
+        "norm_topk_prob": norm_topk_prob,
+        "scaling_factor": scaling_factor,
+    }
+    mode = modes.thread.mode
+    plain = type(logits.data) is np.ndarray and not backend.half_precision(logits.dtype)
+    if not plain or mode.observers or mode.anomaly:
+        return _route_by_parts(logits, k, expert_bias, weighing, **limits)
+    run = backend.arithmetic.copy().run
+    kernel = partial(kernels.lookup("route"), k=k, **weighing, **limits)
+    array, *found = run(kernel, logits.data, None if expert_bias is None else expert_bias.data)
+    indices, places, offs = map(wrap, found)
+    weights = computed(_routing_weights, [logits, indices], weighing, array)
+    return Routed(weights, indices, places, offs)
+
+
+def _route_by_parts(
+    logits: Tensor,
+    k: int,
+    expert_bias: Tensor | None,
+    weighing: dict[str, Any],
+    groups: int,
+    kept_groups: int,
+    group_best: int,
+) -> Routed:
+    ranks = logits.detach()
+    ranks = ranks.sigmoid() if weighing["score_function"] == "sigmoid" else softmax(ranks, -1)
+    if expert_bias is not None:
+        ranks = ranks + expert_bias.detach()
+    if kept_groups < groups:
+        by_group = ranks.reshape(len(ranks), groups, -1)
+        strength = topk(by_group, group_best).values.sum(-1)
+        chosen = one_hot(topk(strength, kept_groups).indices, groups).sum(1) > 0
+        ranks = by_group.masked_fill(~chosen.unsqueeze(-1), -inf).reshape(*ranks.shape)
+    indices = topk(ranks, k).indices
+    weights = routing_weights(logits, indices, **weighing)
+    return Routed(weights, indices, *_places(indices, logits.shape[1]))
+
+
 def topk_routing(
     logits: Tensor,
     k: int,
@@ -206,35 +307,8 @@ def topk_routing(
     expert_bias: Tensor | None = None,
     scaling_factor: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The k experts with the highest scores for each token: their weights, and which they are.
-
-    logits: (tokens, experts). Scores s are the "softmax" over all experts or the "sigmoid" of each;
-    the weights are those of the chosen, divided by their sum with norm_topk_prob (of a softmax, the
-    softmax over the chosen), and times scaling_factor. expert_bias: (experts,), added to s to
-    choose, not to weigh, and without a gradient: it balances the load (DeepSeek-V3). Returns
-    weights, (tokens, k), and indices, (tokens, k) int64, in descending order, the lower index first
-    in a tie. Raises ConfigError and ShapeError for what does not fit.
-
-    Source: Shazeer et al. 2017, section 2; DeepSeek-AI 2024, "DeepSeek-V3", equations 13 to 16. In
-    Megatron-LM: topk_routing_with_score_function; the options are named as in transformers.
-    """
-    _check_score_function("topk_routing", score_function)
-    if logits.ndim != 2 or not 1 <= k <= logits.shape[1]:
-        raise ShapeError(
-            f"topk_routing: expected logits (tokens, experts), and k from 1 to experts; got "
-            f"{logits.shape} and {k}"
-        )
-    ranks = logits.detach()
-    if expert_bias is not None:
-        if expert_bias.shape != logits.shape[1:]:
-            raise ShapeError(
-                f"topk_routing: expected expert_bias {logits.shape[1:]}; got {expert_bias.shape}"
-            )
-        scores = ranks.sigmoid() if score_function == "sigmoid" else softmax(ranks, -1)
-        ranks = scores + expert_bias.detach()
-    indices = topk(ranks, k).indices
-    weights = routing_weights(logits, indices, score_function, norm_topk_prob, scaling_factor)
-    return weights, indices
+    """The weights and indices of `route`: (tokens, k) both."""
+    return route(logits, k, score_function, norm_topk_prob, expert_bias, scaling_factor)[:2]
 
 
 def routing_weights(
@@ -287,10 +361,14 @@ def moe_permute(x: Tensor, indices: Tensor, num_experts: int) -> tuple[Tensor, T
             "moe_permute: expected x (tokens, features) and indices (tokens, k); got "
             f"{x.shape} and {indices.shape}"
         )
-    find = kernels.lookup("moe_places", backend.device_of(indices.data))
-    found = find(indices.data, num_experts=num_experts)
-    places, offs = (wrap(backend.beside(array, indices.data)) for array in found)
+    places, offs = _places(indices, num_experts)
     return apply(_permute, [x, None, places], {}), places, offs
+
+
+def _places(indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
+    find = kernels.lookup("moe_places", backend.device_of(indices.data))
+    places, offs = find(indices.data, num_experts=num_experts)
+    return wrap(backend.beside(places, indices.data)), wrap(backend.beside(offs, indices.data))
 
 
 def moe_unpermute(rows: Tensor, places: Tensor, weights: Tensor | None = None) -> Tensor:

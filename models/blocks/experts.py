@@ -81,9 +81,9 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         flat, real = x.reshape(-1, x.shape[-1]), context.counted()
         routing = self.gate(flat, real, sequences=len(x))
-        _, places, offs = F.moe_permute(flat, routing.indices, self.gate.config.num_experts)
         stacked = self.experts.gate_up_proj, self.experts.down_proj
-        out = F.moe_swiglu(flat, routing.weights, *stacked, places, offs).reshape(x.shape)
+        out = F.moe_swiglu(flat, routing.weights, *stacked, routing.places, routing.offs)
+        out = out.reshape(x.shape)
         if self.training:
             loss = self.balance.loss(routing, self.gate.config, sequences=len(x), real=real)
             context.losses += [] if loss is None else [loss]

@@ -44,16 +44,22 @@ INIT_STD = 0.02
 
 
 class Routing(NamedTuple):
-    """Where tokens go.
-
-    weights, indices: (tokens, k), the experts of a token in descending order of what chose them;
-    scores: (tokens, experts), affinities that sum to 1, which losses spread; logits: W x.
-    """
+    """Where tokens go: what `F.route` says, and the logits W x, (tokens, experts), that say why."""
 
     weights: Tensor
     indices: Tensor
-    scores: Tensor
+    places: Tensor
+    offs: Tensor
     logits: Tensor
+    score_function: str
+
+    @property
+    def scores(self) -> Tensor:
+        """Affinities that sum to 1, which losses spread: (tokens, experts), computed anew."""
+        if self.score_function == "softmax":
+            return self.logits.softmax(-1)
+        scores = self.logits.sigmoid()
+        return scores / scores.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,29 +138,35 @@ class Router(nn.Module):
         real: (tokens,) bool, which of them are no padding; None: all.
         """
         config = self.config
-        logits = _wide(x) @ _wide(self.weight).mT
-        scores = logits.sigmoid() if config.score_function == "sigmoid" else logits.softmax(-1)
-        indices = self._choose(scores.detach())
-        options = config.score_function, config.norm_topk_prob, config.scaling_factor
-        weights = F.routing_weights(logits, indices, *options)
-        if self.training and config.capacity_factor is not None:
+        logits = _wide(F.linear(_wide(x), _wide(self.weight)))
+        routed = F.route(
+            logits,
+            config.k,
+            config.score_function,
+            config.norm_topk_prob,
+            self.e_score_correction_bias if config.bias else None,
+            config.scaling_factor,
+            config.groups,
+            config.kept_groups,
+            config.group_best,
+        )
+        routing = Routing(*routed, logits, config.score_function)
+        if not self.training:
+            return routing
+        if config.bias:
+            self.load.data += counts(routing.indices, config.num_experts, real).data
+        return routing._replace(weights=self._bounded(routing, real, sequences))
+
+    def _bounded(self, routing: Routing, real: Tensor | None, sequences: int) -> Tensor:
+        """The weights, 0 for what an expert or a device has no room for."""
+        config, weights, indices = self.config, routing.weights, routing.indices
+        if config.capacity_factor is not None:
             room = share(config.capacity_factor, indices, config.num_experts, real)
             weights = weights * within_capacity(indices, room, config.num_experts, real)
-        if self.training and config.device_capacity_factor is not None:
-            weights = weights * self._within_budget(scores.detach(), indices, real, sequences)
-        if self.training and config.bias:
-            self.load.data += counts(indices, config.num_experts, real).data
-        if config.score_function == "sigmoid":
-            scores = scores / scores.sum(-1, keepdim=True)
-        return Routing(weights, indices, scores, logits)
-
-    def _choose(self, scores: Tensor) -> Tensor:
-        config = self.config
-        if config.bias:
-            scores = scores + self.e_score_correction_bias
-        if config.kept_groups < config.groups:
-            scores = within_groups(scores, config.groups, config.kept_groups, config.group_best)
-        return scores.topk(config.k).indices
+        if config.device_capacity_factor is not None:
+            scores = routing.scores.detach()
+            weights = weights * self._within_budget(scores, indices, real, sequences)
+        return weights
 
     def _within_budget(
         self, scores: Tensor, indices: Tensor, real: Tensor | None, sequences: int
@@ -188,19 +200,6 @@ class Router(nn.Module):
 
 def _wide(x: Tensor) -> Tensor:
     return x.float() if half_precision(x.dtype) else x
-
-
-def within_groups(scores: Tensor, groups: int, kept: int, best: int) -> Tensor:
-    """scores, but -inf outside of the kept groups: those whose best highest scores sum highest.
-
-    scores: (tokens, experts), the groups one after another. It bounds how many devices a token is
-    sent to. (transformers' DeepSeek-V2 writes 0 for -inf, which is no different for a softmax.)
-    """
-    tokens, experts = scores.shape
-    by_group = scores.reshape(tokens, groups, experts // groups)
-    strength = by_group.topk(best).values.sum(-1)
-    chosen = F.one_hot(strength.topk(kept).indices, groups).sum(1) > 0
-    return by_group.masked_fill(~chosen.unsqueeze(-1), -math.inf).reshape(tokens, experts)
 
 
 def counts(indices: Tensor, num_experts: int, real: Tensor | None = None) -> Tensor:

@@ -213,6 +213,30 @@ static void check_experts(long tokens, long experts, long width, long hidden) {
     }
 }
 
+// Where rows stand is what matters to memory; the numbers are held in Python.
+template <typename T>
+static void check_routing(long tokens, long experts, long k) {
+    Owned<T> x({tokens, experts}), bias({experts}), weights({tokens, k}), dx({tokens, experts});
+    Owned<long> indices({tokens, k}), places({tokens, k}), ends({experts});
+    const double groups = experts % 2 == 0 && experts > 2 * k ? 2 : 1;
+    for (double logistic : {0, 1})
+        for (const Array& added : {bias.array, kNone}) {
+            run("route", {x.array, added, weights.array, indices.array, places.array, ends.array},
+                {logistic, logistic, 2.5, groups, 1, 1});
+            for (long t = 0; t < tokens; ++t)
+                for (long j = 0; j < k; ++j) {
+                    const long e = long(indices[t * k + j]), row = long(places[t * k + j]);
+                    const bool there = row < ends[e] && row >= (e ? ends[e - 1] : 0);
+                    close<T>("route, places", there, 1, 0);
+                }
+            run("moe_places", {indices.array, places.array, ends.array});
+            run("routing_weights", {x.array, indices.array, weights.array},
+                {logistic, logistic, 2.5});
+            run("routing_weights_backward", {weights.array, x.array, indices.array, dx.array},
+                {logistic, logistic, 2.5});
+        }
+}
+
 template <typename T>
 static void check_attention(long time_q, long time_k, long dim, long value_dim, bool causal) {
     const long heads = 4, kv_heads = 2;
@@ -437,6 +461,11 @@ static void check_all() {
             check_grouped<T>({0, 1, 1, 9, 46, 46}, n, k);
         }
     check_grouped<T>({300, 301}, 130, 97);  // large enough for all threads at one product
+    if constexpr (!std::is_same_v<T, bfloat16>) {
+        check_routing<T>(1, 1, 1);
+        check_routing<T>(300, 8, 3);
+        check_routing<T>(7, 17, 17);
+    }
     check_experts<T>(1, 1, 1, 1);
     check_experts<T>(9, 5, 17, 3);
     check_experts<T>(300, 2, 8, 21);  // an expert's rows in several blocks

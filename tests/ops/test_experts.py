@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import minitorch as mt
+from minitorch import kernels
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.nn import functional as F
 
@@ -85,6 +86,71 @@ def test_rows_are_sorted_by_expert_and_stable():
     assert offs.tolist() == [3, 5, 8, 8]
     assert places.tolist() == [[5, 0], [1, 3], [6, 4], [2, 7]]
     assert F.moe_unpermute(rows, places).tolist() == [[0], [2], [4], [6]]
+
+
+ROUTERS = [
+    {"k": 3, "norm_topk_prob": True},
+    {"k": 8, "scaling_factor": 1.7},
+    {"k": 4, "groups": 4, "kept_groups": 2},
+    {"k": 2, "score_function": "sigmoid", "norm_topk_prob": True, "bias": True, "groups": 2,
+     "kept_groups": 1, "group_best": 3},
+]  # fmt: skip
+
+
+def routed(options, tokens=40, dtype=np.float64, implementation="cpu"):
+    """What the kernel gives for logits among which there are ties, and its derivative."""
+    rng = np.random.default_rng(0)
+    how = {"score_function": "softmax", "norm_topk_prob": False, "scaling_factor": 1.0} | options
+    bias = rng.standard_normal(8).astype(dtype) / 4 if how.pop("bias", False) else None
+    logits, grad = rng.integers(-3, 4, (tokens, 8)) / 2, rng.standard_normal((tokens, how["k"]))
+    limits = {name: how.pop(name, 1) for name in ("groups", "kept_groups", "group_best")}
+    k = how.pop("k")
+    with kernels.prefer(implementation):
+        found = kernels.lookup("route")(logits.astype(dtype), bias, k=k, **how, **limits)
+        back = kernels.lookup("routing_weights_backward")
+        back = back(grad.astype(dtype), logits.astype(dtype), found[1], **how)
+        again = kernels.lookup("routing_weights")(logits.astype(dtype), found[1], **how)
+    np.testing.assert_allclose(found[0], again, rtol=1e-6)
+    return *found, back
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", ROUTERS, ids=str)
+def test_the_kernel_routes_like_its_reference(options, dtype):
+    mine, reference = (routed(options, 40, dtype, name) for name in ("cpu", "numpy"))
+    for a, b in zip(mine[1:4], reference[1:4], strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in ((mine[0], reference[0]), (mine[4], reference[4])):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_a_number_goes_somewhere():
+    logits = np.zeros((2, 4))
+    logits[1] = np.nan
+    weights, indices, places, offs = F.route(mt.Tensor(logits), 2)
+    assert indices.tolist() == [[0, 1], [0, 1]]
+    assert places.tolist() == [[0, 2], [1, 3]]
+    assert offs.tolist() == [2, 4, 4, 4]
+    assert np.isnan(weights.numpy()).tolist() == [[False] * 2, [True] * 2]
+
+
+@pytest.mark.parametrize("options", ROUTERS, ids=str)
+def test_one_kernel_routes_like_its_parts(options):
+    """The parts are what a profile sees."""
+    logits, other = tensors((TOKENS, 8), (TOKENS, 8))
+    other.data[...] = logits.data
+    options = dict(options)
+    if options.pop("bias", False):
+        options["expert_bias"] = mt.Tensor(np.linspace(-0.2, 0.2, 8))
+    mine = F.route(logits, **options)
+    with mt.debug.profile():
+        parts = F.route(other, **options)
+    for a, b in zip(mine, parts, strict=True):
+        np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=1e-12)
+    cotangent = mt.Tensor(np.random.default_rng(2).standard_normal(mine.weights.shape))
+    mine.weights.backward(cotangent)
+    parts.weights.backward(cotangent)
+    np.testing.assert_allclose(logits.grad.numpy(), other.grad.numpy(), rtol=1e-10, atol=1e-15)
 
 
 def test_the_bias_chooses_and_does_not_weigh():
@@ -210,10 +276,12 @@ def test_errors():
     _, places, offs = F.moe_permute(x, index, EXPERTS)
     with pytest.raises(ConfigError, match="expected score_function"):
         F.topk_routing(router, 2, "tanh")
-    with pytest.raises(ShapeError, match="k from 1 to experts"):
+    with pytest.raises(ShapeError, match="k from 1 to the experts"):
         F.topk_routing(router, 9)
     with pytest.raises(ShapeError, match="expected expert_bias"):
         F.topk_routing(router, 2, expert_bias=x)
+    with pytest.raises(ShapeError, match="groups that divide the experts"):
+        F.route(router, 2, groups=3)
     with pytest.raises(DtypeError, match="expected integer indices"):
         F.moe_permute(x, x, EXPERTS)
     with pytest.raises(ShapeError, match=r"expected x \(tokens, features\)"):

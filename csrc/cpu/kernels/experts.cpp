@@ -136,13 +136,20 @@ struct Experts {
 
     Experts(const Array& x, const Array& weights, const Array& gate_up_, const Array& down_,
             const Array& places_, const Array& ends_)
-        : places(places_), ends(ends_), tokens(x.shape[0]), k(places_.shape[1]), width(x.shape[1]),
-          hidden(down_.shape[2]), gate_up(gate_up_.as<T>()), down(down_.as<T>()) {
+        : places(places_),
+          ends(ends_),
+          tokens(x.shape[0]),
+          k(places_.shape[1]),
+          width(x.shape[1]),
+          hidden(down_.shape[2]),
+          gate_up(gate_up_.as<T>()),
+          down(down_.as<T>()) {
         require(x.ndim == 2 && places.ndim == 2 && gate_up_.ndim == 3 && down_.ndim == 3 &&
                     places.dtype == Dtype::int64 && places.shape[0] == tokens &&
                     gate_up_.shape[0] == ends.size && gate_up_.shape[1] == 2 * hidden &&
                     gate_up_.shape[2] == width && down_.shape[0] == ends.size &&
-                    down_.shape[1] == width && gate_up_.dtype == x.dtype && down_.dtype == x.dtype &&
+                    down_.shape[1] == width && gate_up_.dtype == x.dtype &&
+                    down_.dtype == x.dtype &&
                     (!weights || (weights.size == places.size && weights.dtype == x.dtype)),
                 "moe_swiglu: arrays that do not fit");
         check_ends(ends, places.size);
@@ -175,17 +182,18 @@ struct Experts {
                 for_each_vector<C>(width, [&](long, auto get, auto put) {
                     Vector<C> sum{};
                     for (long i = t * k; i < (t + 1) * k; ++i)
-                        sum += get(rows + place[i] * width) * (weights ? load_one(weights + i) : C(1));
+                        sum +=
+                            get(rows + place[i] * width) * (weights ? load_one(weights + i) : C(1));
                     put(out + t * width, sum);
                 });
         });
     }
 };
 
-// x (tokens, width), weights (tokens, k) or none, gate_up (experts, 2 hidden, width), down (experts,
-// width, hidden), places (tokens, k), ends (experts,); both (tokens k, 2 hidden), gate and up in the
-// order of the rows, rows (tokens k, width), of which nothing is kept, out (tokens, width). All are
-// contiguous.
+// x (tokens, width), weights (tokens, k) or none, gate_up (experts, 2 hidden, width), down
+// (experts, width, hidden), places (tokens, k), ends (experts,); both (tokens k, 2 hidden), gate
+// and up in the order of the rows, rows (tokens k, width), of which nothing is kept, out (tokens,
+// width). All are contiguous.
 KERNEL(moe_swiglu) {
     const Array &x = arrays[0], &weights = arrays[1];
     by_dtype(x, kBadDtype, [&](auto kind) {
@@ -256,9 +264,10 @@ struct Outer {
     }
 };
 
-// grad (tokens, width); x to ends as above; both as moe_swiglu left it; of which nothing is kept, in
-// the order of the rows: grads, inputs and drows (tokens k, width), dboth (tokens k, 2 hidden), units
-// (tokens k, hidden); dx, dweights, dgate_up and ddown, none where not wanted. All are contiguous.
+// grad (tokens, width); x to ends as above; both as moe_swiglu left it; of which nothing is kept,
+// in the order of the rows: grads, inputs and drows (tokens k, width), dboth (tokens k, 2 hidden),
+// units (tokens k, hidden); dx, dweights, dgate_up and ddown, none where not wanted. All are
+// contiguous.
 KERNEL(moe_swiglu_backward) {
     const Array &grad = arrays[0], &x = arrays[1], &weights = arrays[2], &ends = arrays[6];
     by_dtype(x, kBadDtype, [&](auto kind) {
@@ -285,8 +294,8 @@ KERNEL(moe_swiglu_backward) {
                           Matrix<const T>{layer.down + e * width * hidden, hidden, 1},
                           Matrix<T>{u, hidden, 1}, {}, nullptr);
             for (long row = begin; row < end; ++row) {
-                const auto weight = weights ? load_one(weights.as<T>() + choice[row])
-                                            : Compute<T>(1);
+                const auto weight =
+                    weights ? load_one(weights.as<T>() + choice[row]) : Compute<T>(1);
                 const auto dot = swiglu_row_backward<T>(
                     u + (row - begin) * hidden, both + row * 2 * hidden, weight,
                     dboth + row * 2 * hidden, units + row * hidden, hidden);

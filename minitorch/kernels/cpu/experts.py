@@ -1,4 +1,6 @@
-"""Mixture of experts on the CPU (csrc/cpu/kernels/experts.cpp): all experts in one call."""
+"""Mixture of experts on the CPU (csrc/cpu/kernels/routing.cpp, experts.cpp): all in one call."""
+
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +14,81 @@ _DTYPES = frozenset({float32, float64, bfloat16})
 Array = np.ndarray
 
 
+@register("route", "cpu")
+def route(
+    logits: Array,
+    bias: Array | None,
+    *,
+    k: int,
+    groups: int,
+    kept_groups: int,
+    group_best: int,
+    **options: Any,
+) -> tuple[Array, Array, Array, Array]:
+    """The reference's, one token after another."""
+    if not _routes(logits):
+        options |= {"groups": groups, "kept_groups": kept_groups, "group_best": group_best}
+        return reference.route(logits, bias, k=k, **options)
+    tokens, experts = logits.shape
+    weights = np.empty((tokens, k), logits.dtype)
+    indices, places = np.empty((2, tokens, k), np.int64)
+    offs = np.empty(experts, np.int64)
+    if bias is not None:
+        bias = np.ascontiguousarray(bias, logits.dtype)
+    arrays = np.ascontiguousarray(logits), bias, weights, indices, places, offs
+    extension.route(*arrays, *_numbers(**options), groups, kept_groups, group_best)
+    return weights, indices, places, offs
+
+
+@register("moe_places", "cpu")
+def moe_places(indices: Array, *, num_experts: int) -> tuple[Array, Array]:
+    """The reference's, by counting."""
+    reference.check_experts(indices, num_experts)
+    places, offs = np.empty(indices.shape, np.int64), np.empty(num_experts, np.int64)
+    extension.moe_places(_integers(indices), places, offs)
+    return places, offs
+
+
+@register("routing_weights", "cpu")
+def routing_weights(logits: Array, indices: Array, **options: Any) -> Array:
+    """The reference's."""
+    if not _routes(logits):
+        return reference.routing_weights(logits, indices, **options)
+    out = np.empty(indices.shape, logits.dtype)
+    extension.routing_weights(
+        np.ascontiguousarray(logits), _integers(indices), out, *_numbers(**options)
+    )
+    return out
+
+
+@register("routing_weights_backward", "cpu")
+def routing_weights_backward(grad: Array, logits: Array, indices: Array, **options: Any) -> Array:
+    """The reference's."""
+    if not _routes(logits) or grad.dtype != logits.dtype:
+        return reference.routing_weights_backward(grad, logits, indices, **options)
+    dx = np.empty(logits.shape, logits.dtype)
+    arrays = np.ascontiguousarray(grad), np.ascontiguousarray(logits), _integers(indices), dx
+    extension.routing_weights_backward(*arrays, *_numbers(**options))
+    return dx
+
+
+def _routes(logits: Array) -> bool:
+    return logits.dtype in (float32, float64) and logits.size > 0
+
+
+def _numbers(
+    *, score_function: str, norm_topk_prob: bool, scaling_factor: float
+) -> tuple[bool, bool, float]:
+    return score_function == "sigmoid", norm_topk_prob, scaling_factor
+
+
 @register("grouped_mm", "cpu", half=(bfloat16,))
 def grouped_mm(x: Array, weight: Array, offs: Array) -> Array:
     """The reference's."""
     if x.dtype not in _DTYPES or weight.dtype != x.dtype:
         return reference.grouped_mm(x, weight, offs)
     out = np.empty((len(x), weight.shape[2]), x.dtype)
-    extension.grouped_mm(x, weight, np.ascontiguousarray(offs, np.int64), out)
+    extension.grouped_mm(x, weight, _integers(offs), out)
     return out
 
 
@@ -28,7 +98,7 @@ def grouped_outer(x: Array, grad: Array, offs: Array) -> Array:
     if x.dtype not in _DTYPES or grad.dtype != x.dtype:
         return reference.grouped_outer(x, grad, offs)
     out = np.empty((len(offs), x.shape[1], grad.shape[1]), x.dtype)
-    extension.grouped_outer(x, grad, np.ascontiguousarray(offs, np.int64), out)
+    extension.grouped_outer(x, grad, _integers(offs), out)
     return out
 
 
@@ -41,7 +111,7 @@ def moe_swiglu(
         return reference.moe_swiglu(x, weights, gate_up, down, places, offs)
     both = np.empty((places.size, gate_up.shape[1]), x.dtype)
     rows, out = np.empty((places.size, x.shape[1]), x.dtype), np.empty(x.shape, x.dtype)
-    inputs = _contiguous(x, weights, gate_up, down, places, offs)
+    inputs = *_contiguous(x, weights, gate_up, down), _integers(places), _integers(offs)
     extension.moe_swiglu(*inputs, both, rows, out)
     return out, both
 
@@ -70,7 +140,7 @@ def moe_swiglu_backward(
         np.empty(array.shape, array.dtype) if need and array is not None else None
         for array, need in zip((x, weights, gate_up, down), needs, strict=False)
     ]
-    kept = _contiguous(grad, x, weights, gate_up, down, places, offs, both)
+    kept = *_contiguous(grad, x, weights, gate_up, down), _integers(places), _integers(offs), both
     extension.moe_swiglu_backward(*kept, grads, inputs, drows, dboth, units, *results)
     return tuple(results)
 
@@ -85,3 +155,7 @@ def _fit(x: Array, *others: Array | None) -> bool:
 
 def _contiguous(*arrays: Array | None) -> list[Array | None]:
     return [None if array is None else np.ascontiguousarray(array) for array in arrays]
+
+
+def _integers(x: Array) -> Array:
+    return np.ascontiguousarray(x, np.int64)

@@ -17,6 +17,8 @@ import numpy as np
 
 from minitorch.errors import ShapeError
 from minitorch.kernels.reference.activations import swiglu, swiglu_backward
+from minitorch.kernels.reference.softmax import softmax
+from minitorch.kernels.reference.topk import topk
 from minitorch.kernels.table import register
 
 Array = Any
@@ -149,6 +151,51 @@ def _halves(both: Array) -> tuple[Array, Array]:
     return both[:, :middle], both[:, middle:]
 
 
+@register("route", "numpy")
+def route(
+    logits: Array,
+    bias: Array | None,
+    *,
+    k: int,
+    score_function: str,
+    norm_topk_prob: bool,
+    scaling_factor: float,
+    groups: int,
+    kept_groups: int,
+    group_best: int,
+) -> tuple[Array, Array, Array, Array]:
+    """The k experts of each token that score highest, their weights, and where its rows stand.
+
+    logits: (tokens, experts); bias: (experts,), added to the scores to choose, not to weigh. They
+    are chosen from the kept_groups of so many equal groups of experts whose group_best highest
+    scores sum highest. Returns weights and indices, (tokens, k); places and offs of `moe_places`.
+    """
+    ranks = _scores(logits, score_function)
+    if bias is not None:
+        ranks = ranks + bias
+    if kept_groups < groups:
+        ranks = _within_groups(ranks, groups, kept_groups, group_best)
+    indices = topk(ranks, k=k)[1]
+    weights = routing_weights(
+        logits,
+        indices,
+        score_function=score_function,
+        norm_topk_prob=norm_topk_prob,
+        scaling_factor=scaling_factor,
+    )
+    return weights, indices, *moe_places(indices, num_experts=logits.shape[1])
+
+
+def _within_groups(ranks: Array, groups: int, kept: int, best: int) -> Array:
+    """ranks, but -inf outside of the kept groups."""
+    by_group = ranks.reshape(len(ranks), groups, -1)
+    strength = topk(by_group, k=best)[0].sum(-1)
+    out = np.full_like(by_group, -np.inf)
+    chosen = topk(strength, k=kept)[1][:, :, None]
+    np.put_along_axis(out, chosen, np.take_along_axis(by_group, chosen, 1), 1)
+    return out.reshape(ranks.shape)
+
+
 @register("routing_weights", "numpy")
 def routing_weights(
     logits: Array,
@@ -163,7 +210,7 @@ def routing_weights(
     logits: (tokens, experts); indices: (tokens, k), distinct in each row; score_function: "softmax"
     or "sigmoid". Returns (tokens, k).
     """
-    chosen, _, total = _scores(logits, indices, score_function, norm_topk_prob)
+    chosen, _, total = _weighed(logits, indices, score_function, norm_topk_prob)
     return scaling_factor * chosen / total
 
 
@@ -178,34 +225,32 @@ def routing_weights_backward(
     scaling_factor: float,
 ) -> Array:
     """The gradient for logits: zero where nothing was chosen, but of a softmax over all."""
-    chosen, scores, total = _scores(logits, indices, score_function, norm_topk_prob)
+    chosen, scores, total = _weighed(logits, indices, score_function, norm_topk_prob)
     flow = scaling_factor * grad * chosen / total
     sum = flow.sum(1, keepdims=True)
     dx = np.zeros_like(logits)
     if norm_topk_prob:
         flow -= chosen / total * sum
     elif score_function == "softmax":
-        dx -= scores / total * sum
+        dx -= scores * sum
     if score_function == "sigmoid":
         flow *= 1 - chosen
     np.put_along_axis(dx, indices, np.take_along_axis(dx, indices, 1) + flow, 1)
     return dx
 
 
-def _scores(
+def _weighed(
     logits: Array, indices: Array, score_function: str, norm_topk_prob: bool
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Any]:
     """The scores of the chosen and of all, and what they are divided by."""
-    if score_function == "softmax":
-        scores = np.exp(logits - logits.max(1, keepdims=True))
-    else:
-        scores = 1 / (1 + np.exp(-logits))
+    scores = _scores(logits, score_function)
     chosen = np.take_along_axis(scores, indices, 1)
-    if norm_topk_prob:
-        return chosen, scores, chosen.sum(1, keepdims=True) + logits.dtype.type(_TINY)
-    if score_function == "softmax":
-        return chosen, scores, scores.sum(1, keepdims=True)
-    return chosen, scores, np.ones_like(chosen[:, :1])
+    total = chosen.sum(1, keepdims=True) + logits.dtype.type(_TINY) if norm_topk_prob else 1
+    return chosen, scores, total
+
+
+def _scores(logits: Array, score_function: str) -> Array:
+    return softmax(logits) if score_function == "softmax" else 1 / (1 + np.exp(-logits))
 
 
 _TINY = 1e-20
