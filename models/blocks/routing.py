@@ -29,12 +29,12 @@ configurations.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minitorch import nn
-from minitorch.backend import DEFAULT_FLOAT, half_precision
+from minitorch.backend import DEFAULT_FLOAT, device_of, half_precision, to_device
 from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
@@ -207,10 +207,14 @@ def counts(indices: Tensor, num_experts: int, real: Tensor | None = None) -> Ten
 
     indices: (..., tokens, k). real: (..., tokens) bool, the tokens that count; None: all.
     """
-    chosen = F.one_hot(indices, num_experts)
+    *leading, tokens, k = indices.shape
+    device = device_of(indices.data)
+    first = to_device(np.arange(math.prod(leading)) * num_experts, device)
+    bins = indices.data.reshape(-1, tokens, k) + first[:, None, None]
     if real is not None:
-        chosen = chosen * real[..., None, None]
-    return chosen.sum((-3, -2)).float()
+        bins = bins[real.data.reshape(-1, tokens)]
+    found = np.bincount(bins.reshape(-1), minlength=len(first) * num_experts)
+    return Tensor(found.reshape(*leading, num_experts).astype(np.float32))
 
 
 def max_violation(load: Tensor) -> float:
@@ -247,6 +251,8 @@ class Balance:
 
         real: (tokens,) bool, which are no padding; None: all.
         """
+        if not (self.expert or self.z or self.device or self.communication):
+            return None
         rows = sequences if self.sequence_wise else 1
         scores, indices = (
             part.reshape(rows, -1, part.shape[-1]) for part in (routing.scores, routing.indices)
@@ -264,22 +270,31 @@ class Balance:
             parts.append(
                 self.communication * communication_loss(scores, indices, self.devices, limit, mask)
             )
-        return sum(parts[1:], parts[0]) if parts else None
+        return sum(parts[1:], parts[0])
 
 
-def _mean(x: Tensor, real: Tensor | None) -> Tensor:
-    """The mean of x, (..., tokens, features), over the real tokens; 0 where there are none."""
-    if real is None:
-        return x.mean(-2)
-    weights = real.to(x.dtype).unsqueeze(-1)
-    return (x * weights).sum(-2) / weights.sum(-2).clamp(min=1)
+def _often(scores: Tensor, indices: Tensor, real: Tensor | None) -> Tensor:
+    """f: how often each expert is chosen, 1 when even."""
+    experts, k = scores.shape[-1], indices.shape[-1]
+    chosen = counts(indices, experts, real).to(scores.dtype)
+    return chosen * (experts / k) / _tokens(scores, real)
 
 
-def _shares(scores: Tensor, indices: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-    """f and P: how often each expert is chosen, 1 when even, and the mean of its scores."""
-    experts = scores.shape[-1]
-    chosen = F.one_hot(indices, experts).sum(-2).to(scores.dtype)
-    return _mean(chosen, real) * (experts / indices.shape[-1]), _mean(scores, real)
+def _tokens(rows: Tensor, real: Tensor | None) -> Any:
+    """How many of the tokens of (..., tokens, features) count: (..., 1), at least 1."""
+    return rows.shape[-2] if real is None else real.to(rows.dtype).sum(-1, True).clamp(min=1)
+
+
+def _weighed(often: Tensor, scores: Tensor, real: Tensor | None) -> Tensor:
+    """The mean over sequences of Σ_e f_e P_e, P being the mean scores of the real tokens.
+
+    often: (..., experts), f. As one sum over all scores: of many small operations none takes long,
+    and all together they do.
+    """
+    share = (often / _tokens(scores, real) / (often.numel() // often.shape[-1])).unsqueeze(-2)
+    if real is not None:
+        share = share * real.unsqueeze(-1)
+    return (scores * share).sum()
 
 
 def load_balancing_loss(scores: Tensor, indices: Tensor, real: Tensor | None = None) -> Tensor:
@@ -291,8 +306,7 @@ def load_balancing_loss(scores: Tensor, indices: Tensor, real: Tensor | None = N
     much, and the tokens of all layers are one.
     Source: Fedus et al. 2021, equation 4; with k > 1, Dai et al. 2024, equations 12 to 14.
     """
-    often, mean = _shares(scores, indices, real)
-    return (often * mean).sum(-1).mean()
+    return _weighed(_often(scores, indices, real), scores, real)
 
 
 def device_loss(
@@ -302,8 +316,14 @@ def device_loss(
 
     Shapes as for load_balancing_loss. Source: DeepSeek-V2, equations 26 to 28.
     """
-    often, mean = (x.reshape(*x.shape[:-1], devices, -1) for x in _shares(scores, indices, real))
-    return (often.mean(-1) * mean.sum(-1)).sum(-1).mean()
+    experts = scores.shape[-1]
+    often = _often(scores, indices, real).reshape(*scores.shape[:-2], devices, -1).mean(-1)
+    return _weighed(_of_each(often, experts), scores, real)
+
+
+def _of_each(often: Tensor, experts: int) -> Tensor:
+    """What holds for a device for each of its experts: (..., devices) -> (..., experts)."""
+    return often.repeat_interleave(experts // often.shape[-1], -1)
 
 
 def communication_loss(
@@ -313,10 +333,12 @@ def communication_loss(
 
     limit: how many devices a token may be sent to. Source: DeepSeek-V2, equations 29 to 31.
     """
-    size = scores.shape[-1] // devices
-    sent = (F.one_hot(indices // size, devices).sum(-2) > 0).to(scores.dtype)
-    often, mean = _mean(sent, real) * (devices / limit), _mean(scores, real)
-    return (often * mean.reshape(*mean.shape[:-1], devices, -1).sum(-1)).sum(-1).mean()
+    experts = scores.shape[-1]
+    sent = F.one_hot(indices // (experts // devices), devices).sum(-2) > 0
+    if real is not None:
+        sent = sent & real.unsqueeze(-1)
+    often = sent.to(scores.dtype).sum(-2) * (devices / limit) / _tokens(scores, real)
+    return _weighed(_of_each(often, experts), scores, real)
 
 
 def router_z_loss(logits: Tensor, real: Tensor | None = None) -> Tensor:
@@ -324,7 +346,8 @@ def router_z_loss(logits: Tensor, real: Tensor | None = None) -> Tensor:
 
     logits: (tokens, experts); real: (tokens,) bool, the tokens that are meant, None for all.
     """
-    return _mean(F.logsumexp(logits, -1, keepdim=True).square(), real).sum()
+    squares = F.logsumexp(logits, -1).square()
+    return squares.mean() if real is None else (squares * real).sum() / _tokens(logits, real).sum()
 
 
 def share(factor: float, indices: Tensor, places: int, real: Tensor | None = None) -> int:
