@@ -296,9 +296,10 @@ def _job(
     overrides |= {key: value for key, value in shortcuts.items() if value is not None}
     for field in fields(settings):
         given = overrides.get(field.name)
-        named = isinstance(given, str) and given and not field.metadata["choices"]
-        if named and Path(given).exists():
-            overrides[field.name] = str(Path(given).absolute())  # it may go on from elsewhere
+        if isinstance(given, str) and given and not field.metadata["choices"]:
+            path = Path(given)
+            if path.exists():  # the run may go on from elsewhere
+                overrides[field.name] = str(path.absolute())
     if resume is not None:
         if preset or file or overwrite or out not in (None, resume):
             raise click.UsageError(
