@@ -66,14 +66,27 @@ class RowEmbedding(Embedding):
     """
 
     def forward(self, indices: Tensor) -> Tensor:
-        weight = self.weight
-        if not (modes.is_grad_enabled() and weight.requires_grad):
+        if not self.learns():
             return super().forward(indices)
         rows, places = np.unique(indices.data, return_inverse=True)
+        return F.embedding(Tensor(places.reshape(indices.shape)), self.leaf(rows))
+
+    def learns(self) -> bool:
+        """Whether what is looked up now will have a gradient."""
+        return modes.is_grad_enabled() and self.weight.requires_grad
+
+    def leaf(self, rows: np.ndarray) -> Tensor:
+        """These rows, a leaf of the tape if they learn: (len(rows), features).
+
+        rows: as those of a RowGradient.
+        """
+        weight = self.weight
         found = F.embedding(Tensor(rows), weight.detach())
+        if not self.learns():
+            return found
         found.requires_grad = True
         found.register_hook(lambda grad: _add_rows(weight, rows, grad.data))
-        return F.embedding(Tensor(places.reshape(indices.shape)), found)
+        return found
 
 
 def _add_rows(weight: Parameter, rows: np.ndarray, grad: np.ndarray) -> None:

@@ -46,6 +46,7 @@ from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.ops.masking import where
 from minitorch.ops.paged_attention import paged_attention
 from minitorch.ops.sampling import categorical
+from minitorch.ops.unit_experts import unit_experts
 from minitorch.tensor import Tensor
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "swiglu_packed",
     "tanh",
     "topk_routing",
+    "unit_experts",
     "varlen_attn",
 ]
 

@@ -28,6 +28,7 @@ from minitorch.ops import (
     products,
     reductions,
     sampling,
+    unit_experts,
 )
 from minitorch.ops.definition import Primitive, Sample, registry
 from minitorch.ops.primitive import (
@@ -69,4 +70,5 @@ __all__ = [
     "reductions",
     "registry",
     "sampling",
+    "unit_experts",
 ]

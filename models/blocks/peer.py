@@ -51,6 +51,7 @@ class BatchNorm(nn.Module):
     """(x - mean) / sqrt(var + eps) of each feature, over the rows: (rows, features).
 
     In training those of the batch, whose running means are what is used afterwards. No weights.
+    Padding does not count: real, (rows,) bool, says which rows are none; None: all.
     """
 
     mean: Tensor
@@ -61,13 +62,22 @@ class BatchNorm(nn.Module):
         self.register_buffer("mean", Tensor(np.zeros(features, np.float32)))
         self.register_buffer("var", Tensor(np.ones(features, np.float32)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         mean, var = self.mean.to(x.dtype), self.var.to(x.dtype)
-        if self.training:
-            mean, var = x.mean(0), x.var(0, correction=0)
+        if self.training and (real is None or real.any()):
+            mean, var = _moments(x, real)
             for kept, now in ((self.mean, mean), (self.var, var)):
                 kept.data += self.momentum * (now.data.astype(kept.dtype) - kept.data)
         return (x - mean) / (var + self.eps).sqrt()
+
+
+def _moments(x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each feature over the real rows."""
+    if real is None:
+        return x.mean(0), x.var(0, correction=0)
+    share = (real.to(x.dtype) / real.sum()).unsqueeze(0)
+    mean = (share @ x)[0]
+    return mean, (share @ (x - mean).square())[0]
 
 
 class PEER(nn.Module):
@@ -105,16 +115,25 @@ class PEER(nn.Module):
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        weights, experts = self.retrieve(flat)
-        read = self.down(experts.flatten(1)) @ flat.unsqueeze(-1)
-        units = F.gelu(read.squeeze(-1)) * weights.flatten(1)
-        return (units.unsqueeze(1) @ self.up(experts.flatten(1))).reshape(x.shape)
+        weights, experts = self.retrieve(flat, None if context is None else context.counted())
+        tables = self._tables(experts.flatten(1))
+        return F.unit_experts(flat, weights.flatten(1), *tables).reshape(x.shape)
 
-    def retrieve(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights and experts of each token: (tokens, heads, k). x: (tokens, width)."""
+    def _tables(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Down, up, and the rows of a token in them; where they learn, of what is read alone."""
+        if not (self.down.learns() or self.up.learns()):
+            return self.down.weight, self.up.weight, index
+        rows, places = np.unique(index.data, return_inverse=True)
+        return self.down.leaf(rows), self.up.leaf(rows), Tensor(places.reshape(index.shape))
+
+    def retrieve(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights and experts of each token: (tokens, heads, k). x: (tokens, width).
+
+        real: (tokens,) bool, which are no padding, for the batch norm; None: all.
+        """
         query = self.query(x)
         if self.query_norm is not None:
-            query = self.query_norm(query)
+            query = self.query_norm(query, real)
         first, second = query.reshape(len(x), self.heads, -1).chunk(2, -1)
         scores, experts = product_top_k(first @ self.keys[0].mT, second @ self.keys[1].mT, self.k)
         return scores.softmax(-1), experts

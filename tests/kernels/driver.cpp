@@ -238,6 +238,52 @@ static void check_routing(long tokens, long experts, long k) {
 }
 
 template <typename T>
+static void check_unit_experts(long tokens, long k, long width, long rows) {
+    Owned<T> x({tokens, width}), weights({tokens, k}), down({rows, width}), up({rows, width});
+    Owned<T> pre({tokens, k}), out({tokens, width}), grad({tokens, width}), slopes({tokens, k});
+    Owned<T> units({tokens, k}), dx({tokens, width}), dweights({tokens, k});
+    Owned<T> ddown({rows, width}), dup({rows, width});
+    Owned<long> index({tokens, k});
+    for (long i = 0; i < tokens * k; ++i) index.set(i, double(i * 7 % rows));
+    std::vector<Array> given{x.array, weights.array, down.array, up.array, index.array};
+    std::vector<Array> forward = given;
+    forward.insert(forward.end(), {pre.array, out.array});
+    run("unit_experts", forward);
+    for (long t = 0; t < tokens; ++t)
+        for (long p = 0; p < width; ++p) {
+            double sum = 0;
+            for (long i = t * k; i < (t + 1) * k; ++i) {
+                double read = 0;
+                for (long q = 0; q < width; ++q)
+                    read += down[long(index[i]) * width + q] * x[t * width + q];
+                const double unit = read * std::erfc(-read * std::sqrt(0.5)) / 2;
+                sum += weights[i] * unit * up[long(index[i]) * width + p];
+            }
+            close<T>("unit_experts", out[t * width + p], sum, 1e-4);
+        }
+    given.insert(given.end(), {grad.array, pre.array, slopes.array, units.array, dx.array,
+                               dweights.array, ddown.array, dup.array});
+    run("unit_experts_backward", given);
+    given[9] = given[12] = kNone;
+    run("unit_experts_backward", given);
+}
+
+template <typename T>
+static void check_topk(long rows, long columns, long k) {
+    Owned<T> x({rows, columns});
+    Owned<long> indices({rows, k});
+    for (double largest : {0, 1}) {
+        run("topk", {x.array, indices.array}, {largest});
+        for (long r = 0; r < rows; ++r)
+            for (long j = 1; j < k; ++j) {
+                const double a = x[r * columns + long(indices[r * k + j - 1])];
+                const double b = x[r * columns + long(indices[r * k + j])];
+                close<T>("topk", largest ? a >= b : a <= b, 1, 0);
+            }
+    }
+}
+
+template <typename T>
 static void check_attention(long time_q, long time_k, long dim, long value_dim, bool causal) {
     const long heads = 4, kv_heads = 2;
     Owned<T> q({2, heads, time_q, dim}), k({2, kv_heads, time_k, dim});
@@ -466,6 +512,10 @@ static void check_all() {
         check_routing<T>(300, 8, 3);
         check_routing<T>(7, 17, 17);
     }
+    check_unit_experts<T>(1, 1, 1, 1);
+    check_unit_experts<T>(40, 5, 33, 70);
+    check_topk<T>(1, 1, 1);
+    check_topk<T>(70, 33, 5);
     check_experts<T>(1, 1, 1, 1);
     check_experts<T>(9, 5, 17, 3);
     check_experts<T>(300, 2, 8, 21);  // an expert's rows in several blocks

@@ -233,6 +233,11 @@ def moe_swiglu(x, weights, gate_up, down, places, offs):
     return (out * (1 if weights is None else weights[..., None])).sum(1)
 
 
+def unit_experts(x, weights, down, up, index):
+    units = F.gelu((down[index] * x[:, None]).sum(-1)) * weights
+    return F.embedding_bag(index, up, per_sample_weights=units, mode="sum")
+
+
 PEERS = {
     **{name: same_name(name) for name in SAME_NAMES},
     **{name: of_tensors(name) for name in OF_TENSORS},
@@ -291,6 +296,7 @@ PEERS = {
         [a.T @ b for a, b in zip(groups(x, offs), groups(y, offs), strict=True)]
     ),
     "moe_swiglu": moe_swiglu,
+    "unit_experts": unit_experts,
     "routing_weights": routing_weights,
     "topk": lambda x, k, dim, largest: torch.topk(x, k, dim, largest).indices,
     "einsum": lambda *xs, terms, out: torch.einsum(f"{','.join(terms)}->{out}", *xs),

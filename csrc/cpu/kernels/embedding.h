@@ -22,19 +22,24 @@ void gather_rows(const T* table, const int64_t* index, T* out, long rows, long c
     });
 }
 
+// order[first[i]] to order[first[i + 1] - 1]: the rows with index i, as they stand. `first` has room for
+// size + 2 numbers.
+inline void by_destination(const int64_t* index, long rows, long size, long* first, long* order) {
+    __builtin_memset(first, 0, sizeof(long) * (size + 2));
+    for (long row = 0; row < rows; ++row) ++first[index[row] + 2];
+    for (long i = 2; i < size + 2; ++i) first[i] += first[i - 1];
+    for (long row = 0; row < rows; ++row) order[first[index[row] + 1]++] = row;
+}
+
 // grad (rows, columns), index (rows,), out (size, columns): out[i] = Σ grad[row] over index[row] =
 // i, and added to what is there with accumulate.
 template <typename T>
 void scatter_add_rows(const T* grad, const int64_t* index, T* out, long rows, long size,
                       long columns, bool accumulate) {
     using C = Compute<T>;
-    // first[i]: where the rows of destination i begin in `order`.
     long* first = scratch<long>(0, size + 2);
     long* order = scratch<long>(1, rows);
-    __builtin_memset(first, 0, sizeof(long) * (size + 2));
-    for (long row = 0; row < rows; ++row) ++first[index[row] + 2];
-    for (long i = 2; i < size + 2; ++i) first[i] += first[i - 1];
-    for (long row = 0; row < rows; ++row) order[first[index[row] + 1]++] = row;
+    by_destination(index, rows, size, first, order);
 
     const long average = columns * (1 + rows / (size > 0 ? size : 1));
     parallel_ranges(size, rows_per_piece(average), [=](long begin, long end) {

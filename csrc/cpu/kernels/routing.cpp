@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 #include "softmax.h"
+#include "topk.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
@@ -37,22 +38,6 @@ struct Weighing {
         return sum;
     }
 };
-
-// Where the k largest are, in descending order, a NaN being larger than all, the lower index first
-// in a tie.
-template <typename T>
-static void best(const T* x, long count, long k, int64_t* index) {
-    const auto before = [&](long a, long b) {
-        return x[a] > x[b] || (x[a] != x[a] && x[b] == x[b]);
-    };
-    for (long i = 0; i < count; ++i) {
-        long at = i < k ? i : k;
-        if (at == k && !before(i, index[k - 1])) continue;
-        if (at == k) --at;
-        for (; at > 0 && before(i, index[at - 1]); --at) index[at] = index[at - 1];
-        index[at] = i;
-    }
-}
 
 // Out of how many groups of experts a token's may be, and how many of a group's scores speak for
 // it.

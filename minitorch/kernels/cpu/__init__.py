@@ -22,3 +22,5 @@ if extension:
     from minitorch.kernels.cpu import optimizers as optimizers
     from minitorch.kernels.cpu import rope as rope
     from minitorch.kernels.cpu import softmax as softmax
+    from minitorch.kernels.cpu import topk as topk
+    from minitorch.kernels.cpu import unit_experts as unit_experts

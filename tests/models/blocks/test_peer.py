@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch import optim
+from minitorch import kernels, optim
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.nn import functional as F
+from models.blocks.context import place
 from models.blocks.peer import PEER, BatchNorm, product_top_k, usage
 
 WIDTH, EXPERTS, HEADS, K, KEY = 5, 49, 2, 6, 8
@@ -102,6 +103,50 @@ def test_batch_norm_of_queries():
     assert set(norm.state_dict()) == {"mean", "var"}
     made = layer(query_norm=True)
     assert mt.gradcheck(lambda x: made.query_norm.train()(x), [inputs((6, HEADS * KEY))])
+
+
+def test_padding_does_not_count():
+    """For the statistics of a batch; whatever stands in it, and with gradients of every order."""
+    x = np.random.default_rng(0).standard_normal((8, 3)) * 4 + 2
+    real = np.array([True, False, True, True, False, True, True, True])
+    norm, alone = BatchNorm(3), BatchNorm(3)
+    found = norm(mt.Tensor(x), mt.Tensor(real)).numpy()[real]
+    np.testing.assert_allclose(found, alone(mt.Tensor(x[real])).numpy(), atol=1e-12)
+    for mine, his in zip(norm.buffers(), alone.buffers(), strict=True):
+        np.testing.assert_allclose(mine.numpy(), his.numpy(), rtol=1e-6)
+    norm(mt.Tensor(x), mt.Tensor(real & False))
+    np.testing.assert_allclose(norm.mean.numpy(), alone.mean.numpy(), rtol=1e-6)
+    assert mt.gradcheck(lambda x: norm(x, mt.Tensor(real)), [mt.Tensor(x, requires_grad=True)])
+    ids = np.array([[True, True, False], [True, False, False]])
+    padded, made = place(3, ids, np.empty((2, 0), np.int64), None, "cpu"), layer(query_norm=True)
+    made(inputs(), padded)
+    other = layer(query_norm=True)
+    other(mt.Tensor(inputs().detach().numpy()[ids]).reshape(1, -1, WIDTH))
+    np.testing.assert_allclose(made.query_norm.mean.numpy(), other.query_norm.mean.numpy())
+
+
+@pytest.mark.parametrize("dtype", [mt.float32, mt.float64, mt.bfloat16])
+def test_the_kernel_reads_rows_as_two_embeddings_would(dtype):
+    """Rows that many tokens choose, and a token twice; without gradients for the tables, too."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s) for s in ((40, 33), (40, 5), (9, 33), (9, 33), (40, 33))]
+    *inputs, grad = [array.astype(dtype) for array in arrays]
+    index = rng.integers(0, 8, (40, 5)).astype(np.int32)
+    out = {}
+    for name in ("numpy", "cpu"):
+        with kernels.prefer(name):
+            found, pre = kernels.lookup("unit_experts")(*inputs, index)
+            back = kernels.lookup("unit_experts_backward")
+            out[name] = [found, pre, *back(grad, *inputs, index, pre, needs=(True,) * 4)]
+            some = back(grad, *inputs, index, pre, needs=(True, True, False, False))
+            assert some[2:] == (None, None)
+    tolerance = {2: 0.06, 4: 1e-5, 8: 1e-13}[dtype.itemsize]
+    for mine, his in zip(out["cpu"], out["numpy"], strict=True):
+        mine, his = mine.astype(np.float64), his.astype(np.float64)
+        np.testing.assert_allclose(mine, his, atol=tolerance * np.abs(his).max())
+    assert not out["cpu"][4][8].any()
+    with pytest.raises(ShapeError, match="unit_experts"):
+        F.unit_experts(*[mt.Tensor(a) for a in inputs[:3]], mt.zeros(9, 4), mt.Tensor(index))
 
 
 def test_usage():
