@@ -449,19 +449,21 @@ template <typename T>
 static void check_tables(long rows, long columns) {
     using C = Compute<T>;
     Owned<T> x({rows, columns}, 3), dx({rows, columns}), table({7, columns}), sums({7, columns});
-    Owned<C> loss({rows}), lse({rows}), scale({rows});
+    Owned<C> loss({rows}), lse({rows}), scale({rows}), total_loss({1});
     Owned<long> target({rows}), index({rows});
     for (long i = 0; i < rows; ++i) {
         target.set(i, i % 3 ? i % columns : -1);
         index.set(i, i * i % 7);
     }
-    run("cross_entropy", {x.array, target.array, loss.array, lse.array}, {0.1, 0.01});
+    run("cross_entropy", {x.array, target.array, loss.array, lse.array, kNone}, {0.1, 0.01, -1, 0});
+    run("cross_entropy", {x.array, target.array, loss.array, lse.array, total_loss.array},
+        {0.1, 0.01, -1, 1});
     run("cross_entropy_backward",
-        {scale.array, x.array, target.array, lse.array, dx.array}, {0.1, 0.01});
+        {scale.array, x.array, target.array, lse.array, dx.array}, {0.1, 0.01, -1, 1});
     if constexpr (std::is_same_v<T, float>) {
         Owned<bfloat16> narrow({rows, columns});
         run("cross_entropy_backward",
-            {scale.array, x.array, target.array, lse.array, narrow.array}, {0, 0});
+            {total_loss.array, x.array, target.array, lse.array, narrow.array}, {0, 0, -1, 0});
     }
     run("embedding", {table.array, index.array, dx.array});
     run("embedding_backward", {x.array, index.array, sums.array}, {0});

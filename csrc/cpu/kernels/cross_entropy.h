@@ -13,10 +13,11 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-// logits (rows, classes); target (rows,), -1 for a row that does not count; loss, lse (rows,).
+// logits (rows, classes); target (rows,), `ignored` for a row that does not count; loss, lse (rows,).
 template <typename T>
-void cross_entropy(const T* logits, const int64_t* target, Compute<T>* loss, Compute<T>* lse,
-                   long rows, long classes, Compute<T> smoothing, Compute<T> z_loss) {
+void cross_entropy(const T* logits, const int64_t* target, int64_t ignored, Compute<T>* loss,
+                   Compute<T>* lse, long rows, long classes, Compute<T> smoothing,
+                   Compute<T> z_loss) {
     using C = Compute<T>;
     parallel_ranges(rows, rows_per_piece(classes), [=](long begin, long end) {
         for (long row = begin; row < end; ++row) {
@@ -25,29 +26,27 @@ void cross_entropy(const T* logits, const int64_t* target, Compute<T>* loss, Com
             row_statistics(x, classes, C(1), peak, sum);
             lse[row] = log_of(sum) + finite_or_zero(peak);
             loss[row] = 0;
-            if (target[row] < 0) continue;
+            if (target[row] == ignored) continue;
             loss[row] = lse[row] - (1 - smoothing) * load_one(x + target[row]);
             if (smoothing) {
-                constexpr long lanes = Lanes<C>::count;
                 Vector<C> totals{};
-                long i = 0;
-                for (; i + lanes <= classes; i += lanes) totals += load(x + i);
-                C total = sum_of_lanes<C>(totals);
-                for (; i < classes; ++i) total += load_one(x + i);
-                loss[row] -= smoothing * (total / C(classes));
+                for_each_vector<C>(classes, [&](long, auto get, auto) { totals += get(x); });
+                loss[row] -= smoothing * (sum_of_lanes<C>(totals) / C(classes));
             }
             if (z_loss) loss[row] += z_loss * lse[row] * lse[row];
         }
     });
 }
 
-// scale (rows,): the gradient of each row's loss. out has its rows `stride` elements apart, and
+// scale: the gradient of each row's loss, `step` numbers from one row to the next, to be
+// divided by `count`. out has its rows `stride` elements apart, and
 // each may begin where that row of the logits does: an element is read before anything is written
 // there.
 template <typename T, typename O>
-void cross_entropy_backward(const Compute<T>* scale, const T* logits, const int64_t* target,
-                            const Compute<T>* lse, O* out, long rows, long classes, long stride,
-                            Compute<T> smoothing, Compute<T> z_loss) {
+void cross_entropy_backward(const Compute<T>* scale, long step, Compute<T> count, const T* logits,
+                            const int64_t* target, int64_t ignored, const Compute<T>* lse, O* out,
+                            long rows, long classes, long stride, Compute<T> smoothing,
+                            Compute<T> z_loss) {
     static_assert(sizeof(O) <= sizeof(T));
     using C = Compute<T>;
     constexpr long lanes = Lanes<C>::count;
@@ -55,17 +54,18 @@ void cross_entropy_backward(const Compute<T>* scale, const T* logits, const int6
         for (long row = begin; row < end; ++row) {
             const T* x = logits + row * classes;
             O* to = out + row * stride;
-            if (target[row] < 0) {
+            if (target[row] == ignored) {
                 __builtin_memset(to, 0, sizeof(O) * classes);
                 continue;
             }
-            const C shift = lse[row], floor = scale[row] * smoothing / C(classes);
-            const C factor = scale[row] * (1 + 2 * z_loss * shift);
+            const C weight = scale[row * step] / count;
+            const C shift = lse[row], floor = weight * smoothing / C(classes);
+            const C factor = weight * (1 + 2 * z_loss * shift);
             const auto slope = [=](Vector<C> values) {
                 return factor * exp_rounded<C>(values - shift) - floor;
             };
             const C of_target =
-                slope(broadcast<C>(load_one(x + target[row])))[0] - scale[row] * (1 - smoothing);
+                slope(broadcast<C>(load_one(x + target[row])))[0] - weight * (1 - smoothing);
             long i = 0;
             for (; i + lanes <= classes; i += lanes) store(to + i, slope(load(x + i)));
             if (const long rest = classes - i)

@@ -8,8 +8,8 @@
 // time, into its second-level cache, where they are used at once. Pieces and groups follow from the
 // problem alone.
 //
-// Small products read the matrices where they lie: packing would cost as much as computing. With few
-// rows all of B is read once, whatever is done, and memory decides; `few_rows` reads it in place too.
+// Small products read the matrices where they lie: packing would cost as much as computing. So are the
+// rows of A where there are few columns. Edges are computed and written under a mask. With few rows all of B is read once, whatever is done, and memory decides; `few_rows` reads it in place too.
 
 #pragma once
 
@@ -44,10 +44,10 @@ constexpr long kNearBytes = 256 * 1024;
 // What is packed whole holds at most so many numbers.
 constexpr long kLargestPacked = 1 << 23;
 
-// Products of at most so many multiplications are computed where the matrices lie; more, if no
-// panel of B has to be packed for it.
+// Products of at most so many multiplications are computed where the matrices lie.
 constexpr long kSmall = 1 << 18;
-constexpr long kMedium = 1 << 21;
+// With so few columns rows of A are not packed.
+constexpr long kNarrow = 256;
 
 enum class Activation { none, relu, silu, gelu_tanh };
 
@@ -98,30 +98,67 @@ struct Target {
     Matrix<const O> residual{};
 };
 
-template <typename O, typename C, long rows, long vectors, Layout layout>
-[[gnu::noinline]] void multiply_tile(long depth, const Operands<C>& from, const Target<O, C>& target) {
+// With `part` the first `height` rows of the result alone are wanted, and the first `last` columns
+// of its last vector; with `masked` B ends there too.
+template <typename O, typename C, long rows, long vectors, Layout layout, bool part = false,
+          bool masked = false>
+[[gnu::noinline]] void multiply_tile(long depth, const Operands<C>& from,
+                                     const Target<O, C>& target, long height = rows,
+                                     long last = Lanes<C>::count) {
     constexpr long lanes = Lanes<C>::count;
     Vector<C> sum[rows][vectors];
-    outer_products<C, rows, vectors, layout>(depth, from, sum, [&](long i) {
+    outer_products<C, rows, vectors, layout, masked>(depth, from, sum, [&](long i) {
+        if (part && i >= height) return;
         __builtin_prefetch(target.to + i * target.row, 1);
         __builtin_prefetch(target.to + i * target.row + (vectors * lanes - 1), 1);
     });
     const auto each = [&](const auto& change) __attribute__((always_inline)) {
 #pragma GCC unroll 16
         for (long i = 0; i < rows; ++i)
+            if (!part || i < height)
 #pragma GCC unroll 2
-            for (long v = 0; v < vectors; ++v) change(sum[i][v], i, v * lanes);
+                for (long v = 0; v < vectors; ++v)
+                    change(sum[i][v], i, v * lanes, part && v == vectors - 1);
     };
-    if (target.alpha != 1) each([&](Vector<C>& x, long, long) { x *= target.alpha; });
-    if (target.old.data) each([&](Vector<C>& x, long i, long j) { x += load(target.old.at(i, j)); });
-    if (target.bias) each([&](Vector<C>& x, long, long j) { x += load(target.bias + j); });
+    const auto get = [last](const auto* x, bool some) __attribute__((always_inline)) {
+        return some ? load_part(x, last, C(0)) : load(x);
+    };
+    if (target.alpha != 1) each([&](Vector<C>& x, long, long, bool) { x *= target.alpha; });
+    if (target.old.data)
+        each([&](Vector<C>& x, long i, long j, bool some) { x += get(target.old.at(i, j), some); });
+    if (target.bias)
+        each([&](Vector<C>& x, long, long j, bool some) { x += get(target.bias + j, some); });
     if (target.residual.data)
-        each([&](Vector<C>& x, long i, long j) { x += load(target.residual.at(i, j)); });
-    each([&](Vector<C>& x, long i, long j) { store(target.to + i * target.row + j, x); });
+        each([&](Vector<C>& x, long i, long j, bool some) {
+            x += get(target.residual.at(i, j), some);
+        });
+    each([&](Vector<C>& x, long i, long j, bool some) {
+        O* to = target.to + i * target.row + j;
+        some ? store_part(to, x, last) : store(to, x);
+    });
 }
 
-// The same of a tile that is not wanted whole. Panels hold zeros where the matrices end, so that
-// more than is asked for may be written.
+// The same of a tile that may be smaller than the registers hold.
+template <typename O, typename C, Layout layout, bool masked = false>
+void multiply_edge(long rows, long columns, long depth, const Operands<C>& from,
+                   const Target<O, C>& target) {
+    constexpr long lanes = Lanes<C>::count;
+    const auto run = [&](auto height) {
+        if (columns <= lanes)
+            multiply_tile<O, C, height, 1, layout, true, masked>(depth, from, target, rows, columns);
+        else
+            multiply_tile<O, C, height, 2, layout, true, masked>(depth, from, target, rows,
+                                                                 columns - lanes);
+    };
+    if (rows <= kThird)
+        run(std::integral_constant<long, kThird>());
+    else if (rows <= 2 * kThird)
+        run(std::integral_constant<long, 2 * kThird>());
+    else
+        run(std::integral_constant<long, kRows>());
+}
+
+// A tile of which all is written, more than the matrices have: panels hold zeros where they end.
 template <typename C, Layout layout>
 void multiply_part(long rows, long columns, long depth, const Operands<C>& from,
                    const Target<C, C>& target) {
@@ -202,9 +239,15 @@ struct Product {
                 return multiply_part<C, layout>(rows, width, count, from,
                                                 {sums.data, sums.row, rest.alpha, old});
         }
-        if (rows == kRows && width == columns && rest.linear() && !rest.accumulate)
-            return multiply_tile<O, C, kRows, 2, layout>(
-                count, from, {to.data, to.row, rest.alpha, old, rest.bias, rest.residual});
+        if (rest.linear() && !rest.accumulate) {
+            const Target<O, C> target{to.data, to.row, rest.alpha, old, rest.bias, rest.residual};
+            if (rows == kRows && width == columns)
+                return multiply_tile<O, C, kRows, 2, layout>(count, from, target);
+            if constexpr (kMasked && layout == Layout::any)
+                if (from.last)
+                    return multiply_edge<O, C, layout, true>(rows, width, count, from, target);
+            return multiply_edge<O, C, layout>(rows, width, count, from, target);
+        }
         alignas(64) C buffer[kRows * columns];
         multiply_part<C, layout>(rows, width, count, from, {buffer, columns});
         finish(buffer, columns, old, rows, width, to, rest);
@@ -323,29 +366,58 @@ struct Product {
         });
     }
 
-    // Panels are packed only where a matrix ends, or where its elements do not lie as they are read.
-    void unpacked(long row_panels_together) const {
-        parallel_ranges(row_panels(), row_panels_together, [&](long begin, long end) {
-            C* a_panel = scratch<C>(0, kRows * k + 64);
-            C* b_panel = scratch<C>(1, columns * k + 64);
-            for (long j = 0; j < n; j += columns) {
-                Operands<C> from{nullptr, 0, 0, b_panel, columns};
-                if constexpr (__is_same(T, C)) {
-                    if (b.column == 1 && n - j >= columns) from.b = b.at(0, j), from.b_step = b.row;
-                }
-                if (from.b == b_panel) pack_b<Layout::any>(j / columns, 1, 0, b_panel);
-                for (long panel = begin; panel < end; ++panel) {
-                    const long i = panel * kRows;
-                    from.a = a_panel, from.a_row = 1, from.a_step = kRows;
-                    if constexpr (__is_same(T, C)) {
-                        if (m - i >= kRows)
-                            from.a = a.at(i, 0), from.a_row = a.row, from.a_step = a.column;
+    // One panel of rows, A's elements read where they lie if the registers' rows are there; else
+    // from `edge`, packed. b_of(j, from) says where B's panel of this number is.
+    template <typename B>
+    void rows_of_tiles(long panel, long p, C* edge, const B& b_of) const {
+        const long i = panel * kRows, rows = m - i < kRows ? m - i : kRows;
+        Operands<C> from{edge, 1, kRows, nullptr, 0};
+        bool lies = false;
+        if constexpr (__is_same(T, C)) {
+            lies = rows == kRows || (epilogue.linear() && (rows == kThird || rows == 2 * kThird));
+            if (lies) from.a = a.at(i, p), from.a_row = a.row, from.a_step = a.column;
+        }
+        if (!lies) pack_a<Layout::any>(panel, 1, p, edge);
+        for (long j = 0; j < column_panels(); ++j) {
+            b_of(j, from);
+            tile<Layout::any>(i, j * columns, p, from, {});
+        }
+    }
+
+    // On one thread, of one piece. Panels of B are packed only where it ends, or where its elements do
+    // not lie as they are read.
+    void unpacked() const {
+        const bool lies = __is_same(T, C) && b.column == 1;
+        const long whole = !lies ? 0 : kMasked && epilogue.linear() ? column_panels() : n / columns;
+        const long packed = column_panels() - whole;
+        C* panels_of_b = scratch<C>(1, packed * columns * k + 64);
+        if (packed) pack_b<Layout::any>(whole, packed, 0, panels_of_b);
+        C* edge = scratch<C>(0, kRows * k + 64);
+        for (long panel = 0; panel < row_panels(); ++panel)
+            rows_of_tiles(panel, 0, edge, [&](long j, Operands<C>& from) {
+                if constexpr (__is_same(T, C))
+                    if (j < whole) {
+                        const long width = n - j * columns;
+                        from.b = b.at(0, j * columns), from.b_step = b.row;
+                        from.last = width >= columns ? 0 : (width - 1) % Lanes<C>::count + 1;
+                        return;
                     }
-                    if (from.a == a_panel && (j == 0 || !__is_same(T, C)))
-                        pack_a<Layout::any>(panel, 1, 0, a_panel);
-                    tile<Layout::any>(i, j, 0, from, {});
-                }
-            }
+                from.b = panels_of_b + (j - whole) * columns * k, from.b_step = columns;
+            });
+    }
+
+    // B packed whole, A read where it lies: few columns are too few uses of a packed panel.
+    void by_rows_in_place() const {
+        const long down = row_panels(), across = column_panels();
+        C* whole = pack_whole(across, columns,
+                              [&](auto... which) { pack_b<Layout::any>(which...); });
+        parallel_ranges(down, group_of(down, kGroupRows), [&](long begin, long end) {
+            C* edge = scratch<C>(1, kRows * depth + 64);
+            for (long p = 0; p == 0 || p < k; p += depth)
+                for (long panel = begin; panel < end; ++panel)
+                    rows_of_tiles(panel, p, edge, [&](long j, Operands<C>& from) {
+                        from.b = piece(whole, across, columns, j, p), from.b_step = columns;
+                    });
         });
     }
 };
@@ -471,14 +543,17 @@ void product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matri
     if (!a_sums && n == 1 && out.row == 1 && !epilogue.bias && lies_along(epilogue.residual) &&
         lies_along(epilogue.before) && (a.row == 1 || (a.column == 1 && b.row == 1)))
         return few_rows<T, O>(1, m, k, b.transposed(), a.transposed(), out, epilogue);
-    if (!a_sums && (m * n * k <= kSmall ||
-                    (m * n * k <= kMedium && __is_same(T, Compute<T>) && b.column == 1)))
-        return Product<T, O>{m, n, k, k + 1, a, b, out, epilogue, nullptr}.unpacked(
-            m * n * k <= kSmall ? ceil_div(m, kRows) : ceil_div(kSmall / 2, kRows * n * k));
+    if (!a_sums && m * n * k <= kSmall)
+        return Product<T, O>{m, n, k, k + 1, a, b, out, epilogue, nullptr}.unpacked();
     constexpr long together = Product<T, O>::together;
     const long pieces = ceil_div(k, together * kDepth<Compute<T>>);
     const long depth = k ? ceil_div(k, together * pieces) * together : together;
     const long most = k < kLargestPacked / 512 ? kLargestPacked / (k + 1) / 256 * 256 : 256;
+    if constexpr (__is_same(T, Compute<T>)) {
+        constexpr long page = 4096 / sizeof(T);  // rows so far apart displace each other in the cache
+        if (!a_sums && a.column == 1 && a.row % page && n <= kNarrow)
+            return Product<T, O>{m, n, k, depth, a, b, out, epilogue, nullptr}.by_rows_in_place();
+    }
     if (m <= n) {
         for (long i = 0; i < m; i += most)
             Product<T, O>{m - i < most ? m - i : most, n, k, depth, {a.at(i, 0), a.row, a.column}, b,

@@ -31,12 +31,9 @@ Compute<T> row_sum(const T* x, long columns, F term) {
         d += term(load(x + i + 3 * lanes));
     }
     for (; i + lanes <= columns; i += lanes) a += term(load(x + i));
-    C total = sum_of_lanes<C>((a + b) + (c + d));
-    if (const long rest = columns - i; rest > 0) {
-        const Vector<C> tail = term(load_part(x + i, rest, C(0)));
-        for (long lane = 0; lane < rest; ++lane) total += tail[lane];
-    }
-    return total;
+    if (const long rest = columns - i; rest > 0)
+        b += first_lanes<C>(term(load_part(x + i, rest, C(0))), rest, C(0));
+    return sum_of_lanes<C>((a + b) + (c + d));
 }
 
 // The reciprocal of the standard deviation, and the mean, which is 0 without `centred`.

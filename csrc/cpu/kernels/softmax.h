@@ -40,9 +40,8 @@ void for_each_scaled(const T* x, long count, Compute<T> scale, F f) {
     long i = 0;
     for (; i + lanes <= count; i += lanes) f(i, load(x + i) * scale);
     if (i < count) {
-        Vector<C> tail = broadcast(-kInfinity<C>);
-        for (long lane = 0; lane < count - i; ++lane) tail[lane] = load_one(x + i + lane) * scale;
-        f(i, tail);
+        const Vector<C> tail = load_part(x + i, count - i, C(0)) * scale;
+        f(i, first_lanes<C>(tail, count - i, -kInfinity<C>));
     }
 }
 
@@ -116,22 +115,21 @@ void softmax_rows(const T* x, T* out, long rows, long columns, Compute<T> scale)
         const C inverse = C(1) / sum_of_lanes<C>(sums);
         long i = 0;
         for (; i + lanes <= columns; i += lanes) store(out + i, load(wide + i) * inverse);
-        for (; i < columns; ++i) store_one(out + i, C(wide[i] * inverse));
+        if (const long rest = columns - i)
+            store_part(out + i, load_part(wide + i, rest, C(0)) * inverse, rest);
     }
 }
 
 template <typename T>
 void log_softmax_rows(const T* x, T* out, long rows, long columns, Compute<T> scale) {
     using C = Compute<T>;
-    constexpr long lanes = Lanes<C>::count;
     for (long row = 0; row < rows; ++row, x += columns, out += columns) {
         C peak, sum;
         row_statistics(x, columns, scale, peak, sum);
         const C log_sum = log_of(sum + (peak - peak));  // NaN where the maximum is infinite
-        long i = 0;
-        for (; i + lanes <= columns; i += lanes)
-            store(out + i, (load(x + i) * scale - peak) - log_sum);
-        for (; i < columns; ++i) store_one(out + i, C((load_one(x + i) * scale - peak) - log_sum));
+        for_each_vector<C>(columns, [&](long, auto get, auto put) {
+            put(out, (get(x) * scale - peak) - log_sum);
+        });
     }
 }
 

@@ -40,6 +40,8 @@ constexpr long kRows = 6;
 #else
 constexpr long kRows = 4;
 #endif
+// Smaller tiles, where a matrix ends, have one or two of these.
+constexpr long kThird = kRows / 3;
 template <typename C>
 constexpr long kColumns = 2 * Lanes<C>::count;
 
@@ -175,13 +177,14 @@ void pack_pairs(Matrix<const bfloat16> from, long rows, long depth, float* to) {
 }
 
 // What the micro-kernel reads: A's element (i, p) at a[i * a_row + p * a_step], B's (p, j) at
-// b[p * b_step + j].
+// b[p * b_step + j]; `last` columns of B's last vector are there to be read, if that is not whole.
 template <typename C>
 struct Operands {
     const C* a;
     long a_row, a_step;
     const C* b;
     long b_step;
+    long last = 0;
 
     static Operands panels(const C* a, const C* b) { return {a, 1, kRows, b, kColumns<C>}; }
 };
@@ -192,7 +195,7 @@ enum class Layout { any, panels, pairs };
 // sum = A B, of `rows` rows and `vectors` vectors of columns.
 // `touch(i)` is called for every row near the end, to fetch what the sums will be stored to: a few
 // lines at a time, since the processor waits when it has ten or so on their way.
-template <typename C, long rows, long vectors, Layout layout, typename Touch>
+template <typename C, long rows, long vectors, Layout layout, bool masked = false, typename Touch>
 [[gnu::always_inline]] inline void outer_products(long depth, const Operands<C>& from,
                                                   Vector<C> (&sum)[rows][vectors],
                                                   const Touch& touch) {
@@ -214,7 +217,8 @@ template <typename C, long rows, long vectors, Layout layout, typename Touch>
             Vector<C> row[vectors];
 #pragma GCC unroll 2
             for (long v = 0; v < vectors; ++v) {
-                row[v] = load(b + v * lanes);
+                row[v] = masked && v == vectors - 1 ? load_part(b + v * lanes, from.last, C(0))
+                                                    : load(b + v * lanes);
                 __builtin_prefetch(b + ahead * b_step + v * lanes);
             }
 #pragma GCC unroll 16

@@ -8,11 +8,13 @@
 
 #pragma once
 
-#if defined(__AVX512BF16__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
@@ -57,8 +59,31 @@ Vector<T> broadcast(T value) {
     return value - Vector<T>{};  // adding 0 would change -0, so compilers do add it
 }
 
+// From 16 bits to 32 and back; compilers make several instructions of __builtin_convertvector. (The
+// functions without a mask start from a variable that GCC warns of as not initialised.)
+inline Vector<uint32_t> longer(Vector<bfloat16> stored) {
+#if MT_VECTOR_BYTES == 64
+    return (Vector<uint32_t>)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)stored);
+#elif MT_VECTOR_BYTES == 32
+    return (Vector<uint32_t>)_mm256_cvtepu16_epi32((__m128i)stored);
+#else
+    return __builtin_convertvector(stored, Vector<uint32_t>);
+#endif
+}
+inline Vector<bfloat16> shorter(Vector<uint32_t> value) {
+#if MT_VECTOR_BYTES == 64
+    return (Vector<bfloat16>)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)value);
+#elif MT_VECTOR_BYTES == 32
+    const auto whole = (__m256i)value;
+    return (Vector<bfloat16>)_mm_packus_epi32(_mm256_castsi256_si128(whole),
+                                              _mm256_extracti128_si256(whole, 1));
+#else
+    return __builtin_convertvector(value, Vector<bfloat16>);
+#endif
+}
+
 inline Vector<float> widen(Vector<bfloat16> stored) {
-    return (Vector<float>)(__builtin_convertvector(stored, Vector<uint32_t>) << 16);
+    return (Vector<float>)(longer(stored) << 16);
 }
 inline float widen(bfloat16 stored) {
     return __builtin_bit_cast(float, static_cast<uint32_t>(stored.bits) << 16);
@@ -69,7 +94,7 @@ inline Vector<bfloat16> narrow(Vector<float> value) {
     const auto bits = (Vector<uint32_t>)value;
     const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const auto quiet = (bits >> 16) | 0x40;
-    return __builtin_convertvector(value == value ? rounded : quiet, Vector<bfloat16>);
+    return shorter(value == value ? rounded : quiet);
 }
 inline bfloat16 narrow(float value) {
     const auto bits = __builtin_bit_cast(uint32_t, value);
@@ -114,17 +139,71 @@ void store_one(T* to, Compute<T> value) {
         *to = static_cast<T>(value);
 }
 
+// Whether a part of a vector moves as fast as all of it: under a mask, by one instruction.
+#if MT_VECTOR_BYTES == 64
+constexpr bool kMasked = true;
+#else
+constexpr bool kMasked = false;
+#endif
+
+// All bits of the first `count` lanes.
+template <typename C>
+auto lanes_below(long count) {
+    using Numbers = decltype(Vector<C>{} < Vector<C>{});
+    using Number = std::remove_reference_t<decltype(Numbers{}[0])>;
+    return [=]<long... i>(std::integer_sequence<long, i...>) {
+        return Numbers{i...} < static_cast<Number>(count);
+    }(std::make_integer_sequence<long, Lanes<C>::count>());
+}
+
+// The first `count` lanes of a vector, and `fill` in the others.
+template <typename C>
+Vector<C> first_lanes(Vector<C> value, long count, C fill) {
+    return lanes_below<C>(count) ? value : broadcast(fill);
+}
+
 // The first `count` elements, and `fill` in the other lanes.
 template <typename T>
 Vector<Compute<T>> load_part(const T* from, long count, Compute<T> fill) {
-    Vector<Compute<T>> out = broadcast(fill);
+    using C = Compute<T>;
+#if MT_VECTOR_BYTES == 64
+    const unsigned mask = (1u << count) - 1;
+    if constexpr (__is_same(T, float))
+        return (Vector<C>)_mm512_mask_loadu_ps((__m512)broadcast(fill), mask, from);
+    if constexpr (__is_same(T, double))
+        return (Vector<C>)_mm512_mask_loadu_pd((__m512d)broadcast(fill), mask, from);
+    if constexpr (__is_same(T, bfloat16))
+        return first_lanes<C>(widen((Vector<bfloat16>)_mm256_maskz_loadu_epi16(mask, from)), count,
+                              fill);
+#elif MT_VECTOR_BYTES == 32
+    if constexpr (__is_same(T, float))
+        return first_lanes<C>(
+            (Vector<C>)_mm256_maskload_ps(from, (__m256i)lanes_below<C>(count)), count, fill);
+    if constexpr (__is_same(T, double))
+        return first_lanes<C>(
+            (Vector<C>)_mm256_maskload_pd(from, (__m256i)lanes_below<C>(count)), count, fill);
+#endif
+    Vector<C> out = broadcast(fill);
     for (long lane = 0; lane < count; ++lane) out[lane] = load_one(from + lane);
     return out;
 }
 
 template <typename T>
 void store_part(T* to, Vector<Compute<T>> value, long count) {
-    for (long lane = 0; lane < count; ++lane) store_one(to + lane, Compute<T>(value[lane]));
+    using C = Compute<T>;
+#if MT_VECTOR_BYTES == 64
+    const unsigned mask = (1u << count) - 1;
+    if constexpr (__is_same(T, float)) return _mm512_mask_storeu_ps(to, mask, (__m512)value);
+    if constexpr (__is_same(T, double)) return _mm512_mask_storeu_pd(to, mask, (__m512d)value);
+    if constexpr (__is_same(T, bfloat16))
+        return _mm256_mask_storeu_epi16(to, mask, (__m256i)narrow(value));
+#elif MT_VECTOR_BYTES == 32
+    if constexpr (__is_same(T, float))
+        return _mm256_maskstore_ps(to, (__m256i)lanes_below<C>(count), (__m256)value);
+    if constexpr (__is_same(T, double))
+        return _mm256_maskstore_pd(to, (__m256i)lanes_below<C>(count), (__m256d)value);
+#endif
+    for (long lane = 0; lane < count; ++lane) store_one(to + lane, C(value[lane]));
 }
 
 // f(i, get, put) for each vector of a row, get(pointer) giving its elements and put(pointer, values)
@@ -172,9 +251,7 @@ inline float load_one(const Pair* from) {
 }
 
 inline Vector<float> pairs(Vector<bfloat16> first, Vector<bfloat16> second) {
-    using Bits = Vector<uint32_t>;
-    return (Vector<float>)(__builtin_convertvector(first, Bits) |
-                           __builtin_convertvector(second, Bits) << 16);
+    return (Vector<float>)(longer(first) | longer(second) << 16);
 }
 
 // The sum of both products of two pairs, lane by lane, and of `sum`.
@@ -210,22 +287,26 @@ Vector<T> maximum(Vector<T> a, Vector<T> b) {
 }
 
 // One value from all lanes, by halves: `combine(first half, second half)` until one is left.
-template <typename T, typename Combine>
+template <typename T, long half = Lanes<T>::count / 2, typename Combine>
 T reduce(Vector<T> value, Combine combine) {
-    for (long half = Lanes<T>::count / 2; half > 0; half /= 2)
-        for (long lane = 0; lane < half; ++lane)
-            value[lane] = combine(value[lane], value[lane + half]);
-    return value[0];
+    if constexpr (half == 0)
+        return value[0];
+    else
+        return reduce<T, half / 2>(
+            combine(value, [&]<long... i>(std::integer_sequence<long, i...>) {
+                return __builtin_shufflevector(value, value, ((i + half) % Lanes<T>::count)...);
+            }(std::make_integer_sequence<long, Lanes<T>::count>())),
+            combine);
 }
 
 template <typename T>
 T largest_lane(Vector<T> value) {
-    return reduce<T>(value, [](T a, T b) { return a > b ? a : b; });
+    return reduce<T>(value, [](Vector<T> a, Vector<T> b) { return maximum<T>(a, b); });
 }
 
 template <typename T>
 T sum_of_lanes(Vector<T> value) {
-    return reduce<T>(value, [](T a, T b) { return a + b; });
+    return reduce<T>(value, [](Vector<T> a, Vector<T> b) { return a + b; });
 }
 
 // exp(x) for x <= 0: with n = round(x / ln 2) and r = x - n ln 2, |r| <= ln(2) / 2,

@@ -35,23 +35,25 @@ def cross_entropy(
             z_loss=z_loss,
             reduction=reduction,
         )
-    kept, classes = kept_classes(logits, target, ignore_index)
     loss, log_normaliser = np.empty((2, len(logits)), _wide(logits))
-    extension.cross_entropy(
-        np.ascontiguousarray(logits),
-        _marked(kept, classes),
-        loss,
-        log_normaliser,
-        label_smoothing,
-        z_loss,
-    )
-    if reduction == "none":
-        return loss.astype(logits.dtype, copy=False), log_normaliser
-    total = loss.sum()
-    if reduction == "mean":
-        with np.errstate(invalid="ignore"):
-            total = total / total.dtype.type(np.count_nonzero(kept))
-    return np.asarray(total, logits.dtype), log_normaliser
+    total = None if reduction == "none" else np.empty(1, loss.dtype)
+    try:
+        extension.cross_entropy(
+            np.ascontiguousarray(logits),
+            np.ascontiguousarray(target, np.int64),
+            loss,
+            log_normaliser,
+            total,
+            label_smoothing,
+            z_loss,
+            ignore_index,
+            reduction == "mean",
+        )
+    except ValueError:
+        kept_classes(logits, target, ignore_index)  # says which targets are no classes
+        raise
+    reduced = loss if total is None else total.reshape(())
+    return reduced.astype(logits.dtype, copy=False), log_normaliser
 
 
 @register("cross_entropy_backward", "cpu", half=(bfloat16,))
@@ -84,21 +86,19 @@ def cross_entropy_backward(
             reduction=reduction,
             out=out,
         )
-    kept, classes = kept_classes(logits, target, ignore_index)
     wide = _wide(logits)
-    grad = grad.astype(wide, copy=False)
-    if reduction == "mean":
-        grad = grad / max(np.count_nonzero(kept), 1)
     if out is None:
         out = np.empty(logits.shape, logits.dtype)
     extension.cross_entropy_backward(
-        np.where(kept, grad, 0).astype(wide, copy=False),
+        np.ascontiguousarray(grad, wide),
         np.ascontiguousarray(logits),
-        _marked(kept, classes),
+        np.ascontiguousarray(target, np.int64),
         np.ascontiguousarray(log_normaliser, wide),
         out,
         label_smoothing,
         z_loss,
+        ignore_index,
+        reduction == "mean",
     )
     return out
 
@@ -119,8 +119,3 @@ def _fits(out: Array, logits: Array) -> bool:
         and (out.dtype == logits.dtype or narrowed)
         and out.strides[1] == out.itemsize
     )
-
-
-def _marked(kept: Array, classes: Array) -> Array:
-    """The class of each row, -1 where it does not count."""
-    return np.where(kept, classes, -1).astype(np.int64, copy=False)
