@@ -20,10 +20,12 @@ their three forms, and each key fills the place of the form that it is shown, th
 
 which is one attention with three times as many features: flash attention computes it block by
 block, and its gradients. The authors merge three attentions by their log-sum-exps instead, which is
-cheaper by the products with zeros, and the same.
+cheaper by the products with zeros, and the same. Rows with padding, and texts packed into one row,
+are taken out and go through it one by one.
 """
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +38,7 @@ from minitorch.random import Generator
 from minitorch.tensor import Tensor
 from models.blocks.attention import Attention, AttentionConfig
 from models.blocks.cache import LayerCache
-from models.blocks.context import Context
+from models.blocks.context import PADDING, Context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,21 +99,50 @@ class DualChunkAttention(Attention):
             rotary.at(positions, query, context, name)
             for name, positions in self.chunks.of_query(context.query).items()
         ]
-        few = context.padded or query.shape[2] == 1
-        attend = self.by_pairs if few else self.by_chunks
-        return self.join(attend(queries, key, value, context))
+        return self.join(self.attend(queries, key, value, context))
+
+    def attend(self, queries: list[Tensor], key: Tensor, value: Tensor, context: Context) -> Tensor:
+        """queries: in three forms, (batch, heads, time, head_dim) each, which it returns."""
+        if queries[0].shape[2] == 1:
+            return self.by_pairs(queries, key, value, context)
+        together = cat(queries, -1)
+        if context.padded:
+            return self.by_texts(together, key, value, context)
+        first = int(context.key[0, -key.shape[2]])
+        return self.by_chunks(together, key, value, context.query[0], first)
+
+    def by_texts(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
+        """by_chunks for each text of a batch with padding, which gives zeros.
+
+        query: (batch, heads, time, 3 head_dim), in three forms. Returns (batch, heads, time,
+        head_dim).
+        """
+        batch, heads, time, _ = query.shape
+        places, found, count = np.full((batch, time), -1), [], 0
+        for row, own, seen in _texts(context, batch, key.shape[2]):
+            at = context.query[row % len(context.query), own]
+            first = int(context.key[row % len(context.key), -key.shape[2] :][seen][0])
+            parts = query[row][:, own], key[row][:, seen], value[row][:, seen]
+            parts = [part.unsqueeze(0) for part in parts]
+            found.append(self.by_chunks(*parts, at, first)[0])
+            places[row, own] = np.arange(count, count + len(own))
+            count += len(own)
+        zeros = Tensor(np.zeros((heads, 1, value.shape[-1]), value.dtype)).to(value.device)
+        return cat([*found, zeros], 1)[:, places].transpose(0, 1)
 
     def by_chunks(
-        self, queries: list[Tensor], key: Tensor, value: Tensor, context: Context
+        self, together: Tensor, key: Tensor, value: Tensor, at: np.ndarray, first_key: int
     ) -> Tensor:
-        """A chunk of queries at a time: (batch, heads, time, head_dim). Without padding."""
-        size, at = self.chunks.size, context.query[0]
-        together, dropped = cat(queries, -1), key.shape[2] - len(context.key[0])
-        found = []
+        """A chunk of queries at a time: (batch, heads, time, head_dim). Without padding.
+
+        together: (batch, heads, time, 3 head_dim), queries in three forms; at: their positions,
+        (time,), and first_key that of the first key, from which on there are all of them.
+        """
+        size, found = self.chunks.size, []
         for chunk in range(at[0] // size, at[-1] // size + 1):
             first, last = max(chunk * size, at[0]), min((chunk + 1) * size, at[-1] + 1)
             starts = [0, (chunk - 1) * size, chunk * size, last]
-            starts = [max(start + dropped, 0) for start in starts]
+            starts = [max(start - first_key, 0) for start in starts]
             parts = [key[:, :, i:j] for i, j in itertools.pairwise(starts)]
             found.append(
                 F.scaled_dot_product_attention(
@@ -130,7 +161,7 @@ class DualChunkAttention(Attention):
     def by_pairs(
         self, queries: list[Tensor], key: Tensor, value: Tensor, context: Context
     ) -> Tensor:
-        """The same with the scores of all pairs in memory, the rows padded in any way."""
+        """The same with the scores of all pairs in memory, which for one query each are few."""
         groups, columns = self.config.num_heads // self.config.num_kv_heads, key.shape[2]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         own, before, earlier = (query @ key.mT for query in queries)
@@ -151,6 +182,24 @@ class DualChunkAttention(Attention):
             return Tensor((query[:, :, None] - key[:, None])[:, None]).to(context.device)
 
         return context.once(("chunks", self.chunks, columns), make)
+
+
+def _texts(
+    context: Context, batch: int, columns: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The row of each text, and the columns of its queries, and of its keys among the last ones."""
+    shape = batch, len(context.query[0])
+    query = np.broadcast_to(context.query, shape) != PADDING
+    key = np.broadcast_to(context.key[:, -columns:], (batch, columns)) != PADDING
+    for row in range(batch):
+        if context.segments is None:
+            texts = [(query[row], key[row])]
+        else:
+            segment = context.segments[row]
+            texts = [(segment == i, segment == i) for i in np.unique(segment[query[row]])]
+        for own, seen in texts:
+            if own.any():
+                yield row, np.flatnonzero(own), np.flatnonzero(seen)
 
 
 def in_place(key: Tensor, place: int) -> Tensor:

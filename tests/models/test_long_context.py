@@ -9,7 +9,7 @@ import minitorch as mt
 from minitorch.errors import ConfigError
 from minitorch.random import Generator
 from models.blocks.attention import Attention, AttentionConfig
-from models.blocks.context import place
+from models.blocks.context import PADDING, place, place_packed
 from models.blocks.dual_chunk import Chunks, DualChunkAttention
 from models.blocks.positions import Rotary
 from models.blocks.vertical_slash import Budget, VerticalSlashAttention, kept
@@ -100,11 +100,16 @@ def test_by_chunks_is_by_pairs(window, held):
     """Values, and the gradients of both sides, of a prompt or of what follows a cache."""
     config = dataclasses.replace(CONFIG, window=window)
     layer = alike(DualChunkAttention, CHUNKS, config=config)
-    rng, found = np.random.default_rng(1), []
+    rng = np.random.default_rng(1)
     data = [rng.standard_normal(s) for s in [(2, 4, 23 - held, 6)] * 3 + [(2, 2, 23, 6)] * 2]
     cotangent = mt.from_numpy(rng.standard_normal((2, 4, 23 - held, 6)))
     where = place(23 - held, None, np.arange(held)[None], None, "cpu")
-    for attend in (layer.by_chunks, layer.by_pairs):
+    assert_same(layer, data, cotangent, where)
+
+
+def assert_same(layer, data, cotangent, where):
+    found = []
+    for attend in (layer.attend, layer.by_pairs):
         *queries, key, value = leaves = [mt.Tensor(x, requires_grad=True) for x in data]
         out = attend(queries, key, value, where)
         out.backward(cotangent)
@@ -113,10 +118,39 @@ def test_by_chunks_is_by_pairs(window, held):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
-def test_a_prompt_without_padding_is_read_by_chunks(monkeypatch):
+def rows_of_texts(kind):
+    """The context of two rows of 23 columns, and how many came before those of the step."""
+    mask = np.ones((2, 23), bool)
+    if kind == "packed":
+        segments = np.repeat([[1, 2, 3, 0], [1, 1, 2, 3]], [12, 4, 6, 1], 1)
+        return place_packed(segments, "cpu"), 0
+    if kind == "left":
+        mask[0, :9] = False
+    elif kind == "right":
+        mask[1, 17:] = False
+    else:  # in the middle, all of a row, and behind a cache
+        mask[0, 5:9], mask[1] = False, False
+        past = np.arange(11)[None] - np.array([[3], [0]])
+        return place(23, mask, np.where(past < 0, PADDING, past), None, "cpu"), 11
+    return place(23, mask, np.empty((1, 0), int), None, "cpu"), 0
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("kind", ["left", "right", "middle", "packed"])
+def test_texts_one_by_one_are_by_pairs(kind, window):
+    layer = alike(DualChunkAttention, CHUNKS, config=dataclasses.replace(CONFIG, window=window))
+    where, held = rows_of_texts(kind)
+    rng = np.random.default_rng(1)
+    shapes = [(2, 4, 23, 6)] * 3 + [(2, 2, held + 23, 6)] * 2
+    data = [rng.standard_normal(s) for s in shapes]
+    assert_same(layer, data, mt.from_numpy(rng.standard_normal((2, 4, 23, 6))), where)
+
+
+def test_a_prompt_is_read_by_chunks(monkeypatch):
     layer = alike(DualChunkAttention, CHUNKS)
     monkeypatch.setattr(layer, "by_pairs", None)
     out(layer, stream(23))
+    out(layer, stream(23), np.arange(23) >= np.array([[0], [7]]))
 
 
 def test_no_distance_is_longer_than_trained_and_near_ones_are_exact():
