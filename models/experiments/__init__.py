@@ -29,6 +29,7 @@ NAMES = (
     "short_answers",
     "r1",
     "long_to_short",
+    "clip_higher",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,6 +18,7 @@ from models.experiments import (
     NAMES,
     RESULTS,
     cache_diets,
+    clip_higher,
     context_extension,
     distillation,
     expert_balance,
@@ -375,3 +376,18 @@ def test_the_judge_learns_from_pairs_the_better_one_first() -> None:
 def test_means_of_neighbours() -> None:
     assert overoptimisation.smoothed([0, 4, 8, 4, 0]).tolist() == [4, 4]
     assert overoptimisation.smoothed([3]).tolist() == [3]
+
+
+@pytest.mark.parametrize(("clip_high", "up"), [(0.2, 1.2), (0.28, 1.28)])
+def test_a_rare_answer_that_is_right_may_rise_by_the_clip_and_no_more(clip_high, up) -> None:
+    """The update that crosses the bound is the last one: the overshoot is less than one step."""
+    setup = clip_higher.Setup(states=1, group_size=2, learning_rate=1e-2)
+    kind = clip_higher.Kind(0.5, clip_higher.KINDS["coin"].chances)
+    table = clip_higher._Table(setup, kind, clip_high, np.random.default_rng(0))
+    answers, advantages = mt.tensor([[3, 0]]), mt.tensor([[1.0, 0.0]], dtype=mt.float64)
+    table._group = lambda probs: (answers, advantages)
+    before = table.logits.softmax(-1)[0, 3].item()
+    reward, entropy = table.learn(100)
+    assert table.logits.softmax(-1)[0, 3].item() / before == pytest.approx(up, rel=6e-3)
+    assert reward == pytest.approx(0.5)
+    assert entropy == pytest.approx(math.log(2) + 0.5 * math.log(15))
