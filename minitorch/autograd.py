@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from minitorch import backend, kernels
 from minitorch.backend import arithmetic
@@ -26,10 +27,6 @@ from minitorch.modes import (
 from minitorch.tape import Node, has_nan, levels
 from minitorch.tape import apply as apply  # through which operations go
 from minitorch.tensor import Tensor, method, wrap
-
-"""What the tape keeps of a tensor: its array, its version counter, and the version it had. (A plain
-tuple: a class of its own would cost a tenth of an operation's overhead.)"""
-
 
 def grad(
     outputs: Tensor | Sequence[Tensor],
@@ -136,39 +133,33 @@ def _sweep(
 ) -> dict[int, Tensor]:
     """Push cotangents from the roots down to the leaves (inputs=None: into their `.grad`).
 
-    Gradients of inner nodes live in `pending` only. Returns the gradients found for inputs, by
-    the id of the node or leaf.
+    Returns the gradients found for inputs, by the id of the node or leaf.
     """
     nodes = ancestors([root._node for root, _ in roots if root._node is not None])
     targets = None if inputs is None else {id(x._node or x) for x in inputs}
     useful = None if targets is None else _leading_to(nodes, targets)
-    pending: dict[int, Tensor] = {}
-    leaves: dict[int, Tensor] = {}
-    kept = {level for root, v in roots for level in levels(root.data) + levels(v.data)}
-    owned: set[int] = set()  # nodes and leaves whose pending gradient nobody else holds
     found: dict[int, Tensor] = {}
     with set_grad_enabled(create_graph):
-        for root, cotangent in roots:
-            _send(root._node or root, cotangent, pending, leaves, owned)
+        sweep = _Sweep(roots)
         for node in nodes:
-            if id(node) not in pending:
+            cotangent = sweep.pending.pop(id(node), None)
+            if cotangent is None:
                 continue
-            cotangent = pending.pop(id(node))
             if node.hooks or node.retained is not None:
                 cotangent = _visit_hooks(node, cotangent)
             if targets is not None and id(node) in targets:
                 found[id(node)] = cotangent
             if useful is None or id(node) in useful:
                 node.freed = not retain_graph  # already now: its rule may use up what it kept
-                _step(node, cotangent, pending, leaves, owned, kept)
+                sweep.step(node, cotangent)
                 if not retain_graph:
                     node.free()
-        for key, leaf in leaves.items():
-            gradient = pending.pop(key)
+        for key, leaf in sweep.leaves.items():
+            gradient = sweep.pending.pop(key)
             for hook in leaf._hooks or ():
                 gradient = _call_hook(hook, gradient)
             if targets is None:
-                _accumulate(leaf, gradient, key in owned and not leaf._hooks)
+                _accumulate(leaf, gradient, key in sweep.owned and not leaf._hooks)
             elif key in targets:
                 found[key] = gradient
     return found
@@ -186,7 +177,7 @@ def ancestors(nodes: list[Node]) -> list[Node]:
                 "Compute the forward pass again, or pass retain_graph=True to the first backward"
             )
         for edge in node.edges:
-            if isinstance(edge, Node) and id(edge) not in seen:
+            if type(edge) is Node and id(edge) not in seen:
                 seen[id(edge)] = edge
                 stack.append(edge)
     return sorted(seen.values(), key=_number, reverse=True)
@@ -205,100 +196,139 @@ def _leading_to(nodes: list[Node], targets: set[int]) -> set[int]:
     return useful
 
 
-def _step(
-    node: Node,
-    cotangent: Tensor,
-    pending: dict[int, Tensor],
-    leaves: dict[int, Tensor],
-    owned: set[int],
-    kept: set[int],
-) -> None:
-    if node.primitive.add_vjp is not None and _adds_in_place(node, cotangent, pending, owned):
-        return
-    anomaly = thread.mode.anomaly
-    joins = _offer(node, pending)
-    thread.mode.anomaly = (
-        False  # a NaN made inside of a rule is reported below, by the forward line
-    )
-    try:
-        if thread.mode.observers:
-            gradients = _observed_step(node, cotangent)
+class _Sweep:
+    """The gradients that are on their way.
+
+    pending: what has arrived so far for a node or leaf, by its id; it lives here and nowhere else.
+    leaves: those among them that are leaves. owned: the ids of those whose pending gradient nobody
+    else holds, so that more can be added in place. kept: the vmaps that the roots are inside of.
+    """
+
+    __slots__ = ("kept", "leaves", "mode", "owned", "pending")
+
+    def __init__(self, roots: list[tuple[Tensor, Tensor]]):
+        self.mode = thread.mode
+        self.pending: dict[int, Tensor] = {}
+        self.leaves: dict[int, Tensor] = {}
+        self.owned: set[int] = set()
+        self.kept = {level for root, v in roots for level in levels(root.data) + levels(v.data)}
+        for root, cotangent in roots:
+            self.send(root._node or root, cotangent)
+
+    def step(self, node: Node, cotangent: Tensor) -> None:
+        """Send each input of a node its gradient."""
+        primitive, mode = node.primitive, self.mode
+        if primitive.add_vjp is not None and self._added_in_place(node, cotangent):
+            return
+        joins = primitive.joins and self._offer(node)
+        if mode.observers or mode.anomaly:
+            gradients = _watched(node, cotangent)
         else:
-            gradients = node.primitive.vjp(node, cotangent)
-    finally:
-        thread.mode.anomaly = anomaly
-    for position, edge in enumerate(node.edges):
-        if edge is None:
-            continue
-        gradient = gradients[position]
-        if gradient is None:
-            continue
-        shape, dtype = node.signature[position]
-        if not isinstance(gradient.data, np.ndarray) and levels(gradient.data):
+            gradients = primitive.vjp(node, cotangent)
+        for edge, gradient, (shape, dtype) in zip(node.edges, gradients, node.signature):
+            if edge is None or gradient is None:
+                continue
+            data = gradient.data
+            if type(data) is not ndarray or data.shape != shape or data.dtype is not dtype:
+                gradient = self._fitted(gradient, edge, shape, dtype)
+            if joins:
+                self._taken(node)
+                joins = False
+            self.send(edge, gradient, self._is_own(primitive, edge, gradient.data, cotangent.data))
+
+    def send(self, edge: "Node | Tensor", gradient: Tensor, own: bool = False) -> None:
+        """Add a gradient to what has arrived there so far. own: nobody else holds its array."""
+        key = id(edge)
+        before = self.pending.get(key)
+        if before is None:
+            self.pending[key] = gradient
+            if own:
+                self.owned.add(key)
+            if isinstance(edge, Tensor):
+                self.leaves[key] = edge
+        elif self.mode.record or levels(before.data) or levels(gradient.data):
+            self.pending[key] = before + gradient
+        else:
+            self._add(key, before.data, gradient.data)
+
+    def _add(self, key: int, total: Any, gradient: Any) -> None:
+        run = arithmetic.copy().run
+        add = kernels.lookup("add", backend.device_of(total))
+        if key in self.owned:
+            run(add, total, gradient, out=total)
+        else:
+            self.pending[key] = wrap(backend.beside(run(add, total, gradient), total))
+            self.owned.add(key)
+
+    def _fitted(
+        self, gradient: Tensor, edge: "Node | Tensor", shape: tuple[int, ...], dtype: Any
+    ) -> Tensor:
+        """What a rule gave as the gradient of an input: summed over what was broadcast."""
+        if levels(gradient.data):
             own = edge.levels if isinstance(edge, Node) else levels(edge.data)
-            gradient = gradient._sum_samples(kept.union(own))
+            gradient = gradient._sum_samples(self.kept.union(own))
         if gradient.data.shape != shape:
             gradient = gradient.sum_to(shape)
-        if gradient.data.dtype != dtype:
-            gradient = gradient.to(dtype)
-        if anomaly and has_nan(gradient.data) and not has_nan(cotangent.data):
-            raise GraphError(
-                f"anomaly: the derivative of {node.name} with respect to input {position} is NaN"
-                f"{node.line()}"
-            )
-        if joins and position == 0:
-            extras: Any = node.extras
-            if extras.pop("arrived", None) is None:  # the kernel took it
-                del pending[id(edge)]
-        _send(edge, gradient, pending, leaves, owned)
-        if _is_own(node, edge, gradient, cotangent):
-            owned.add(id(edge))
+        return gradient.to(dtype)
+
+    def _is_own(self, primitive: Any, edge: Any, gradient: Any, cotangent: Any) -> bool:
+        """Whether this gradient has just been allocated, and nobody else has seen it."""
+        return (
+            not self.mode.record
+            and (primitive.allocates or (primitive.backward is not None and type(edge) is not Node))
+            and gradient.base is None
+            and gradient is not cotangent
+        )
+
+    def _added_in_place(self, node: Node, cotangent: Tensor) -> bool:
+        """Whether the gradient of the first input has been added to the one that was pending."""
+        mode, key = self.mode, id(node.edges[0])
+        if key not in self.owned or mode.record or mode.anomaly or mode.observers:
+            return False
+        total = self.pending[key].data
+        if levels(cotangent.data) or total.dtype != cotangent.data.dtype:
+            return False
+        arithmetic.copy().run(node.primitive.add_vjp, node, cotangent.data, total)
+        return True
+
+    def _offer(self, node: Node) -> bool:
+        """Offer a backward kernel what other paths have brought to its first input; whether it was.
+
+        In a residual stream x + f(norm(x)) the kernel of the norm then adds, in the pass that it
+        makes anyway, the gradient that went around it.
+        """
+        edge = node.edges[0]
+        if self.mode.record or self.mode.anomaly or not isinstance(edge, Node):
+            return False
+        before = self.pending.get(id(edge))
+        if before is None or levels(before.data):
+            return False
+        node.extras["arrived"] = before.data  # type: ignore[index]
+        return True
+
+    def _taken(self, node: Node) -> None:
+        """What was offered is part of the new gradient of the first input, if the kernel took it."""
+        if node.extras.pop("arrived", None) is None:  # type: ignore[union-attr]
+            key = id(node.edges[0])
+            del self.pending[key]
+            self.owned.discard(key)
 
 
-def _offer(node: Node, pending: dict[int, Tensor]) -> bool:
-    """Offer a backward kernel what other paths have brought to its first input; whether it was.
-
-    In a residual stream x + f(norm(x)) the kernel of the norm then adds, in the pass that it makes
-    anyway, the gradient that went around it.
-    """
-    rule, edge = node.primitive.backward, node.edges[0]
-    if rule is None or not rule.joins or thread.mode.record or not isinstance(edge, Node):
-        return False
-    before = pending.get(id(edge))
-    if before is None or levels(before.data) or thread.mode.anomaly:
-        return False
-    node.extras["arrived"] = before.data  # type: ignore[index]
-    return True
-
-
-def _adds_in_place(
-    node: Node, cotangent: Tensor, pending: dict[int, Tensor], owned: set[int]
-) -> bool:
-    """Whether the gradient of the first input has just been added to the one that was pending."""
-    mode, edge = thread.mode, id(node.edges[0])
-    if edge not in owned or mode.record or mode.anomaly or mode.observers or levels(cotangent.data):
-        return False
-    total = pending[edge].data
-    if total.dtype != cotangent.data.dtype:
-        return False
-    arithmetic.copy().run(node.primitive.add_vjp, node, cotangent.data, total)
-    return True
-
-
-def _is_own(node: Node, edge: "Node | Tensor", gradient: Tensor, cotangent: Tensor) -> bool:
-    """Whether this gradient has just been allocated, and nobody else has seen it.
-
-    Backward kernels allocate what they return; and an operation that can add to a gradient in
-    place, which picks a part of its input, has put the part between zeros.
-    """
-    primitive = node.primitive
-    allocates = primitive.backward is not None and isinstance(edge, Tensor)
-    return (
-        (allocates or primitive.add_vjp is not None)
-        and not thread.mode.record
-        and gradient.data.base is None
-        and gradient.data is not cotangent.data
-    )
+def _watched(node: Node, cotangent: Tensor) -> Any:
+    """The rule, in anomaly mode or under the eyes of observers."""
+    anomaly, thread.mode.anomaly = thread.mode.anomaly, False  # reported here, by the forward line
+    try:
+        gradients = _observed_step(node, cotangent)
+    finally:
+        thread.mode.anomaly = anomaly
+    for position, gradient in enumerate(gradients):
+        if anomaly and gradient is not None and has_nan(gradient.data):
+            if not has_nan(cotangent.data):
+                raise GraphError(
+                    f"anomaly: the derivative of {node.name} with respect to input {position} is "
+                    f"NaN{node.line()}"
+                )
+    return gradients
 
 
 def _observed_step(node: Node, cotangent: Tensor) -> Any:
@@ -312,28 +342,6 @@ def _observed_step(node: Node, cotangent: Tensor) -> Any:
         return run()
     finally:
         thread.mode.observers = observers
-
-
-def _send(
-    edge: "Node | Tensor",
-    gradient: Tensor,
-    pending: dict[int, Tensor],
-    leaves: dict[int, Tensor],
-    owned: set[int],
-) -> None:
-    key = id(edge)
-    before = pending.get(key)
-    if before is None:
-        pending[key] = gradient
-    elif thread.mode.record or levels(before.data) or levels(gradient.data):
-        pending[key] = before + gradient
-    else:
-        add = kernels.lookup("add", backend.device_of(before.data))
-        into = before.data if key in owned else None
-        total = arithmetic.copy().run(lambda: add(before.data, gradient.data, out=into))
-        pending[key] = wrap(backend.beside(total, before.data))
-    if isinstance(edge, Tensor):
-        leaves[key] = edge
 
 
 def _accumulate(leaf: Tensor, gradient: Tensor, owned: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from minitorch import backend
 from minitorch.backend import arithmetic
@@ -25,7 +26,8 @@ from minitorch.modes import (
 from minitorch.tensor import Tensor, wrap
 
 Saved = tuple[Any, list[int], int]
-
+"""What the tape keeps of a tensor: its array, its version counter, and the version it had. (A plain
+tuple: a class of its own would cost a tenth of an operation's overhead.)"""
 
 _numbers = itertools.count()
 
@@ -93,26 +95,25 @@ class Node:
         """The saved input as a tensor in its place on the tape (or the Python scalar)."""
         edge = self.edges[position]
         if isinstance(edge, Tensor):
-            self._check(self.saved[position], position)
+            self._kept(position)
             return edge
-        return self._unpack(position, edge)
+        return self._tensor(position, edge)
 
     def out(self) -> Tensor:
         """The saved result as a tensor in its place on the tape."""
-        return self._unpack(OUT, self)
+        return self._tensor(OUT, self)
 
     def extra(self, name: str) -> Any:
         """An array that the forward kernel left for the backward kernel; None if it left none."""
         array = self.extras.get(name)  # type: ignore[union-attr]
         return array.recompute() if isinstance(array, Recomputed) else array
 
-    def _unpack(self, position: int, maker: "Node | None") -> Any:
-        saved = self.saved[position]
-        if not isinstance(saved, tuple):
+    def _tensor(self, position: int, maker: "Node | None") -> Any:
+        saved = self._kept(position)
+        if type(saved) is not tuple:
             return saved
-        self._check(saved, position)
         array, counter, version = saved
-        out = wrap(array.recompute() if isinstance(array, Recomputed) else array)
+        out = wrap(array.recompute() if type(array) is Recomputed else array)
         out._counter = counter
         out._made_at = version
         if maker is not None:
@@ -120,19 +121,25 @@ class Node:
             out.requires_grad = True
         return out
 
-    def _check(self, saved: Any, position: int) -> None:
-        if not isinstance(saved, tuple):
-            return
+    def _kept(self, position: int) -> Any:
+        """What was saved, as it was then."""
+        saved = self.saved[position]
+        if type(saved) is tuple and saved[1][0] != saved[2]:
+            raise self._overwritten(position, saved)
+        return saved
+
+    def _overwritten(self, position: int, saved: Saved) -> GraphError:
         _, counter, version = saved
-        if counter[0] != version:
-            what = "its result" if position == OUT else f"input {position}"
-            raise GraphError(
-                f"backward: {self.name} needs {what}, of shape "
-                f"{self.out_shape if position == OUT else self.shapes[position]}, as it was at "
-                f"version {version}, but it has since been changed in place (version "
-                f"{counter[0]}){self.line()}. Write into a clone(), or use the out-of-place "
-                "operation"
-            )
+        what, shape = (
+            ("its result", self.out_shape)
+            if position == OUT
+            else (f"input {position}", self.shapes[position])
+        )
+        return GraphError(
+            f"backward: {self.name} needs {what}, of shape {shape}, as it was at version "
+            f"{version}, but it has since been changed in place (version {counter[0]})"
+            f"{self.line()}. Write into a clone(), or use the out-of-place operation"
+        )
 
     def line(self) -> str:
         """Where in the user's program this node was made, if anomaly mode recorded it."""
@@ -167,7 +174,7 @@ class Unfused(Exception):
 
 def levels(array: Any) -> tuple[int, ...]:
     """The vmaps of which the array holds all samples: none, for a plain array."""
-    return () if isinstance(array, np.ndarray) else getattr(array, "levels", ())
+    return () if isinstance(array, ndarray) else getattr(array, "levels", ())
 
 
 def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor:
@@ -184,18 +191,23 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
     if "cupy" in sys.modules:
         inputs = _together(inputs)
     arrays = []
-    wanted = False
+    wanted, plain = False, True
     for x in inputs:
         if isinstance(x, Tensor):
             if x.requires_grad:
                 wanted = True
                 if x._node is not None and x._made_at != x._counter[0]:
                     raise _stale(primitive, x)
-            arrays.append(x.data)
-        else:
-            arrays.append(x)
+            x = x.data
+            if type(x) is not ndarray or x.itemsize == 2:
+                plain = False  # half precision, or not NumPy's: `compute` knows what to do
+        arrays.append(x)
+    run = arithmetic.copy().run
     try:
-        array = arithmetic.copy().run(primitive.compute, arrays, meta)
+        if plain:
+            array = run(primitive.forward, *arrays, **meta)
+        else:
+            array = run(primitive.compute, arrays, meta)
     except (ValueError, TypeError) as error:
         raise _misfit(primitive, arrays, error) from error
     except Unfused:
@@ -204,10 +216,8 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
         array, extras = array
     else:
         extras = None
-    if not isinstance(array, np.ndarray) and not hasattr(array, "get"):
-        array = np.asarray(array)
-    if type(array) is np.ndarray and backend.SimtArray in map(type, arrays):
-        array = array.view(backend.SimtArray)
+    if not plain or type(array) is not ndarray:
+        array = _as_array(array, arrays)
     out = wrap(array)
     if primitive.may_view:
         _share_version(out, inputs)
@@ -218,6 +228,15 @@ def apply(primitive: Any, inputs: Sequence[Any], meta: dict[str, Any]) -> Tensor
     if mode.anomaly:
         _check_nan(primitive, arrays, out)
     return out
+
+
+def _as_array(result: Any, inputs: Sequence[Any]) -> Any:
+    """A result as an array of the device of the inputs: NumPy makes numbers of single elements."""
+    if not isinstance(result, ndarray) and not hasattr(result, "get"):
+        result = np.asarray(result)
+    if type(result) is ndarray and backend.SimtArray in map(type, inputs):
+        return result.view(backend.SimtArray)
+    return result
 
 
 def _together(inputs: Sequence[Any]) -> Sequence[Any]:
@@ -298,14 +317,16 @@ def _record(
     signature: list[Any] = []
     for x in inputs:
         if isinstance(x, Tensor):
-            need = x.requires_grad
-            signature.append((x.data.shape, x.data.dtype))
+            need, data = x.requires_grad, x.data
+            signature.append((data.shape, data.dtype))
+            edges.append((x._node or x) if need else None)
         else:
             need = False
             signature.append(_SCALAR)
+            edges.append(None)
         needs.append(need)
-        edges.append((x._node or x) if need else None)
-    node = Node.__new__(Node)
+    array, keep = out.data, mode.keep
+    node = Node()
     node.primitive = primitive
     node.meta = meta
     node.edges = edges
@@ -315,16 +336,16 @@ def _record(
     node.retained = None
     node.freed = False
     node.extras = extras
-    node.out_shape = out.data.shape
-    node.out_dtype = out.data.dtype
-    node.levels = levels(out.data)
+    node.out_shape = array.shape
+    node.out_dtype = array.dtype
+    node.levels = () if type(array) is ndarray else levels(array)
     node.where = None
-    node.saved = {}
+    node.saved = saved = {}
     for position in primitive.saves(tuple(needs)):
         x = out if position == OUT else inputs[position]
-        node.saved[position] = _save(x, mode.keep) if isinstance(x, Tensor) else x
-    if extras is not None and mode.keep is not None:
-        node.extras = {name: mode.keep(array) for name, array in extras.items()}
+        saved[position] = _save(x, keep) if isinstance(x, Tensor) else x
+    if extras is not None and keep is not None:
+        node.extras = {name: keep(array) for name, array in extras.items()}
     if mode.anomaly:
         node.where = _user_line()
     out.requires_grad = True

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from minitorch import backend, kernels
 from minitorch.errors import DtypeError
@@ -21,7 +22,9 @@ from minitorch.tensor import Tensor, method, method_as
 
 
 def _add_arrays(a: Any, b: Any) -> Any:
-    if a.size >= LARGE if isinstance(a, np.ndarray) else hasattr(a, "get"):
+    if type(a) is ndarray and a.size < LARGE:
+        return np.add(a, b)
+    if isinstance(a, np.ndarray) or hasattr(a, "get"):
         return kernels.lookup("add", backend.device_of(a))(a, b)
     return np.add(a, b)
 
@@ -199,64 +202,50 @@ for _name in ("maximum", "minimum", "atan2", "remainder"):
     method(globals()[_name])
 
 
-@method_as("__add__", "add")
-def _add(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(add, a, b)
+_OPERANDS = (Tensor, int, float, np.ndarray, np.generic)
 
 
-@method_as("__radd__")
-def _radd(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(add, b, a)
+def operator(primitive: Any) -> Callable[[Tensor, Any], Tensor]:
+    """primitive(a, b) as a method of a, or NotImplemented so that Python may ask b's class."""
+    floating = primitive.floating
+
+    def operate(a: Tensor, b: Any) -> Tensor:
+        if not isinstance(b, _OPERANDS):
+            return NotImplemented
+        return apply(primitive, promote((a, b), floating), {})
+
+    return operate
 
 
-@method_as("__sub__", "sub")
-def _sub(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(sub, a, b)
+def _reflected(primitive: Any) -> Callable[[Tensor, Any], Tensor]:
+    """primitive(a, b) as a method of b."""
+    floating = primitive.floating
+
+    def operate(b: Tensor, a: Any) -> Tensor:
+        if not isinstance(a, _OPERANDS):
+            return NotImplemented
+        return apply(primitive, promote((a, b), floating), {})
+
+    return operate
 
 
-@method_as("__rsub__")
-def _rsub(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(sub, b, a)
+def both_ways(primitive: Any, symbol: str) -> None:
+    """Give Tensor the operator that Python calls `symbol`, with the tensor left and right of it."""
+    method_as(f"__{symbol}__")(operator(primitive))
+    method_as(f"__r{symbol}__")(_reflected(primitive))
 
 
-@method_as("__truediv__", "div")
-def _div(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(div, a, b)
-
-
-@method_as("__rtruediv__")
-def _rdiv(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(div, b, a)
-
-
-@method_as("__pow__", "pow")
-def _pow(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(pow_, a, b)
-
-
-@method_as("__rpow__")
-def _rpow(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(pow_, b, a)
-
-
-@method_as("__mod__")
-def _mod(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(remainder, a, b)
-
-
-@method_as("__rmod__")
-def _rmod(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(remainder, b, a)
-
-
-@method_as("__floordiv__")
-def _floordiv(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(floor_divide, a, b)
-
-
-@method_as("__rfloordiv__")
-def _rfloordiv(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(floor_divide, b, a)
+for _primitive, _symbol in (
+    (add, "add"),
+    (sub, "sub"),
+    (div, "truediv"),
+    (pow_, "pow"),
+    (remainder, "mod"),
+    (floor_divide, "floordiv"),
+):
+    both_ways(_primitive, _symbol)
+for _primitive in (add, sub, div, pow_):
+    method_as(_primitive.name)(operator(_primitive))
 
 
 @method_as("__neg__", "neg")
@@ -267,13 +256,3 @@ def _neg(x: Tensor) -> Tensor:
 @method_as("__pos__")
 def _pos(x: Tensor) -> Tensor:
     return x
-
-
-def binary_operator(primitive: Any, a: Any, b: Any) -> Tensor:
-    """primitive(a, b), or NotImplemented so that Python may ask b's class."""
-    if not isinstance(a, _OPERANDS) or not isinstance(b, _OPERANDS):
-        return NotImplemented
-    return apply(primitive, promote((a, b), primitive.floating), {})
-
-
-_OPERANDS = (Tensor, int, float, np.ndarray, np.generic)

@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.ops.arithmetic import binary_operator
+from minitorch.ops.arithmetic import operator
 from minitorch.ops.definition import Sample
 from minitorch.ops.primitive import nondifferentiable
 from minitorch.ops.samples import binary, real
 from minitorch.tensor import Tensor, method, method_as
 
 
-def _comparison(name: str, ufunc: Any, symbol: str, operator: str) -> Any:
+def _comparison(name: str, ufunc: Any, symbol: str) -> Any:
     primitive = nondifferentiable(
         name,
         ufunc,
@@ -21,19 +21,16 @@ def _comparison(name: str, ufunc: Any, symbol: str, operator: str) -> Any:
         why="truth values are piecewise constant",
     )
 
-    def compare(a: Tensor, b: Any) -> Tensor:
-        return binary_operator(primitive, a, b)
-
-    method_as(operator, name)(compare)
+    method_as(f"__{name}__", name)(operator(primitive))
     return primitive
 
 
-eq = _comparison("eq", np.equal, "a = b", "__eq__")
-ne = _comparison("ne", np.not_equal, r"a \ne b", "__ne__")
-lt = _comparison("lt", np.less, "a < b", "__lt__")
-le = _comparison("le", np.less_equal, r"a \le b", "__le__")
-gt = _comparison("gt", np.greater, "a > b", "__gt__")
-ge = _comparison("ge", np.greater_equal, r"a \ge b", "__ge__")
+eq = _comparison("eq", np.equal, "a = b")
+ne = _comparison("ne", np.not_equal, r"a \ne b")
+lt = _comparison("lt", np.less, "a < b")
+le = _comparison("le", np.less_equal, r"a \le b")
+gt = _comparison("gt", np.greater, "a > b")
+ge = _comparison("ge", np.greater_equal, r"a \ge b")
 
 
 def _logical(name: str, forward: Any, symbol: str, inputs: tuple[str, ...], why: str) -> Any:

@@ -78,7 +78,10 @@ class Rule:
         self._fetch = [_fetcher(name, inputs, extras, arrays, defaults) for name in names]
 
     def __call__(self, node: Node, cotangent: Any) -> Any:
-        result = self.function(*[fetch(node, cotangent) for fetch in self._fetch])
+        arguments = []
+        for fetch in self._fetch:
+            arguments.append(fetch(node, cotangent))  # noqa: PERF401
+        result = self.function(*arguments)
         if result is None or isinstance(result, np.ndarray):
             kind = "None" if result is None else "an array"
             wanted = (
@@ -153,6 +156,8 @@ class Primitive:
     structure = "general"
     differentiable = True
     backward: Rule | None = None  # a kernel on arrays that gives v J
+    joins = False  # it takes `arrived`
+    allocates = False  # the rules give new arrays that nobody else holds
     add_vjp: Callable[[Node, Any, Any], None] | None = None
     """add_vjp(node, v, total) adds v J of the first input to an array, for where the sweep has
     another gradient of that input already, and v J would be as large and nearly all zeros."""

@@ -147,7 +147,7 @@ def _add_part(node: Node, grad: Any, total: Any) -> None:
     _add_to(total, grad, tuple(index), node.meta["key"])
 
 
-_getitem.add_vjp = _add_part
+_getitem.add_vjp, _getitem.allocates = _add_part, True  # it has put the part between zeros
 
 _scatter: Primitive = _Indexing(
     "scatter_index",
@@ -435,7 +435,7 @@ def _add_rows(node: Node, grad: Any, total: Any) -> None:
     kernel(grad, node.input(1).data, num_embeddings=len(total), out=total)
 
 
-_embedding.add_vjp = _add_rows
+_embedding.add_vjp, _embedding.allocates = _add_rows, True
 
 _embedding_transpose: Primitive = linear(
     "embedding_transpose",

@@ -32,6 +32,7 @@ class Elementwise(Primitive):
     """J = diag(f'(x)): `derivative` gives the factor f'(x), one for each input."""
 
     structure = "elementwise"
+    allocates = True
 
     def __init__(self, name: str, forward: Callable[..., Any], *derivatives: Any, **options: Any):
         super().__init__(name, forward, **options)
@@ -98,6 +99,7 @@ class Bilinear(Primitive):
     """Linear in each of its inputs; `transposes`: one rule for each, or one that takes `needs`."""
 
     structure = "bilinear"
+    allocates = True
 
     def __init__(self, name: str, forward: Callable[..., Any], *transposes: Any, **options: Any):
         super().__init__(name, forward, **options)
@@ -155,6 +157,7 @@ class General(Primitive):
         super().__init__(name, forward, **options)
         self.rules = self._rules(vjp, 1)
         self.backward = backward and self._rule(backward, arrays=True)
+        self.joins = self.backward is not None and self.backward.joins
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         rules = [self._needs_rule(self.rules, i) for i, need in enumerate(needs) if need]
@@ -213,6 +216,7 @@ class Fused(Primitive):
         super().__init__(name, forward, **options)
         self.reference = reference
         self.kernel_rule = self.backward = self._rule(backward, arrays=True)
+        self.joins = self.backward.joins
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         return (*range(len(needs)), *(p for p in self.kernel_rule.saves if p == OUT))

@@ -12,7 +12,7 @@ import numpy as np
 
 from minitorch import backend, kernels
 from minitorch.errors import DtypeError, ShapeError
-from minitorch.ops.arithmetic import binary_operator
+from minitorch.ops.arithmetic import both_ways, operator
 from minitorch.ops.primitive import bilinear
 from minitorch.ops.promotion import promote
 from minitorch.ops.samples import binary, real, sample
@@ -29,16 +29,8 @@ mul = bilinear(
     samples=binary(real, real),
     doc="a * b element by element, with broadcasting.",
 )
-
-
-@method_as("__mul__", "mul")
-def _mul(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(mul, a, b)
-
-
-@method_as("__rmul__")
-def _rmul(a: Tensor, b: Any) -> Tensor:
-    return binary_operator(mul, b, a)
+both_ways(mul, "mul")
+method_as("mul")(operator(mul))
 
 
 _matmul = bilinear(

@@ -42,25 +42,8 @@ def cast(x: Any, dtype: np.dtype) -> Any:
 
 def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
     """The inputs with a common dtype; Python numbers stay as they are (they never widen)."""
-    first = inputs[0]
-    if len(inputs) == 1:
-        if isinstance(first, Tensor):
-            if floating and not backend.is_float(first.data.dtype):
-                return (first.to(backend.DEFAULT_FLOAT),)
-            return inputs
-    elif len(inputs) == 2:
-        second = inputs[1]
-        if isinstance(first, Tensor):
-            dtype = first.data.dtype
-            if isinstance(second, Tensor):
-                if second.data.dtype is dtype and (not floating or dtype.kind == "f"):
-                    return inputs
-            elif type(second) in _NUMBERS and dtype.kind == "f":
-                return inputs
-        elif (
-            isinstance(second, Tensor) and type(first) in _NUMBERS and second.data.dtype.kind == "f"
-        ):
-            return inputs
+    if len(inputs) < 3 and _settled(inputs[0], inputs[-1], floating):
+        return inputs
     operands = [_operand(x) for x in inputs]
     dtype = backend.result_type([x.data if isinstance(x, Tensor) else x for x in operands])
     if floating and not backend.is_float(dtype):
@@ -73,6 +56,18 @@ def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
         else _number(x, dtype)
         for x in operands
     ]
+
+
+def _settled(first: Any, last: Any, floating: bool) -> bool:
+    """Whether two inputs, or one given twice, have a common dtype already."""
+    if not isinstance(first, Tensor):
+        first, last = last, first
+        if not isinstance(first, Tensor):
+            return False
+    dtype = first.data.dtype
+    if isinstance(last, Tensor):
+        return last.data.dtype is dtype and (not floating or dtype.kind == "f")
+    return type(last) in _NUMBERS and dtype.kind == "f"
 
 
 _NUMBERS = frozenset({int, float})
