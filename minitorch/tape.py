@@ -341,7 +341,7 @@ def _record(
     node.levels = () if type(array) is ndarray else levels(array)
     node.where = None
     node.saved = saved = {}
-    for position in primitive.saves(tuple(needs)):
+    for position in primitive.saves[tuple(needs)]:
         x = out if position == OUT else inputs[position]
         saved[position] = _save(x, keep) if isinstance(x, Tensor) else x
     if extras is not None and keep is not None:

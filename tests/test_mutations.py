@@ -17,7 +17,7 @@ from minitorch import gradcheck, kernels
 from minitorch.errors import GradcheckError
 from minitorch.nn import functional as F
 from minitorch.ops import registry
-from minitorch.ops.definition import Rule
+from minitorch.ops.definition import Rule, Saves
 from minitorch.tensor import Tensor
 
 
@@ -29,7 +29,7 @@ def _replace(name: str, position: int, rule: Callable) -> Callable:
         rules = list(primitive.rules)
         rules[position] = Rule(rule, primitive.inputs, primitive.extras)
         monkeypatch.setattr(primitive, "rules", rules)
-        monkeypatch.setattr(primitive, "saves", primitive._positions)
+        monkeypatch.setattr(primitive, "saves", Saves(primitive._positions))
         if getattr(primitive, "backward", None) is not None:
             monkeypatch.setattr(primitive, "backward", None)
 

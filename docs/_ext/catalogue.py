@@ -68,12 +68,12 @@ def _kept(primitive: Any) -> str:
         )
     names = primitive.inputs
     if primitive.variadic:
-        if not primitive.saves((True, True)):
+        if not primitive.saves[True, True]:
             return "The tape keeps nothing."
         return "The tape keeps each input where another one needs a gradient."
     rules = getattr(primitive, "rules", [])
     needs = tuple(i < len(rules) and rules[i] is not None for i in range(len(names)))
-    saved = ["the result" if i < 0 else names[i] for i in primitive.saves(needs)]
+    saved = ["the result" if i < 0 else names[i] for i in primitive.saves[needs]]
     return f"The tape keeps {' and '.join(saved)}." if saved else "The tape keeps nothing."
 
 

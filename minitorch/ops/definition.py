@@ -21,7 +21,6 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import MappingProxyType, MethodType
 from typing import Any
 
@@ -78,10 +77,7 @@ class Rule:
         self._fetch = [_fetcher(name, inputs, extras, arrays, defaults) for name in names]
 
     def __call__(self, node: Node, cotangent: Any) -> Any:
-        arguments = []
-        for fetch in self._fetch:
-            arguments.append(fetch(node, cotangent))  # noqa: PERF401
-        result = self.function(*arguments)
+        result = self.function(*[fetch(node, cotangent) for fetch in self._fetch])
         if result is None or isinstance(result, np.ndarray):
             kind = "None" if result is None else "an array"
             wanted = (
@@ -91,6 +87,17 @@ class Rule:
             )
             raise GraphError(f"{node.name}: the derivative rule returned {kind}; {wanted}")
         return result
+
+
+class Saves(dict[tuple[bool, ...], tuple[int, ...]]):
+    """For each combination of inputs that need gradients what to keep, worked out once."""
+
+    def __init__(self, positions: Callable[[tuple[bool, ...]], tuple[int, ...]]):
+        self._positions = positions
+
+    def __missing__(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
+        self[needs] = self._positions(needs)
+        return self[needs]
 
 
 _FREE = ("shape", "shapes", "needs", "last", "arrived")  # what a rule may ask for at no cost
@@ -197,7 +204,7 @@ class Primitive:
         self.autocast = autocast
         self.extras = tuple(extras)
         self.saves_extras = bool(extras)
-        self.saves = lru_cache(maxsize=None)(self._positions)
+        self.saves = Saves(self._positions)
         caller = inspect.currentframe().f_back  # type: ignore[union-attr]
         while caller.f_locals.get("self") is self:  # type: ignore[union-attr]
             caller = caller.f_back  # type: ignore[union-attr]
