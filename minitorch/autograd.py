@@ -28,6 +28,7 @@ from minitorch.tape import Node, has_nan, levels
 from minitorch.tape import apply as apply  # through which operations go
 from minitorch.tensor import Tensor, method, wrap
 
+
 def grad(
     outputs: Tensor | Sequence[Tensor],
     inputs: Tensor | Sequence[Tensor],
@@ -307,7 +308,7 @@ class _Sweep:
         return True
 
     def _taken(self, node: Node) -> None:
-        """What was offered is part of the new gradient of the first input, if the kernel took it."""
+        """Forget what was offered if the kernel took it: it is part of the new gradient."""
         if node.extras.pop("arrived", None) is None:  # type: ignore[union-attr]
             key = id(node.edges[0])
             del self.pending[key]
@@ -321,13 +322,14 @@ def _watched(node: Node, cotangent: Tensor) -> Any:
         gradients = _observed_step(node, cotangent)
     finally:
         thread.mode.anomaly = anomaly
+    if not anomaly or has_nan(cotangent.data):
+        return gradients
     for position, gradient in enumerate(gradients):
-        if anomaly and gradient is not None and has_nan(gradient.data):
-            if not has_nan(cotangent.data):
-                raise GraphError(
-                    f"anomaly: the derivative of {node.name} with respect to input {position} is "
-                    f"NaN{node.line()}"
-                )
+        if gradient is not None and has_nan(gradient.data):
+            raise GraphError(
+                f"anomaly: the derivative of {node.name} with respect to input {position} is NaN"
+                f"{node.line()}"
+            )
     return gradients
 
 
