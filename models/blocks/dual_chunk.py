@@ -99,9 +99,11 @@ class DualChunkAttention(Attention):
             rotary.at(positions, query, context, name)
             for name, positions in self.chunks.of_query(context.query).items()
         ]
-        return self.join(self.attend(queries, key, value, context))
+        return self.join(self.blockwise(queries, key, value, context))
 
-    def attend(self, queries: list[Tensor], key: Tensor, value: Tensor, context: Context) -> Tensor:
+    def blockwise(
+        self, queries: list[Tensor], key: Tensor, value: Tensor, context: Context
+    ) -> Tensor:
         """queries: in three forms, (batch, heads, time, head_dim) each, which it returns."""
         if queries[0].shape[2] == 1:
             return self.by_pairs(queries, key, value, context)
@@ -122,9 +124,11 @@ class DualChunkAttention(Attention):
         for row, own, seen in _texts(context, batch, key.shape[2]):
             at = context.query[row % len(context.query), own]
             first = int(context.key[row % len(context.key), -key.shape[2] :][seen][0])
-            parts = query[row][:, own], key[row][:, seen], value[row][:, seen]
-            parts = [part.unsqueeze(0) for part in parts]
-            found.append(self.by_chunks(*parts, at, first)[0])
+            q, k, v = (
+                part[row : row + 1][:, :, columns]
+                for part, columns in ((query, own), (key, seen), (value, seen))
+            )
+            found.append(self.by_chunks(q, k, v, at, first)[0])
             places[row, own] = np.arange(count, count + len(own))
             count += len(own)
         zeros = Tensor(np.zeros((heads, 1, value.shape[-1]), value.dtype)).to(value.device)

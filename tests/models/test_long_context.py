@@ -109,7 +109,7 @@ def test_by_chunks_is_by_pairs(window, held):
 
 def assert_same(layer, data, cotangent, where):
     found = []
-    for attend in (layer.attend, layer.by_pairs):
+    for attend in (layer.blockwise, layer.by_pairs):
         *queries, key, value = leaves = [mt.Tensor(x, requires_grad=True) for x in data]
         out = attend(queries, key, value, where)
         out.backward(cotangent)
