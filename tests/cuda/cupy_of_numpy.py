@@ -12,10 +12,15 @@ in a capture.
 """
 
 import itertools
+import mmap
 import operator
+import os
 import sys
+import tempfile
+import weakref
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 from unittest import mock
@@ -39,8 +44,10 @@ _METADATA = frozenset({"dtype", "flags", "itemsize", "nbytes", "ndim", "shape", 
 class ndarray:
     __array_priority__ = 100
 
-    def __init__(self, host, base=None):
-        self._host, self.base = host, base
+    def __init__(self, host, base=None, memory=None):
+        if memory is not None:  # a shape, a dtype, and where
+            host, base = np.frombuffer(memory.memory.bytes, base).reshape(host), None
+        self._host, self.base, self._memory = host, base, memory
         if (graph := _graph()) is not None:
             graph.keep.append(host)  # whose address a launch may have
 
@@ -344,6 +351,69 @@ class MemoryPool:
         pass
 
 
+class Memory:
+    """Of the driver's: a file, which other processes can map; gone when nobody holds it here."""
+
+    of: ClassVar[dict[int, "Memory"]] = {}
+    misused: ClassVar[list[str]] = []
+    """What freed memory that others had open."""
+
+    def __init__(self, size):
+        file, self.path = tempfile.mkstemp(prefix="cupy_")
+        os.truncate(file, size)
+        self.bytes = mmap.mmap(file, size)
+        os.close(file)
+        self.ptr = _address(self.bytes)
+        self.of[self.ptr] = weakref.proxy(self)
+        self.end = weakref.finalize(self, self.free, self.path)
+
+    @classmethod
+    def free(cls, path):
+        cls.misused += [str(user) for user in Path(path).parent.glob(Path(path).name + ".*")]
+        os.unlink(path)
+
+
+class UnownedMemory:
+    """What a handle was opened to."""
+
+    def __init__(self, address, size, owner):
+        self.bytes, self.ptr = _opened[address][0], address
+
+
+class _Runtime(SimpleNamespace):
+    """Handles as CUDA has them: 64 bytes, which another process alone may open, until it closes."""
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    @staticmethod
+    def ipcGetMemHandle(address):
+        return Memory.of[address].path.encode().ljust(64, b"\0")
+
+    @classmethod
+    def ipcOpenMemHandle(cls, handle):
+        path = handle.rstrip(b"\0").decode()
+        if not os.path.exists(path) or any(path == own.path for own in Memory.of.values()):
+            raise cls.CUDARuntimeError("cudaErrorInvalidValue: invalid argument")
+        with open(path, "r+b") as file:
+            mapped = mmap.mmap(file.fileno(), 0)
+        note = f"{path}.{os.getpid()}"
+        Path(note).touch()
+        _opened[_address(mapped)] = mapped, note
+        return _address(mapped)
+
+    @staticmethod
+    def ipcCloseMemHandle(address):
+        os.unlink(_opened.pop(address)[1])
+
+
+_opened: dict[int, tuple[mmap.mmap, str]] = {}
+
+
+def _address(mapped):
+    return np.frombuffer(mapped, np.uint8).ctypes.data
+
+
 @contextmanager
 def _using_allocator(malloc):
     yield
@@ -360,7 +430,10 @@ cuda = SimpleNamespace(
     MemoryPool=MemoryPool,
     get_current_stream=get_current_stream,
     Device=lambda *_: SimpleNamespace(compute_capability="90", synchronize=lambda: None),
-    runtime=SimpleNamespace(
+    Memory=Memory,
+    UnownedMemory=UnownedMemory,
+    MemoryPointer=lambda memory, offset: SimpleNamespace(memory=memory, ptr=memory.ptr + offset),
+    runtime=_Runtime(
         getDeviceCount=lambda: 1,
         runtimeGetVersion=lambda: 13000,
         streamCaptureModeThreadLocal=1,
