@@ -48,20 +48,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     SHARED(uint64_t, barriers, [9]);
     const Ring key_ring{barriers, barriers + 2}, value_ring{barriers + 4, barriers + 6};
     uint64_t* const queries_full = barriers + 8;
-    const Work<T> work(p, false, Plan::rows);
-    const long head = blockIdx.y, kv_head = head / p.group;
-    if (work.first >= work.time_q) return;
-    const long last = min(work.first + Plan::rows, work.time_q) - 1;
-    const long begin = work.first_key(work.first), end = work.end_of_keys(last);
-    const long tiles = max(0l, end - begin + Plan::keys - 1) / Plan::keys;
+    const QueryBlock<T, Plan> block(p);
+    const Work<T>& work = block.work;
+    const int head = block.head, tiles = block.tiles;
+    if (!block.exists()) return;
 
     const auto queries = [&](int consumer) {
         return Panels<T, 64>{memory + consumer * Plan::query_bytes};
     };
-    const auto keys = [&](long n) {
+    const auto keys = [&](int n) {
         return Panels<T, Plan::keys>{memory + 2 * Plan::query_bytes + n % 2 * Plan::key_bytes};
     };
-    const auto values = [&](long n) {
+    const auto values = [&](int n) {
         return Panels<T, Plan::keys>{memory + 2 * (Plan::query_bytes + Plan::key_bytes) +
                                      n % 2 * Plan::value_bytes};
     };
@@ -78,10 +76,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (threadIdx.x != 0 || tiles == 0) return;
         ptx::mbarrier_arrive_expect(queries_full, 2 * Plan::query_bytes);
         for (int i = 0; i < 2; ++i)
-            queries(i).load(&query_map, queries_full, Plan::dim, work.q_begin + work.first + 64 * i,
-                            head, work.batch);
-        for (long n = 0; n < tiles; ++n) {
-            const long row = work.k_begin + begin + n * Plan::keys;
+            queries(i).load(&query_map, queries_full, Plan::dim, block.query_row(i), head,
+                            work.batch);
+        for (int n = 0; n < tiles; ++n) {
+            const int row = block.key_row(n), kv_head = block.kv_head;
             key_ring.wait_to_fill(n, Plan::key_bytes);
             keys(n).load(&key_map, key_ring.full + n % 2, Plan::dim, row, kv_head, work.batch);
             value_ring.wait_to_fill(n, Plan::value_bytes);
@@ -91,41 +89,45 @@ __global__ void __launch_bounds__(kThreads, 1)
         return;
     }
     ptx::take_registers<240>();
-    const int consumer = threadIdx.x / kGroup - 1;
-    const int own = int(threadIdx.x) / 32 * 16 - 64;              // the warp's rows
-    const int turn = 1 + consumer, turn_of_other = 2 - consumer;     // named barriers
-    const float factor = p.scale * kLog2e;
+    const int consumer = consumer_of_thread(), own = 64 * consumer + row_of_warp();
+    const int turn = 1 + consumer, turn_of_other = 2 - consumer;  // named barriers
+    const float factor = Modified<T>::factor(p);
     Softmax softmax;
     softmax.begin(p.sinks ? p.sinks[head] * kLog2e / factor : -INFINITY);
     float sums[Plan::value_dim / 2] = {}, scores[Plan::keys / 2];
     Fragment weights[Plan::keys / 16];
     auto& pieces = by_pieces(scores);
-    const auto begin_scores = [&](long n) {
+    const auto begin_scores = [&](int n) {
         key_ring.wait_to_read(n);
         begin_products_of_rows<Plan::dim>(scores, queries(consumer), keys(n));
     };
-    const auto begin_sums = [&](long n) {
+    const auto begin_sums = [&](int n) {
         value_ring.wait_to_read(n);
         begin_weighted_rows(sums, weights, values(n));
     };
 
-    const auto weigh = [&](long n, float (&fade)[2]) {
+    const auto weigh = [&](int n, float (&fade)[2]) {
         key_ring.release(n);
-        const long key = begin + n * Plan::keys;
-        if (!work.all_see(work.first, last, key, key + Plan::keys - 1))
+        const int key = block.key(n), query = int(work.first) + own;
+        const auto seen_of = [&](int row) { return work.keys_seen(query + row, key); };
+        if (const Modified<T> modified(work, head); modified)
+            modify(
+                modified, seen_of,
+                [&](int row) { return modified.along_keys(query + row, key); },
+                [](int, int) { return 0.0f; }, scores);
+        if (!block.all_see(n))
             for_each(
                 [&](int row) {
-                    return
-                        [seen = work.keys_seen(work.first + own + row, key)](int column, float& s) {
-                            if (!seen.has(column)) s = -INFINITY;
-                        };
+                    return [seen = seen_of(row)](int column, float& s) {
+                        if (!seen.has(column)) s = -INFINITY;
+                    };
                 },
                 pieces);
         softmax.take(pieces[0], factor, fade);
     };
     const auto keep_weights = [&] { round_all<T>(scores, weights); };
     const auto begin_turn = [&] { ptx::bar_sync(turn, 2 * kGroup); };
-    const auto end_turn = [&](long n) {
+    const auto end_turn = [&](int n) {
         if (consumer == 0 || n + 1 < tiles) ptx::bar_arrive(turn_of_other, 2 * kGroup);
     };
 
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         ptx::wgmma_wait<0>(scores);
         weigh(0, fade);
         keep_weights();
-        for (long n = 1; n < tiles; ++n) {
+        for (int n = 1; n < tiles; ++n) {
             begin_turn();
             begin_scores(n);
             begin_sums(n - 1);
@@ -163,8 +165,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 }  // namespace
 
-// The arrays of `attention_mma` without bias, strides above 0 where they matter, and its numbers
-// with a softcap of 0.
+// The arrays of `attention_mma`, strides of rows above 0 where they matter, and its numbers.
 DEVICE_KERNEL(attention_wgmma) {
     by_half(arrays[0], [&](auto kind) {
         using T = decltype(kind);

@@ -255,17 +255,36 @@ struct Modified {
         if (bias.data) bias.data += work.batch * bias.batch + head * bias.head;
     }
     __device__ operator bool() const { return softcap != 0 || bias.data; }
+    // What a score is multiplied by to be a power of two's exponent.
+    __device__ static float factor(const Attention<T>& p) {
+        return p.softcap != 0 || p.bias.data ? kLog2e : p.scale * kLog2e;
+    }
     // slope: of the cap. tanh x = 1 - 2 / (1 + exp 2x)
     __device__ float operator()(float product, float& slope) const {
         slope = 1;
         const float s = product * scale;
         if (softcap == 0) return s;
-        const float capped = 1 - __fdividef(2, 1 + ptx::exp2(2 * kLog2e * s / softcap));
+        const float tail = 1 + ptx::exp2(__fdividef(2 * kLog2e * s, softcap));
+        const float capped = 1 - __fdividef(2, tail);
         slope = 1 - capped * capped;
         return softcap * capped;
     }
+    // Of a query's neighbours along the keys, or of a key's along the queries.
+    struct Line {
+        const float* data;  // or null
+        int step;
+    };
+    __device__ Line along_keys(long query, long key) const { return {at(query, key), int(bias.key)}; }
+    __device__ Line along_queries(long query, long key) const {
+        return {at(query, key), int(bias.query)};
+    }
     __device__ float bias_of(long query, long key) const {
-        return bias.data ? bias.data[query * bias.query + key * bias.key] : 0;
+        return bias.data ? *at(query, key) : 0;
+    }
+
+private:
+    __device__ const float* at(long query, long key) const {
+        return bias.data ? bias.data + query * bias.query + key * bias.key : nullptr;
     }
 };
 

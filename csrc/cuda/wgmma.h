@@ -7,7 +7,7 @@
 //     ptx::wgmma_wait<0>(d);                       // until then d is nobody's, nor may a or b change
 //
 // d[e] of lane l of warp w is of row 16 w + l / 4 + 8 (e / 2 % 2), column 2 (l % 4) + e % 2 + 8 (e / 4).
-// N is 8, 16, 32, 64, 96, 128 or 256. Source: PTX ISA 8.5, "Asynchronous Warpgroup Level Matrix
+// N is 8, 16, 32, 64, 96, 128, 192 or 256. Source: PTX ISA 8.5, "Asynchronous Warpgroup Level Matrix
 // Instructions".
 
 #pragma once
@@ -36,6 +36,13 @@ __device__ inline uint64_t matrix_descriptor(const void* tile, unsigned leading_
                                              unsigned stride_bytes, Swizzle swizzle) {
     return uint64_t(shared_address(tile) >> 4 & 0x3FFF) | uint64_t(leading_bytes >> 4) << 16 |
            uint64_t(stride_bytes >> 4) << 32 | uint64_t(swizzle) << 62;
+}
+
+// The descriptor of what lies so many bytes after another's tile. In a loop the compiler would keep those
+// of all steps in registers; each time it is made again.
+__device__ inline uint64_t descriptor_after(uint64_t descriptor, unsigned bytes) {
+    PTX(asm volatile("" : "+l"(descriptor)), );
+    return descriptor + (bytes >> 4);
 }
 
 __device__ inline void wgmma_fence() {
@@ -67,10 +74,11 @@ __device__ inline void wgmma_wait([[maybe_unused]] float (&d)[registers]) {
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define WGMMA_NAMES_64 WGMMA_NAMES_48 \
     ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define WGMMA_NAMES_128 WGMMA_NAMES_64 \
+#define WGMMA_NAMES_96 WGMMA_NAMES_64 \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
-    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define WGMMA_NAMES_128 WGMMA_NAMES_96 \
+    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
     "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define WGMMA_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_SUMS_8(i) WGMMA_SUMS_4(i), WGMMA_SUMS_4(i + 4)
@@ -78,6 +86,7 @@ __device__ inline void wgmma_wait([[maybe_unused]] float (&d)[registers]) {
 #define WGMMA_SUMS_32(i) WGMMA_SUMS_16(i), WGMMA_SUMS_16(i + 16)
 #define WGMMA_SUMS_48(i) WGMMA_SUMS_32(i), WGMMA_SUMS_16(i + 32)
 #define WGMMA_SUMS_64(i) WGMMA_SUMS_32(i), WGMMA_SUMS_32(i + 32)
+#define WGMMA_SUMS_96(i) WGMMA_SUMS_64(i), WGMMA_SUMS_32(i + 64)
 #define WGMMA_SUMS_128(i) WGMMA_SUMS_64(i), WGMMA_SUMS_64(i + 64)
 
 #define WGMMA_TEXT(columns, types, a, b, accumulate, flags)                                  \
@@ -93,6 +102,7 @@ __device__ inline void wgmma_wait([[maybe_unused]] float (&d)[registers]) {
 #define WGMMA_NAMES_OF_64 WGMMA_NAMES_32
 #define WGMMA_NAMES_OF_96 WGMMA_NAMES_48
 #define WGMMA_NAMES_OF_128 WGMMA_NAMES_64
+#define WGMMA_NAMES_OF_192 WGMMA_NAMES_96
 #define WGMMA_NAMES_OF_256 WGMMA_NAMES_128
 
 // For each number of columns, the operands that follow its sums.
@@ -135,6 +145,7 @@ WGMMA_DEVICE(32, 16, "%16", "%17", "%18", "%19", "%20", "%21", "%22")
 WGMMA_DEVICE(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
 WGMMA_DEVICE(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54")
 WGMMA_DEVICE(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
+WGMMA_DEVICE(192, 96, "%96", "%97", "%98", "%99", "%100", "%101", "%102")
 WGMMA_DEVICE(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
 
 #endif

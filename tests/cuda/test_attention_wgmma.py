@@ -19,9 +19,12 @@ CASES = [
     (1, 1, 70, 290, 128, 128, None, True, {"window": (140, 0), "lower_right": True}),
     (1, 1, 66, 70, 96, 96, None, False, {"scale": 0.3}),
 ]
-WIDE = [
-    (1, 1, 65, 140, 192, 128, None, False, {"scale": 0.3}),
-    (1, 1, 65, 80, 256, 256, None, False, {}),
+# Of a mask, of a cap, and of wide heads.
+FURTHER = [
+    (1, 1, 66, 140, 128, 128, "float", True, {"causal": True, "softcap": 2.0}),
+    (1, 1, 130, 70, 64, 64, "bool", False, {"window": (60, 3)}),
+    (2, 1, 66, 40, 192, 128, "keys", True, LAST),
+    (1, 1, 65, 70, 256, 256, None, False, {"softcap": 2.0}),
 ]
 
 
@@ -58,10 +61,14 @@ def forward(arrays, dtype, options):
     return out, lse, expected, exact_lse
 
 
-@pytest.mark.parametrize(
-    ("dtype", "order"), [*(("bfloat16", order) for order in ORDERS), ("float16", ORDERS[2])]
-)
-@pytest.mark.parametrize("case", CASES, ids=str)
+RUNS = [
+    *((CASES[0], "bfloat16", order) for order in ORDERS),
+    *((case, "bfloat16", ORDERS[2]) for case in (*CASES[1:], *FURTHER)),
+    (CASES[1], "float16", ORDERS[1]),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype", "order"), RUNS, ids=str)
 def test_both_directions(case, dtype, order, called):
     given, grad = inputs(case, dtype)
     arrays, grad = first_batch(given), grad[:1]
@@ -78,13 +85,6 @@ def test_both_directions(case, dtype, order, called):
         assert (one is None) == (exactly is None)
         if one is not None:
             close(one, exactly, dtype, factor=2)
-
-
-@pytest.mark.parametrize("case", WIDE, ids=str)
-def test_wide_heads(case, called):
-    with checked("random", 7):
-        forward(first_batch(inputs(case, "bfloat16")[0]), "bfloat16", case[-1])
-    assert called == ["attention_wgmma"]
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -115,13 +115,12 @@ def test_which_kernel():
 
     def chosen(time_q, dim, kind=np.float16, time_k=300, **more):
         query, key = (np.zeros((1, 2, t, dim), kind).view(SimtArray) for t in (time_q, time_k))
-        given = {"scale": 1.0, "plain": True, **more}
-        request = attention.Request(query, key, key, (query, key), **given)
+        request = attention.Request(query, key, key, (query, key), scale=1.0, **more)
         return [attention._pick(request, backward) for backward in (0, 1)]
 
     assert chosen(65, 128) == ["attention_wgmma", "attention_wgmma"]
-    assert chosen(65, 192) == ["attention_wgmma", "attention_mma"]
-    assert chosen(65, 64, plain=False, needs_mask=True) == ["attention_mma", "attention"]
+    assert chosen(65, 256) == ["attention_wgmma", "attention_wgmma"]
+    assert chosen(65, 64, needs_mask=True) == ["attention_wgmma", "attention"]
     assert chosen(64, 64) == ["attention_decode", "attention_mma"]
     assert chosen(64, 64, packed=True) == ["attention_mma", "attention_mma"]
     assert chosen(64, 12) == ["attention", "attention"]

@@ -52,8 +52,6 @@ class Request:
     rows: Sequence[Array]
     """These, and all others whose rows are read or written."""
     scale: float
-    plain: bool
-    """Scores are neither capped, nor is a mask added to them."""
     packed: bool = False
     """Sequences lie one after another."""
     needs_mask: bool = False
@@ -66,7 +64,6 @@ class Request:
         """Besides, tensor maps can describe them, and there are queries for two warpgroups."""
         return (
             self.is_for_tensor_cores()
-            and self.plain
             and capability(self.query) // 10 == 9
             and self.query.shape[2] > 64
             and self.widest() <= 256
@@ -91,7 +88,7 @@ TABLE: tuple[tuple[str, _Takes, _Takes], ...] = (
     (
         "attention_wgmma",
         lambda it: it.is_for_warpgroups(),
-        lambda it: it.is_for_warpgroups() and it.widest() <= 128,
+        lambda it: it.is_for_warpgroups() and not it.needs_mask,
     ),
     (
         "attention_decode",
@@ -107,15 +104,15 @@ TABLE: tuple[tuple[str, _Takes, _Takes], ...] = (
 )
 """The first kernel whose condition holds computes it: forward, and backward.
 
-Causal or not, windows, sinks, grouped heads and sequences of any lengths are with all of them:
+Causal or not, windows, masks, caps, sinks, grouped heads and sequences of any lengths are with all
+of them:
 
-    attention_wgmma    Hopper, more than 64 queries, no mask and no cap. Forward heads of up to 64,
-                       96, 128, 192 (values 128) or 256; backward up to 64, 96 or 128, by
-                       attention_backward_wgmma.cu
+    attention_wgmma    Hopper, more than 64 queries: what attention_mma takes, if tensor maps can
+                       describe it; backward by attention_backward_wgmma.cu
     attention_decode   a few queries to many keys; keys in pages; and heads of up to 576 features if
                        the values, up to 512, are the first of the keys'
     attention_mma      bfloat16 and float16: heads of a multiple of 8 features up to 256, rows at
-                       multiples of 16 bytes, a scale above 0; masks, caps
+                       multiples of 16 bytes, a scale above 0
     attention          everything else: float32 and float64, any rows, the gradient of a mask
 """
 
@@ -326,8 +323,7 @@ def _forward(*arrays: Any, **options: Any) -> None:
     query, key, value, bias, sinks, starts, _, out, lse = arrays
     numbers = kernel_numbers(query, **options)
     given = query, key, value
-    plain = bias is None and numbers[1] == 0
-    kernel = _pick(Request(*given, given, numbers[0], plain, packed=starts is not None), 0)
+    kernel = _pick(Request(*given, given, numbers[0], packed=starts is not None), 0)
     if kernel == "attention_decode":
         _decode(*given, bias, sinks, out, lse, None, None, numbers, key.shape[2])
     else:
@@ -369,7 +365,7 @@ def _decode(
 
 def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:
     """Run the kernel on its first fourteen arrays; returns the sinks' gradient."""
-    query, key, value, bias, sinks = arrays[:5]
+    query, key, value, _, sinks = arrays[:5]
     log_normaliser, dscores = arrays[9], arrays[13]
     logits, dsinks = _sinks(sinks, query), None
     if logits is not None:
@@ -377,8 +373,7 @@ def _backward(*arrays: Any, sequences: int, **options: Any) -> Array | None:
     given = [*arrays[:4], logits, *arrays[5:], dsinks, empty(log_normaliser)]
     numbers = kernel_numbers(query, **options)
     rows = (*arrays[:3], *arrays[7:9], *arrays[10:13])
-    plain, needs_mask = bias is None and numbers[1] == 0, dscores is not None
-    request = Request(query, key, value, rows, numbers[0], plain, needs_mask=needs_mask)
+    request = Request(query, key, value, rows, numbers[0], needs_mask=dscores is not None)
     call(f"{_pick(request, 1)}_backward", *given, *numbers)
     if dsinks is None:
         return None
