@@ -7,7 +7,7 @@ kept are rows for `minitorch sft`. Sources: Llama 2, Touvron et al. 2023 (arXiv 
 3.2.3; the shortest that is right, Kimi k1.5 (2501.12599), section 2.4.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,10 @@ from minitorch.errors import ConfigError
 from minitorch.tokenizers import Tokenizer
 from models.chat import end_id
 from models.families import Model
-from models.recipes.judging import texts_of
+from models.recipes.judging import Score, texts_of
 from models.recipes.prompts import Prompt
 from models.rollouts import Rollout, begin, extend
 from models.sampling import Sampler
-
-Score = Callable[[Sequence[Prompt], Sequence[Rollout]], np.ndarray]
-"""Prompts and their completions, one each, to numbers (completions,)."""
 
 
 @dataclass(frozen=True)

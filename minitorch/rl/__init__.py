@@ -83,6 +83,7 @@ from minitorch.rl.rewards import (
     kl_shaped_rewards,
     length_reward,
     overlong_penalty,
+    safety_first,
 )
 from minitorch.rl.trpo import (
     TrustRegionStep,
@@ -154,6 +155,7 @@ __all__ = [
     "reverse_kl",
     "reward_model_loss",
     "rloo_advantages",
+    "safety_first",
     "sampler_correction",
     "sequence_mean",
     "share_of",

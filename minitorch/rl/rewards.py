@@ -12,6 +12,27 @@ from minitorch.rl.masks import checked_mask
 from minitorch.tensor import Tensor
 
 
+def safety_first(
+    helpful: Tensor, safe: Tensor, tagged: Tensor, *, threshold: float = 0.15
+) -> Tensor:
+    """Two reward models as one: safety where a prompt is tagged or an answer looks unsafe.
+
+    helpful, safe: scores, the logits of what a reward model says, (count,); tagged: of prompts that
+    are about safety, (count,). Returns safe where it is tagged or sigmoid(safe) < threshold, and
+    helpful elsewhere. Llama 2 combines probabilities and takes the logit of the result, which is
+    the same; it is to be whitened before PPO sees it. Source: Touvron et al. 2023, "Llama 2" (arXiv
+    2307.09288), section 3.2.3.
+    """
+    if not helpful.shape == safe.shape == tagged.shape:
+        raise ShapeError(
+            "safety_first: expected scores and tags of one shape; got "
+            f"{helpful.shape}, {safe.shape} and {tagged.shape}"
+        )
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"safety_first: expected a threshold in [0, 1]; got {threshold}")
+    return where(tagged.bool() | (safe.sigmoid() < threshold), safe, helpful)
+
+
 def joined_rewards(
     rewards: Sequence[Sequence[float | None]], weights: Sequence[float] | None = None
 ) -> Tensor:

@@ -10,11 +10,11 @@ import numpy as np
 from minitorch.errors import ConfigError, DataError
 from minitorch.io import atomic_write
 from minitorch.tokenizers import Tokenizer
-from models.best_of import Score, best_of, row_of
+from models.best_of import best_of, row_of
 from models.commands.ppo import load_reward_model
 from models.environments.rewards import Reward
 from models.recipes.data import prompt_ids, read_rows
-from models.recipes.judging import by_model, by_rewards
+from models.recipes.judging import Score, by_model, by_rewards
 from models.recipes.prompts import Prompt, TaskSource, find_task, load_rewards
 from models.recipes.start import load_base
 
@@ -135,8 +135,7 @@ def _asked(
 
 def _score(rewards: list[tuple[Reward, float]], judge: str, tokenizer: Tokenizer) -> Score:
     if judge:
-        model = load_reward_model(judge, tokenizer)
-        return lambda prompts, rollouts: by_model(model, rollouts, tokenizer)
+        return by_model(load_reward_model(judge, tokenizer), tokenizer)
     if not rewards:
         raise ConfigError("best-of: --data needs --reward FILE.py:function, or --reward-model")
     return lambda prompts, rollouts: by_rewards(rewards, prompts, rollouts, tokenizer)[0]

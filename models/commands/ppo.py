@@ -10,6 +10,7 @@ from models import checkpoints
 from models.commands.grpo import Diary, prompts_and_rewards, reference_of, train_and_show
 from models.commands.running import Job, training_command
 from models.families import with_tokenizer
+from models.recipes.judging import by_model
 from models.recipes.ppo import Ppo, PpoConfig
 from models.recipes.start import check_same_vocabulary, load_base
 from models.reward_model import RewardModel
@@ -59,7 +60,7 @@ def ppo(job: Job) -> None:
         reference=reference_of(config, tokenizer),
         on_rollouts=diary.write,
         critic=_critic(config, tokenizer),
-        judge_model=judge,
+        score=by_model(judge, tokenizer) if judge else None,
     )
     about = [
         f"and a vocabulary of {tokenizer.vocab_size:,} tokens",

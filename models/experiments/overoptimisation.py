@@ -37,6 +37,7 @@ from models.environments.tasks import Task
 from models.experiments.experiment import Claim, Experiment, Row, by_name
 from models.experiments.learning import train
 from models.llama import LlamaConfig
+from models.recipes.judging import by_model
 from models.recipes.ppo import Ppo, PpoConfig
 from models.recipes.prompts import TaskSource
 from models.reward_model import RewardModel
@@ -197,7 +198,7 @@ def follow(
         task=TASK,
         reference=base,
         critic=critic,
-        judge_model=judge,
+        score=by_model(judge, tokenizer) if judge else None,
     )
     seen: dict[str, list[float]] = {"score": [], "gold": [], "divergence": []}
     for _ in track(range(setup.updates), label, console=console):

@@ -1,6 +1,6 @@
 """What completions are worth: by functions, or by a reward model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from models.environments.rewards import Reward, weighted
 from models.recipes.prompts import Prompt, columns_of
 from models.reward_model import RewardModel
 from models.rollouts import Rollout
+
+Score = Callable[[Sequence[Prompt], Sequence[Rollout]], np.ndarray]
+"""Prompts and their completions, one each, to numbers (completions,)."""
 
 Given = dict[str, list[float | None]]
 """What each function said, by its name."""
@@ -35,8 +38,12 @@ def by_rewards(
     return weighted(rewards, [p.text for p in prompts], texts_of(rollouts, tokenizer), columns)
 
 
-def by_model(judge: RewardModel, rollouts: Sequence[Rollout], tokenizer: Tokenizer) -> np.ndarray:
-    """The scores of whole texts, as the reward model has learnt to read them: (completions,)."""
+def by_model(judge: RewardModel, tokenizer: Tokenizer) -> Score:
+    """The scores of whole texts, as the reward model has learnt to read them."""
     tail = tokenizer.encode(template_of(tokenizer).after)
-    ended = [[*r.ids, *(tail if r.finished else [])] for r in rollouts]
-    return judge.rewards(ended).astype(np.float64)
+
+    def score(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> np.ndarray:
+        ended = [[*r.ids, *(tail if r.finished else [])] for r in rollouts]
+        return judge.rewards(ended).astype(np.float64)
+
+    return score

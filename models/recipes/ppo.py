@@ -36,7 +36,7 @@ from models import checkpoints
 from models.options import option
 from models.recipes.completions import Completions
 from models.recipes.grpo import Batch, Grpo, GrpoConfig
-from models.recipes.judging import by_model
+from models.recipes.judging import Score
 from models.recipes.objective import Total
 from models.recipes.prompts import Prompt
 from models.recipes.recipe import Metrics
@@ -116,8 +116,8 @@ class PpoConfig(GrpoConfig):
 class Ppo(Grpo):
     """The recipe that learns from its own completions and a critic of them.
 
-    critic: a reward model of its own weights. judge_model: gives scores to completions, besides the
-    rewards, or instead.
+    critic: a reward model of its own weights. score: gives numbers to completions, as reward models
+    do, besides the rewards, or instead.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -137,14 +137,14 @@ class Ppo(Grpo):
         config: PpoConfig,
         *arguments: Any,
         critic: RewardModel,
-        judge_model: RewardModel | None = None,
+        score: Score | None = None,
         **options: Any,
     ):
         super().__init__(config, *arguments, **options)
         self.critic = critic.to(config.device).eval()
         rate = config.critic_learning_rate
         self.critic_optimizer = optim.AdamW(critic.parameters(), rate, eps=1e-5, weight_decay=0.0)
-        self.judge_model = judge_model
+        self.score = score
         self.beta = config.beta
         self.moments = Moments()
 
@@ -173,8 +173,8 @@ class Ppo(Grpo):
         given: dict[str, list[float | None]] = {}
         if self.rewards:
             total, given = super().judge(prompts, rollouts)
-        if self.judge_model is not None:
-            scores = by_model(self.judge_model, rollouts, self.tokenizer)
+        if self.score is not None:
+            scores = self.score(prompts, rollouts)
             total, given = total + scores, {"reward_model": scores.tolist(), **given}
         cut = np.array([not rollout.finished for rollout in rollouts])
         return total - self.config.end_penalty * cut, given

@@ -129,7 +129,7 @@ def test_a_reward_model_judges(base, tmp_path, cli):
 def test_by_model_is_of_the_whole_text():
     _, groups, tokenizer = sampled(lambda r: 0.0)
     judge = RewardModel(build(7), Generator(8))
-    found = by_model(judge, groups[0], tokenizer)
+    found = by_model(judge, tokenizer)([], groups[0])
     expected = judge.rewards([r.ids for r in groups[0]])
     np.testing.assert_array_equal(found, expected)
 

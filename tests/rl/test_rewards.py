@@ -73,3 +73,23 @@ def test_short_and_right_is_rewarded_short_and_wrong_is_not():
     ]
     with pytest.raises(ShapeError, match=r"\(groups, size\)"):
         rl.length_reward(lengths, correct[0])
+
+
+def test_safety_first_is_llama_2s_combination():
+    helpful, safe = np.random.default_rng(0).normal(0, 3, (2, 200))
+    tagged = np.arange(200) % 4 == 0
+    found = rl.safety_first(*map(mt.from_numpy, (helpful, safe, tagged))).numpy()
+    p_helpful, p_safe = (1 / (1 + np.exp(-x)) for x in (helpful, safe))
+    combined = np.array(
+        [s if tag or s < 0.15 else h for h, s, tag in zip(p_helpful, p_safe, tagged, strict=True)]
+    )
+    np.testing.assert_allclose(found, np.log(combined / (1 - combined)), rtol=1e-9)
+    assert 0 < np.mean(found == helpful) < 1
+
+
+def test_safety_first_refuses_what_does_not_fit():
+    one, two = mt.tensor([1.0]), mt.tensor([1.0, 2.0])
+    with pytest.raises(ShapeError, match="one shape"):
+        rl.safety_first(one, two, two)
+    with pytest.raises(ConfigError, match="threshold in"):
+        rl.safety_first(one, one, one, threshold=15)

@@ -14,6 +14,7 @@ from models.checkpoints import load
 from models.environments.tasks import addition
 from models.llama import LlamaConfig
 from models.recipes.completions import Completions
+from models.recipes.judging import by_model
 from models.recipes.ppo import Moments, Ppo, PpoConfig
 from models.recipes.prompts import TaskSource
 from models.reward_model import RewardModel
@@ -43,7 +44,7 @@ def evens(prompts, completions, **columns):
     return [sum(char in "02468" for char in c) / max(len(c), 1) for c in completions]
 
 
-def recipe(preset=None, rewards=((evens, 1.0),), judge_model=None, **changes):
+def recipe(preset=None, rewards=((evens, 1.0),), score=None, **changes):
     config = PpoConfig.resolve(preset, overrides={**SMALL, **changes})
     tokenizer = TASK.tokenizer()
     return Ppo(
@@ -55,7 +56,7 @@ def recipe(preset=None, rewards=((evens, 1.0),), judge_model=None, **changes):
         task=TASK,
         reference=build(4) if config.beta else None,
         critic=RewardModel(build(5), Generator(6)),
-        judge_model=judge_model,
+        score=score,
     )
 
 
@@ -244,7 +245,8 @@ def test_scores_are_normalised_and_bounded():
 
 def test_a_model_judges_the_whole_text_and_what_does_not_end_pays():
     judge = RewardModel(build(7), Generator(8))
-    run = recipe(rewards=[], judge_model=judge, end_penalty=2.0)
+    score = by_model(judge, TASK.tokenizer())
+    run = recipe(rewards=[], score=score, end_penalty=2.0)
     batch, _ = run.sample()
     for rollout, reward, given in zip(
         batch.rollouts, batch.rewards.ravel(), batch.given["reward_model"], strict=True
