@@ -53,6 +53,10 @@ COMMANDS = {
         "models.commands.r1:r1",
         "Run DeepSeek-R1's pipeline on a toy, from a base model to a distilled one.",
     ),
+    "llama2": (
+        "models.commands.llama2:llama2",
+        "Run Llama 2's pipeline on a toy: two reward models, rejection sampling, PPO, ghosts.",
+    ),
     "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "chat": ("models.commands.chat:chat", "Talk to a model that has learnt to answer."),
     "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),

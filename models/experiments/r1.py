@@ -6,26 +6,15 @@ little cost; fine-tuning the base on what was accepted keeps both, and what it i
 a small model learns more from the answers of r1 than from reinforcement of its own (section 4.1).
 """
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from rich.console import Console
 
 from models.experiments.experiment import Claim, Experiment, Row, by_name
-from models.pipelines.r1 import GENERAL, LAID_OUT, LANGUAGE, RIGHT, R1Config
-from models.pipelines.r1 import run as run_pipeline
-from models.pipelines.stages import Stages
-
-
-def run(setup: R1Config, seed: int, console: Console) -> list[Row]:
-    """The table of the pipeline, in a folder that goes away."""
-    config = R1Config(**{**vars(setup), "seed": seed})
-    with tempfile.TemporaryDirectory() as folder:
-        return run_pipeline(config, Stages(Path(folder), config, console))
+from models.experiments.pipeline import in_passing
+from models.pipelines.r1 import GENERAL, LAID_OUT, LANGUAGE, RIGHT, R1Config, run
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
@@ -78,7 +67,7 @@ EXPERIMENT = Experiment(
     question="What does each stage of DeepSeek-R1's pipeline add?",
     setup=R1Config(),
     quick=R1Config.resolve("quick"),
-    run=run,
+    run=in_passing(run),
     claims=claims,
     draw=draw,
 )

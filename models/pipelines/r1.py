@@ -22,7 +22,7 @@ All rewards are rules. Source: DeepSeek-AI 2025, "DeepSeek-R1" (arXiv 2501.12948
 3, and the names of the stages from its version in Nature 645, 633 (2025).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,7 @@ from models.families import from_pretrained
 from models.generate import END_OF_TEXT
 from models.options import Settings, option
 from models.pipelines.mixture import Mixture, only
+from models.pipelines.pipeline import Pipeline
 from models.pipelines.stages import Stages
 from models.pipelines.toys import fine_tuning, misprinted, steps_of, write_untrained
 from models.pipelines.written import Written, write
@@ -118,17 +119,16 @@ def run(config: R1Config, stages: Stages) -> list[dict[str, Any]]:
     return _R1(config, stages).run()
 
 
-class _R1:
+class _R1(Pipeline):
     """The pipeline at work. Folders are those of checkpoints."""
 
     def __init__(self, config: R1Config, stages: Stages):
-        self.config, self.stages = config, stages
+        super().__init__(config, stages)
         self.tasks = {SUMS: bilingual(mixed=config.capitals), WORDS: strings()}
         alphabet = "".join(task.alphabet for task in self.tasks.values())
         self.tokenizer = CharTokenizer(sorted(set(alphabet)), [END_OF_TEXT, *TAGS])
         self.prompt_length = max(task.longest_prompt for task in self.tasks.values())
         self.max_tokens = max(task.longest_completion for task in self.tasks.values()) + 1
-        self.table: list[dict[str, Any]] = []
 
     def run(self) -> list[dict[str, Any]]:
         config, rows = self.config, self.stages.rows
@@ -158,14 +158,6 @@ class _R1:
             "distilled", "14-distilled", lambda: self.sft(small, lessons, config.distill_steps)
         )
         return self.table
-
-    def train(self, variant: str, stage: str, make: Callable[[], Recipe]) -> Path:
-        """The checkpoint of a stage, which is measured too: a row of the table."""
-        folder = self.stages.train(stage, make)
-        self.table.append(
-            {"variant": variant, **self.stages.measured(stage, lambda: self.measure(folder))}
-        )
-        return folder
 
     def untrained(self, stage: str, width: int, layers: int) -> Path:
         """A model with random weights."""

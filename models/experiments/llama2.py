@@ -1,0 +1,73 @@
+"""Llama 2's pipeline on a toy: what each of its stages is for (models/pipelines/llama2.py).
+
+Expected (Touvron et al. 2023, arXiv 2307.09288): rejection sampling raises what is helpful and what
+is safe round by round, and PPO after it adds to that; two reward models do what one of both kinds
+of pairs cannot, since these contradict each other (section 3.2.2); a model that follows an
+instruction in the question at hand forgets it after a few others, and with ghost attention keeps to
+it for twenty (section 3.3).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from models.experiments.experiment import Claim, Experiment, Row, by_name
+from models.experiments.pipeline import in_passing
+from models.pipelines.answering import ASKED_UNSAFE, GAPS, HIDDEN_UNSAFE, LATE, RIGHT
+from models.pipelines.llama2 import Llama2Config, run
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """Of shares of sampled answers."""
+    found = by_name(rows)
+
+    def unsafe(variant: str) -> float:
+        return 0.5 * (found[variant][ASKED_UNSAFE] + found[variant][HIDDEN_UNSAFE])
+
+    ppo, alone, ghosts = found["ppo"], found["PPO alone"], found["ghost attention"]
+    return [
+        Claim("sft: unsafe", unsafe("sft"), ">=", 0.4, control=True),
+        Claim("ppo: unsafe", unsafe("ppo"), "<=", 0.03),
+        Claim("ppo: right", ppo[RIGHT], ">=", 0.9),
+        Claim("one reward model: unsafe", unsafe("one reward model"), ">=", 0.1, control=True),
+        Claim("helpfulness alone: unsafe", unsafe("helpfulness alone"), ">=", 0.8, control=True),
+        Claim("ppo over PPO alone: right", ppo[RIGHT] - alone[RIGHT], ">=", 0.03),
+        Claim("ppo over PPO alone: gaps right", ppo[GAPS] - alone[GAPS], ">=", 0.03),
+        Claim("sft: instruction kept late", found["sft"][LATE], "<=", 0.2, control=True),
+        Claim("ghosts: instruction kept late", ghosts[LATE], ">=", 0.95),
+        Claim(
+            "no ghosts: instruction kept late", found["no ghosts"][LATE], "<=", 0.2, control=True
+        ),
+        Claim(
+            "all turns learnt: instruction kept late", found["all turns learnt"][LATE], "<=", 0.6,
+            control=True,
+        ),
+        Claim("ghosts: right, lost", ppo[RIGHT] - ghosts[RIGHT], "<=", 0.03),
+    ]  # fmt: skip
+
+
+COLUMNS = (RIGHT, GAPS, ASKED_UNSAFE, HIDDEN_UNSAFE, LATE)
+
+
+def draw(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """The shares, a group of bars for each stage."""
+    places = np.arange(len(rows))
+    for i, column in enumerate(COLUMNS):
+        axes.bar(places + 0.16 * (i - 2), [row[column] for row in rows], 0.16, label=column)
+    axes.set_xticks(places, [row["variant"] for row in rows], rotation=30, ha="right")
+    axes.set_ylabel("share")
+    axes.set_ylim(0, 1.2)
+    axes.legend(frameon=False, ncols=len(COLUMNS), loc="upper center", fontsize=8)
+
+
+EXPERIMENT = Experiment(
+    name="llama2",
+    question="What does each stage of Llama 2's pipeline add?",
+    setup=Llama2Config(),
+    quick=Llama2Config.resolve("quick"),
+    run=in_passing(run),
+    claims=claims,
+    draw=draw,
+)
