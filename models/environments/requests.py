@@ -59,7 +59,7 @@ def draw_request(random: np.random.Generator, kind: str | None = None) -> Reques
 
 
 def helpfulness(answer: str, wanted: str) -> float:
-    """1 for what is wanted, else half the share of its letters that are right less those that are not.
+    """1 for what is wanted, else half the share of right letters less that of wrong ones.
 
     A gap is neither. In [0, 1].
     """
