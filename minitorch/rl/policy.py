@@ -171,14 +171,42 @@ def gspo_loss(
     Zheng et al. 2025, "Group sequence policy optimization" (arXiv 2507.18071), eq. 5 to 7.
     """
     mask = checked_mask("gspo_loss", mask, log_probs, old_log_probs)
-    if advantages.shape != mask.shape[:1]:
-        raise ShapeError(
-            f"gspo_loss: expected an advantage for each of {mask.shape[0]} sequences; got "
-            f"{advantages.shape}"
-        )
-    ratio = masked_mean(log_probs - old_log_probs.detach(), mask, dim=1).exp()
+    ratio = _sequence_ratio("gspo_loss", log_probs, old_log_probs, advantages, mask)
     loss = _surrogate(ratio, advantages.detach(), clip_low, clip_high)
     return where(mask.any(1), loss, 0.0).mean()
+
+
+@no_grad()
+def gspo_clip_fraction(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+) -> float:
+    """The share of sequences whose gradient gspo_loss's clip holds back; empty ones do not count.
+
+    advantages: (batch,). A clipped sequence takes all its tokens out of the gradient, which is why
+    the paper (section 5.1) finds far more tokens clipped by GSPO than by GRPO.
+    """
+    mask = checked_mask("gspo_clip_fraction", mask, log_probs, old_log_probs)
+    ratio = _sequence_ratio("gspo_clip_fraction", log_probs, old_log_probs, advantages, mask)
+    held = _held_back(ratio, advantages, clip_low, clip_high)
+    return masked_mean(held.float()[:, None], mask.any(1)[:, None]).item()
+
+
+def _sequence_ratio(
+    name: str, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor
+) -> Tensor:
+    """exp of the mean over a sequence's tokens of log p - log p_old: (batch,)."""
+    if advantages.shape != mask.shape[:1]:
+        raise ShapeError(
+            f"{name}: expected an advantage for each of {mask.shape[0]} sequences; got "
+            f"{advantages.shape}"
+        )
+    return masked_mean(log_probs - old_log_probs.detach(), mask, dim=1).exp()
 
 
 def cispo_loss(
@@ -269,9 +297,15 @@ def clip_fraction(
     """The share of tokens whose gradient the clip holds back."""
     ratio, mask = _ratio("clip_fraction", log_probs, old_log_probs, mask)
     advantages = _per_token("clip_fraction", advantages, mask)
+    held = _held_back(ratio, advantages, clip_low, clip_high)
+    return masked_mean(held.float(), mask).item()
+
+
+def _held_back(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """Where the ratio has moved as far as it may in the direction that the advantage asks for."""
     above = (advantages > 0) & (ratio > 1 + clip_high)
     below = (advantages < 0) & (ratio < 1 - clip_low)
-    return masked_mean((above | below).float(), mask).item()
+    return above | below
 
 
 @no_grad()

@@ -67,17 +67,17 @@ class Objective:
             )
         apart = np.abs((log_probs.detach().numpy() - old) * mask)
         seen = {
-            "clip_fraction": rl.clip_fraction(
-                log_probs,
-                before,
-                gain,
-                counted,
-                clip_low=config.clip_low,
-                clip_high=config.clip_high,
-            ),
+            "clip_fraction": self._clip_fraction(log_probs, before, gain, counted),
             "mismatch": float(apart.max(initial=0.0)),
         }
         return loss, seen
+
+    def _clip_fraction(self, log_probs: Tensor, old: Tensor, gain: Tensor, mask: Tensor) -> float:
+        """Of tokens, or of completions where these are what is clipped."""
+        clips = {"clip_low": self.config.clip_low, "clip_high": self.config.clip_high}
+        if self.config.loss == "gspo":
+            return rl.gspo_clip_fraction(log_probs, old, gain[:, 0], mask, **clips)
+        return rl.clip_fraction(log_probs, old, gain, mask, **clips)
 
     def _policy(
         self,

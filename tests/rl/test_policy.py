@@ -91,6 +91,19 @@ def test_the_gradient_stops_where_the_ratio_has_gone_far_enough(advantage, ratio
     assert clipped == (not flows)
 
 
+def test_gspo_counts_the_sequences_whose_gradient_stops():
+    log_probs, mask = rand(6, 4, seed=3) * 0.01, np.ones((6, 4), bool)
+    mask[1, 2:], mask[4] = False, False
+    old, advantages = np.zeros((6, 4)), np.array([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    rest = mt.tensor(old), mt.tensor(advantages), mt.tensor(mask)
+    slope = gradient(lambda x: rl.gspo_loss(x, *rest), log_probs)
+    stopped = (slope == 0).all(1)[mask.any(1)]
+    assert 0 < stopped.mean() < 1
+    assert rl.gspo_clip_fraction(mt.tensor(log_probs), *rest) == pytest.approx(stopped.mean())
+    with pytest.raises(ShapeError, match="gspo_clip_fraction: expected an advantage for each of 6"):
+        rl.gspo_clip_fraction(mt.tensor(log_probs), rest[0], mt.tensor(old), rest[2])
+
+
 def test_there_may_be_more_room_above_than_below():
     old, up, mask = mt.zeros(1, 1), mt.tensor([1.0]), mt.ones(1, 1)
     for ratio, expected in [(1.25, 1.25), (1.5, 1.28)]:

@@ -192,6 +192,22 @@ def test_old_epochs_are_clipped():
     assert metrics["mismatch"] < 1e-5  # of the first minibatch alone
 
 
+def test_gspo_counts_clipped_completions():
+    run = recipe("gspo", rewards=[(evens, 1.0)], epochs=4, learning_rate=0.05)
+    shares = []
+    objective = run.objective
+
+    def noted(*arguments, **options):
+        loss, seen = objective(*arguments, **options)
+        shares.append(seen["clip_fraction"] * len(arguments[0]))
+        return loss, seen
+
+    noted.total, run.objective = objective.total, noted
+    run.train_step()
+    assert max(shares) > 0
+    assert all(share == pytest.approx(round(share), abs=1e-4) for share in shares)
+
+
 def test_groups_that_teach_nothing_are_replaced():
     rare = [(lambda p, c, **_: [float("77" in text) for text in c], 1.0)]
     plain, dynamic = (recipe(rewards=rare, dynamic_sampling=n, beta=0.0) for n in (0, 40))
