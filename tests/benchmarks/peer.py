@@ -5,7 +5,8 @@
 One step of training (forward, backward, AdamW) of one layer, for growing numbers N of experts, in
 turns with a dense layer that multiplies as often: as many units as PEER computes, and those that
 its queries and the scores of 2 √N keys would pay for. Besides, in a process for each, the memory:
-what stays between steps (tables and their moments), and what a step takes on top of it, by token.
+what stays between steps (tables and their moments), and the most that the arrays of a step take on
+top of it at a time, by token.
 The exponent is that of N in the time, between the last two numbers: 0.5 where the search is all.
 """
 
@@ -13,8 +14,8 @@ import argparse
 import math
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from models.bench.report import show, to_json
 from models.bench.timing import OURS, Case, Result, measure
 from models.blocks.feed_forward import FeedForward
 from models.blocks.peer import PEER
-from models.machine import peak_memory
 
 WIDTH, TOKENS, HEADS, K, KEY_DIM = 256, 512, 8, 16, 128
 EXPERTS = tuple(4**n for n in range(5, 11))
@@ -80,20 +80,19 @@ def memory(library: str, experts: int, quick: bool) -> dict[str, float]:
 
 
 def print_memory(library: str, experts: int) -> None:
-    """What `memory` asks for. Two steps come first: one makes the moments, one fills the pools."""
+    """What `memory` asks for: the bytes of all arrays after a step, and the most of the next one.
 
-    def peak() -> int:
-        with suppress(OSError):  # Linux: forget what was before
-            Path("/proc/self/clear_refs").write_text("5")
-        return peak_memory()
-
-    before = peak()
+    NumPy tells tracemalloc of each array, also of one whose buffer is an older one's. What kernels
+    keep for themselves between calls is not counted: some rows for each thread.
+    """
+    tracemalloc.start()
     run = Step(library, experts)
     run()
+    run.optimizer.zero_grad()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
     run()
-    held = peak()
-    run()
-    print(held - before, peak_memory() - held)
+    print(held, tracemalloc.get_traced_memory()[1] - held)
 
 
 def exponent(results: list[Result]) -> float:
