@@ -360,11 +360,14 @@ PUBLISHED = {
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
     "deepseek-llm-7b": 6_910_365_696,
+    "deepseek-llm-67b": 67_425_001_472,
     "mistral-7b-v0.1": 7_241_732_096,
     "mistral-7b-v0.2": 7_241_732_096,
     "mistral-7b-v0.3": 7_248_023_552,
+    "qwen-1.8b": 1_836_828_672,
     "qwen-7b": 7_721_324_544,
     "qwen-14b": 14_167_290_880,
+    "qwen-72b": 72_287_920_128,
     "qwen2-0.5b": 494_032_768,
     "qwen2-1.5b": 1_543_714_304,
     "qwen2-7b": 7_615_616_512,
@@ -380,25 +383,15 @@ PUBLISHED = {
     "qwen2.5-14b-1m": 14_770_033_664,
 }
 """The numbers in the files that were published, as Hugging Face's metadata and llama.cpp's headers
-count them, and copies of those in public programs."""
-
-IN_BILLIONS = {
-    "deepseek-llm-67b": 67,  # DeepSeek-AI 2024, table 2
-    "qwen-1.8b": 1.8,  # Bai et al. 2023, section 2.3
-    "qwen-72b": 72,  # QwenLM/Qwen, README
-}
-"""Of these no such count was found, only what their authors say."""
+count them, and copies of those in public programs; of deepseek-llm-67b and qwen-1.8b half the bytes
+of their files of 16-bit numbers: 134,850,002,944 (total_size in its index) and 3,673,657,344."""
 
 
 @pytest.mark.parametrize("family", [LlamaConfig, MistralConfig, QwenConfig, Qwen2Config])
 def test_parameter_counts(family):
     for name in family.presets:
         count = family.preset(name).num_parameters()
-        if name in IN_BILLIONS:
-            digits = len(str(IN_BILLIONS[name]).partition(".")[2])
-            assert round(count / 1e9, digits) == IN_BILLIONS[name]
-        else:
-            assert name == "toy" or count == PUBLISHED[name], name
+        assert name == "toy" or count == PUBLISHED[name], name
     toy = family.preset("toy")
     assert Decoder(toy).num_parameters() == toy.num_parameters()
     assert FAMILIES[family.model_type] is family
