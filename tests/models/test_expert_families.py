@@ -65,7 +65,8 @@ def tokens(shape=(2, 11), seed=1):
 def test_published_sizes(family, name, total, active):
     """The numbers in the published files, as Hugging Face's metadata and copies of it count them;
     and billions that a token meets, as authors round them (Mistral AI's announcements; Qwen team
-    2024; DeepSeek-V2 and V3, abstracts; MiniMax-01, abstract). Of these V2-Lite's 2.4 leave out the embedding, MiniMax-01's 45.9 also the head.
+    2024; DeepSeek-V2 and V3, abstracts; MiniMax-01, abstract). Of these V2-Lite's 2.4 leave out the
+    embedding, MiniMax-01's 45.9 also the head.
     """
     config = family.preset(name)
     biases = 0
