@@ -1,6 +1,7 @@
 """Dimensions as the user writes them (negative, None, one or several) made plain."""
 
 from collections.abc import Sequence
+from operator import index
 
 from minitorch.errors import ShapeError
 
@@ -9,15 +10,15 @@ def one_dim(operation: str, dim: int, ndim: int) -> int:
     """dim in [0, ndim), negative ones counted from the end. Raises ShapeError outside."""
     limit = max(ndim, 1)
     try:
-        index = dim.__index__()
-    except AttributeError:
+        at = index(dim)
+    except TypeError:
         raise ShapeError(f"{operation}: expected an integer dim; got {dim!r}") from None
-    if not -limit <= index < limit:
+    if not -limit <= at < limit:
         raise ShapeError(
-            f"{operation}: dim {index} is out of range for a tensor of {ndim} dimensions; expected "
+            f"{operation}: dim {at} is out of range for a tensor of {ndim} dimensions; expected "
             f"{-limit} to {limit - 1}"
         )
-    return index % limit
+    return at % limit
 
 
 def many_dims(operation: str, dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
@@ -37,6 +38,6 @@ def as_shape(operation: str, shape: tuple) -> tuple[int, ...]:
     if len(shape) == 1 and isinstance(shape[0], Sequence):
         shape = tuple(shape[0])
     try:
-        return tuple(length.__index__() for length in shape)
-    except AttributeError:
+        return tuple(map(index, shape))
+    except TypeError:
         raise ShapeError(f"{operation}: expected integers as the shape; got {shape}") from None

@@ -6,6 +6,7 @@ summed over them. Where NumPy can, the result is a view.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -62,17 +63,12 @@ def view(x: Tensor, *shape: Any) -> Tensor:
 
 
 def _infer_length(operation: str, shape: tuple[int, ...], x: Tensor) -> tuple[int, ...]:
-    known = 1
-    for length in shape:
-        known *= length if length != -1 else 1
-    total = x.numel()
-    if shape.count(-1) == 1 and known > 0 and total % known == 0:
-        return tuple(total // known if length == -1 else length for length in shape)
-    if -1 in shape or known != total or any(length < 0 for length in shape):
-        raise ShapeError(
-            f"{operation}: cannot see shape {x.shape}, of {total} elements, as {shape}"
-        )
-    return shape
+    total, known = prod(x.data.shape), prod(shape)
+    if known == total and min(shape, default=0) >= 0:
+        return shape
+    if shape.count(-1) == 1 and min(shape) == -1 and known < 0 and total % known == 0:
+        return tuple(total // -known if length == -1 else length for length in shape)
+    raise ShapeError(f"{operation}: cannot see shape {x.shape}, of {total} elements, as {shape}")
 
 
 @method
@@ -118,8 +114,9 @@ def permute(x: Tensor, *dims: Any) -> Tensor:
 @method
 def transpose(x: Tensor, dim0: int = -2, dim1: int = -1) -> Tensor:
     """Two dimensions exchanged. A view."""
-    a, b = one_dim("transpose", dim0, x.ndim), one_dim("transpose", dim1, x.ndim)
-    order = list(range(x.ndim))
+    ndim = x.ndim
+    a, b = one_dim("transpose", dim0, ndim), one_dim("transpose", dim1, ndim)
+    order = list(range(ndim))
     if order:
         order[a], order[b] = order[b], order[a]
     return _permute(x, dims=tuple(order))

@@ -96,13 +96,16 @@ class Attention(nn.Module):
     def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, not yet turned: (batch, heads or kv_heads, time, head_dim)."""
         batch, time, _ = x.shape
+        one = time == 1  # in memory its heads lie as they are wanted
+        shape = (batch, -1, 1) if one else (batch, time, -1)
         query, key, value = (
-            project(x).reshape(batch, time, -1, self.config.head_dim)
+            project(x).reshape(*shape, self.config.head_dim)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.config.qk_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
+        if not one:
+            query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
         if self.config.trained_length is not None:
             query = query * self._log_scaling(context, query.dtype)
         return query, key, value
@@ -110,7 +113,8 @@ class Attention(nn.Module):
     def join(self, heads: Tensor) -> Tensor:
         """What the heads found, put together: (batch, time, hidden_size)."""
         batch, _, time, _ = heads.shape
-        return self.o_proj(heads.transpose(1, 2).reshape(batch, time, -1))
+        by_time = heads if time == 1 else heads.transpose(1, 2)
+        return self.o_proj(by_time.reshape(batch, time, -1))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         """Softmax and mixture: (batch, heads, time, head_dim). By columns where none is padded."""

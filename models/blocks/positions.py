@@ -249,6 +249,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     batch, heads, time, dim = x.shape
     if len(cos) == time:
         return F.apply_rotary_emb(x, cos, sin, interleaved)
+    if time == 1:  # the rows of the batch in the place of time
+        return F.apply_rotary_emb(x.transpose(0, 2), cos, sin, interleaved).transpose(0, 2)
     rows = x.transpose(0, 1).reshape(heads, batch * time, dim)
     turned = F.apply_rotary_emb(rows, cos, sin, interleaved)
     return turned.reshape(heads, batch, time, dim).transpose(0, 1)
