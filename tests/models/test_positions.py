@@ -74,6 +74,18 @@ def test_rotations_keep_lengths_but_for_yarns_temperature(kind):
     np.testing.assert_allclose(lengths, factor * np.linalg.norm(x), rtol=1e-12)
 
 
+@pytest.mark.parametrize("time", [1, 2])
+def test_every_row_at_positions_of_its_own(time):
+    rope, x = rotary(), np.random.default_rng(0).standard_normal((3, 2, time, 8))
+    positions = np.array([[4, 5], [0, 1], [7, 3]])[:, :time]
+    context = place(time, None, np.empty((1, 0), int), 64, "cpu")
+    found = rope.at(positions, mt.from_numpy(x), context, "these").numpy()
+    for row, heads in enumerate(x):
+        for head, vectors in enumerate(heads):
+            alone = [turned(rope, v, [m])[0] for v, m in zip(vectors, positions[row], strict=True)]
+            np.testing.assert_array_equal(found[row, head], alone)
+
+
 def test_part_of_the_features():
     x = vectors(1, 12)[0]
     out = turned(rotary(), x, np.arange(9))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch import rl
+from minitorch import modes, rl
 from minitorch.errors import ConfigError
 from minitorch.random import Generator
 from models import rollouts
@@ -193,3 +193,24 @@ def test_nothing_to_do(model):
 def test_prompts_that_do_not_fit(model, prompts, message):
     with pytest.raises(ConfigError, match=message):
         write(model, rollouts.begin(prompts))
+
+
+class _Counter:
+    """Counts operations."""
+
+    def __init__(self):
+        self.count = 0
+
+    def call(self, primitive, inputs, meta, run):
+        self.count += 1
+        return run()
+
+
+def test_a_token_costs_few_operations(model):
+    counts = []
+    for tokens in (4, 5):
+        with modes.observe(_Counter()) as counter:
+            write(model, rollouts.begin(PROMPTS), tokens, stop_ids=())
+        counts.append(counter.count)
+    layers, around = 2, 4  # the embedding, the last norm, the newest column, the head
+    assert counts[1] - counts[0] <= 23 * layers + around
