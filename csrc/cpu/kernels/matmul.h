@@ -8,8 +8,9 @@
 // time, into its second-level cache, where they are used at once. Pieces and groups follow from the
 // problem alone.
 //
-// Small products read the matrices where they lie: packing would cost as much as computing. So are the
-// rows of A where there are few columns. Edges are computed and written under a mask. With few rows all of B is read once, whatever is done, and memory decides; `few_rows` reads it in place too.
+// Small products read the matrices where they lie: packing would cost as much as computing. So does
+// one of few columns with A's rows. Where a matrix ends a mask says what is read and written. With few
+// rows all of B is read once, whatever is done, and memory decides; `few_rows` reads it in place too.
 
 #pragma once
 
@@ -34,7 +35,7 @@ template <>
 constexpr Layout kPanels<bfloat16> = Layout::pairs;
 #endif
 
-// Panels that a thread packs at a time, at most, and how many such groups there should be at least.
+// Panels that a thread packs at a time, at most; the number of groups is a multiple of the last.
 constexpr long kGroupRows = 20;
 constexpr long kGroupColumns = 8;
 constexpr long kLeastGroups = 8;
@@ -313,10 +314,13 @@ struct Product {
         return whole;
     }
 
-    // Panels in a group.
-    static long group_of(long count, long most) {
-        const long fair = ceil_div(count, kLeastGroups);
-        return fair < most ? fair : most;
+    // body(begin, end) over `count` panels in groups of `most` at most, as many as several threads can
+    // share evenly, and all of one size, give or take a panel.
+    template <typename Body>
+    static void in_groups(long count, long most, const Body& body) {
+        const long shared = ceil_div(ceil_div(count, most), kLeastGroups) * kLeastGroups;
+        const long groups = shared < count ? shared : count;
+        parallel_for(groups, [&](long i) { body(i * count / groups, (i + 1) * count / groups); });
     }
     C* kept_sums(long rows, long width) const {
         return !in_place && depth < k ? scratch<C>(2, rows * width) : nullptr;
@@ -326,7 +330,7 @@ struct Product {
     void by_columns() const {
         const long down = row_panels(), across = column_panels();
         C* whole = pack_whole(down, kRows, [&](auto... which) { pack_a<panels>(which...); });
-        parallel_ranges(across, group_of(across, kGroupColumns), [&](long begin, long end) {
+        in_groups(across, kGroupColumns, [&](long begin, long end) {
             C* group = scratch<C>(1, (end - begin) * columns * depth + 64);
             const long width = (end - begin) * columns;
             C* sums = kept_sums(down * kRows, width);
@@ -348,7 +352,7 @@ struct Product {
         const long down = row_panels(), across = column_panels();
         const long near_panels = kNearBytes / (columns * (depth / together) * long(sizeof(C)));
         C* whole = pack_whole(across, columns, [&](auto... which) { pack_b<panels>(which...); });
-        parallel_ranges(down, group_of(down, kGroupRows), [&](long begin, long end) {
+        in_groups(down, kGroupRows, [&](long begin, long end) {
             C* group = scratch<C>(1, (end - begin) * kRows * depth + 64);
             const long width = across * columns;
             C* sums = kept_sums((end - begin) * kRows, width);
@@ -411,7 +415,7 @@ struct Product {
         const long down = row_panels(), across = column_panels();
         C* whole = pack_whole(across, columns,
                               [&](auto... which) { pack_b<Layout::any>(which...); });
-        parallel_ranges(down, group_of(down, kGroupRows), [&](long begin, long end) {
+        in_groups(down, 1, [&](long begin, long end) {
             C* edge = scratch<C>(1, kRows * depth + 64);
             for (long p = 0; p == 0 || p < k; p += depth)
                 for (long panel = begin; panel < end; ++panel)

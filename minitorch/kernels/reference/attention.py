@@ -7,6 +7,7 @@ against these functions, which see each number of S at once; it never does (csrc
 attention.h).
 """
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -276,8 +277,8 @@ def split_heads(x: Array, *counts: int) -> list[Array]:
     """(batch, time, n * head_dim), n the sum of counts, as views (batch, count, time, head_dim)."""
     batch, time, width = x.shape
     by_head = x.reshape(batch, time, sum(counts), width // sum(counts)).transpose(0, 2, 1, 3)
-    starts = np.cumsum([0, *counts])
-    return [by_head[:, start : start + n] for start, n in zip(starts, counts, strict=False)]
+    ends = accumulate(counts)
+    return [by_head[:, end - n : end] for n, end in zip(counts, ends, strict=True)]
 
 
 def join_heads(x: Array) -> Array:
