@@ -1,9 +1,10 @@
 // The products of experts.cu, of groups of rows with a matrix each, on Hopper's tensor cores, sm_90a:
-// for bfloat16 and float16, added up in float32.
+// for bfloat16, float16 and 8 bits, added up in float32.
 //
 //     grouped_mm       out[r] = x[r] weight[e]       for the rows r of group e; the gradient of x is
 //                                                    one, too, of weight[e]ᵀ
 //     grouped_outer    out[e] = x_eᵀ grad_e          the gradient of the weight
+//     grouped_scaled   as grouped_mm, of 8-bit floats with scales (scaled.h)
 //
 // Only the device knows where groups begin. The tensor memory accelerator does not mind: a box may
 // begin at any row. What it brings of the next group's rows makes sums that are not written, or, where
@@ -11,9 +12,9 @@
 //
 // Registers of a thread: 168, which is the share of each of 384; no spills.
 //
-// Source: Gale et al. 2022, "MegaBlocks".
+// Source: Gale et al. 2022, "MegaBlocks"; for 8 bits DeepSeek-V3, 2024 (arXiv 2412.19437), section 3.3.
 
-#include "warpgroups.h"
+#include "scaled.h"
 
 namespace minitorch {
 
@@ -42,10 +43,11 @@ struct GroupRows {
     }
 };
 
-// `steps` of k from `begin` on: the first warpgroup has tiles copied, the others multiply them.
-template <typename P, typename Prepare, typename Write>
+// `steps` of k from `begin` on: the first warpgroup has tiles copied, the others multiply them, by
+// accumulate(sums, ring, consumer).
+template <typename P, typename Accumulate, typename Write>
 __device__ void multiply_tile(const Maps& maps, int row, int column, int plane, int begin, int steps,
-                              Prepare prepare, Write write) {
+                              Accumulate accumulate, Write write) {
     SHARED_DYNAMIC(char, memory);
     SHARED(uint64_t, full, [P::stages]);
     SHARED(uint64_t, empty, [P::stages]);
@@ -60,7 +62,7 @@ __device__ void multiply_tile(const Maps& maps, int row, int column, int plane, 
         const int consumer = threadIdx.x / kGroup - 1;
         char* const own = memory + P::stages * P::stage_bytes + consumer * Square::bytes;
         Sums<P::columns> sums;
-        accumulate(sums, steps, consumer, ring, prepare);
+        accumulate(sums, ring, consumer);
         write(sums, 64 * consumer, Square{reinterpret_cast<float*>(own), 1 + consumer});
     }
 }
@@ -74,9 +76,33 @@ __global__ void __launch_bounds__(P::threads, 1)
     if (rows.group == groups) return;
     const int column = blockIdx.y * P::columns;
     multiply_tile<P>(
-        maps, int(rows.begin), column, rows.group, 0, k, [](char*, int) {},
+        maps, int(rows.begin), column, rows.group, 0, k,
+        [k](auto& sums, auto& ring, int consumer) {
+            accumulate(sums, k, consumer, ring, [](char*, int) {});
+        },
         [&](const Sums<P::columns>& sums, int own, const Square& square) {
             Product<T, T> p{};
+            p.m = rows.end, p.n = n, p.alpha = 1, p.out = out;
+            sums.write(p, rows.begin + own, column, square);
+        });
+}
+
+template <typename O>
+__global__ void __launch_bounds__(ScaledPlan::threads, 1)
+    grouped_scaled_kernel(const __grid_constant__ Maps maps, Matrix<O> out, const int64_t* ends,
+                          int groups, long n, int k, Scales scales, long scales_stride) {
+    const GroupRows rows(ends, groups, blockIdx.x);
+    if (rows.group == groups) return;
+    const int column = blockIdx.y * ScaledPlan::columns;
+    scales.right.data += rows.group * scales_stride;
+    multiply_tile<ScaledPlan>(
+        maps, int(rows.begin), column, rows.group, 0, k,
+        [&](auto& sums, auto& ring, int consumer) {
+            accumulate_scaled(sums, ring, consumer, int(rows.begin) + 64 * consumer, column, rows.end,
+                              k, scales);
+        },
+        [&](const Sums<ScaledPlan::columns>& sums, int own, const Square& square) {
+            Product<Number, O> p{};
             p.m = rows.end, p.n = n, p.alpha = 1, p.out = out;
             sums.write(p, rows.begin + own, column, square);
         });
@@ -102,9 +128,13 @@ __global__ void __launch_bounds__(P::threads, 1)
     const int group = blockIdx.y;
     const long begin = group ? ends[group - 1] : 0;
     const Corner corner(n, P::rows, P::columns);
+    const int steps = int(ends[group] - begin);
     multiply_tile<P>(
-        maps, int(corner.row), int(corner.column), 0, int(begin), int(ends[group] - begin),
-        [](char* stage, int rest) { clear_lines<P>(stage, rest); },
+        maps, int(corner.row), int(corner.column), 0, int(begin), steps,
+        [steps](auto& sums, auto& ring, int consumer) {
+            accumulate(sums, steps, consumer, ring,
+                       [](char* stage, int rest) { clear_lines<P>(stage, rest); });
+        },
         [&](const Sums<P::columns>& sums, int own, const Square& square) {
             Product<T, T> p{};
             p.m = m, p.n = n, p.alpha = 1;
@@ -134,6 +164,29 @@ DEVICE_KERNEL(grouped_mm_wgmma) {
         };
         numbers[0] != 0 ? run(std::true_type()) : run(std::false_type());
     });
+}
+
+// x (rows, k), weight (groups, n, k), the bits of e4m3, uint8, in rows at multiples of 16 bytes; ends
+// (groups), int64; out (rows, n), of 16 bits or float32; left (rows, blocks), right (groups, blocks of n,
+// blocks), float32.
+DEVICE_KERNEL(grouped_scaled_wgmma) {
+    const Array &x = arrays[0], &weight = arrays[1], &ends = arrays[2], &out = arrays[3];
+    const Array &left = arrays[4], &right = arrays[5];
+    const auto run = [&](auto kind) {
+        using O = decltype(kind);
+        using P = ScaledPlan;
+        const long rows = x.shape[0], k = x.shape[1], n = out.shape[1], groups = ends.size;
+        Maps maps{};
+        maps.a = P::A::map(matrix_of<const Number>(x), rows, k, 1, 0);
+        maps.b = P::B::map(matrix_of<const Number>(weight), n, k, groups, weight.strides[0]);
+        launch(grouped_scaled_kernel<O>, dim3(unsigned(rows / 128 + groups), ceil_div(n, 128)),
+               P::threads, P::shared_bytes, stream, maps, matrix_of<O>(out),
+               ends.as<const int64_t>(), int(groups), n, int(k),
+               Scales{matrix_of<const float>(left), matrix_of<const float>(right)},
+               right.strides[0]);
+    };
+    if (out.dtype == Dtype::float32) return run(float());
+    by_half(out, run);
 }
 
 // x (rows, m), grad (rows, n), in rows; ends (groups), int64; out (groups, m, n). Lines begin at

@@ -78,7 +78,7 @@ def placed(x, device):
     if isinstance(x, list | tuple):
         return type(x)(placed(item, device) for item in x)
     x = np.asarray(x) if isinstance(x, np.generic) else x
-    return to_device(x, device) if hasattr(x, "shape") else x
+    return to_device(x, device) if hasattr(x, "strides") else x
 
 
 @pytest.fixture(params=["simt", "cuda"])

@@ -72,11 +72,33 @@ def test_the_largest_number_is_the_end_of_the_range():
 def test_product(hold, m, n, k):
     """Of any bits, the scales given."""
     rng = np.random.default_rng(2)
-    a, b = (rng.integers(0, 127, (rows, k), np.uint8) for rows in (m, n))
-    a |= rng.integers(0, 2, a.shape, np.uint8) << 7
+    a, b = bits(rng, m, k), bits(rng, n, k)
     left, right = (
         rng.uniform(1, 2, (rows, -(-k // BLOCK))).astype(np.float32) for rows in (m, -(-n // BLOCK))
     )
+    hold("scaled_mm", a, b, left, right, like=mt.float32)
+
+
+def bits(rng, *shape):
+    """Of any e4m3 but NaN."""
+    return rng.integers(0, 127, shape, np.uint8) | rng.integers(0, 2, shape, np.uint8) << 7
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_groups(hold, dtype):
+    """One of them empty, none a multiple of a tile; rows of the next one are not written."""
+    rng = np.random.default_rng(6)
+    x, weight = bits(rng, 140, 150), bits(rng, 3, 130, 150)
+    left, right = rng.uniform(1, 2, (140, 2)), rng.uniform(1, 2, (3, 2, 2))
+    scales = left.astype(np.float32), right.astype(np.float32)
+    kind = getattr(mt, dtype)
+    hold("grouped_scaled_mm", x, weight, *scales, np.array([9, 9, 140]), like=kind, dtype=kind)
+
+
+def test_a_batch(hold):
+    rng = np.random.default_rng(7)
+    a, b = bits(rng, 2, 5, 40), bits(rng, 2, 20, 40)
+    left, right = (rng.uniform(1, 2, (2, n, 1)).astype(np.float32) for n in (5, 1))
     hold("scaled_mm", a, b, left, right, like=mt.float32)
 
 
@@ -130,6 +152,8 @@ def test_what_they_do_not_take():
     q, scales = device("quantize_blocks")(x)
     with pytest.raises(ShapeError, match=r"scaled_mm: expected a \(m, k\), b \(n, k\)"):
         device("scaled_mm")(q, q, scales, scales)
+    with pytest.raises(ShapeError, match=r"grouped_scaled_mm: expected x \(rows, k\), weight"):
+        device("grouped_scaled_mm")(q, q[None], scales, scales, np.array([4]))
     many = np.zeros((2, 8, 8), np.float16).view(SimtArray)
     with matmul_step("scaled"), pytest.raises(ValueError, match="expected one product of bfloat16"):
         device("matmul")(many, many)

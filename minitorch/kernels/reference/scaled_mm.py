@@ -13,6 +13,7 @@ import numpy as np
 
 from minitorch.backend import array_module, float32
 from minitorch.errors import ShapeError
+from minitorch.kernels.reference.experts import groups_of
 from minitorch.kernels.table import register
 
 Array = Any
@@ -59,8 +60,12 @@ def scaled_mm(
     """out[m, n] = Σ over blocks i of a_scales[m, i] b_scales[n / 128, i] Σ_k a[m, k] b[n, k].
 
     a: (m, k), b: (n, k), the bits of e4m3; a_scales: (m, ⌈k / 128⌉), b_scales: (⌈n / 128⌉,
-    ⌈k / 128⌉). Returns (m, n) in dtype. In PyTorch: scaled_mm with BlockWise1x128 and 128x128.
+    ⌈k / 128⌉); or as many of each, (batch, ...). Returns (m, n), or (batch, m, n), in dtype. In
+    PyTorch: scaled_mm with BlockWise1x128 and 128x128.
     """
+    if a.ndim == 3:
+        arrays = zip(a, b, a_scales, b_scales, strict=True)
+        return array_module(a).stack([scaled_mm(*one, dtype=dtype) for one in arrays])
     check_shapes(a, b, a_scales, b_scales)
     xp = array_module(a)
     values = xp.asarray(_VALUES, dtype=a_scales.dtype)
@@ -82,4 +87,40 @@ def check_shapes(a: Array, b: Array, a_scales: Array, b_scales: Array) -> None:
             f"scaled_mm: expected a (m, k), b (n, k) and scales (m, ⌈k / {BLOCK}⌉), "
             f"(⌈n / {BLOCK}⌉, ⌈k / {BLOCK}⌉); got {a.shape}, {b.shape}, "
             f"{a_scales.shape} and {b_scales.shape}"
+        )
+
+
+@register("grouped_scaled_mm", "numpy")
+def grouped_scaled_mm(
+    x: Array,
+    weight: Array,
+    x_scales: Array,
+    weight_scales: Array,
+    offs: Array,
+    *,
+    dtype: Any = float32,
+) -> Array:
+    """Of each group of rows the scaled_mm with its own weight, as a mixture of experts has them.
+
+    x: (rows, k), weight: (groups, n, k), the bits of e4m3; x_scales: (rows, ⌈k / 128⌉),
+    weight_scales: (groups, ⌈n / 128⌉, ⌈k / 128⌉); offs: (groups,), where groups end. Returns
+    (rows, n) in dtype. The gradient of x is one, too, of its gradient and weights turned.
+    """
+    check_groups(x, weight, x_scales, weight_scales)
+    parts = [
+        scaled_mm(x[group], weight[e], x_scales[group], weight_scales[e], dtype=dtype)
+        for e, group in enumerate(groups_of(offs))
+    ]
+    return array_module(x).concatenate(parts)
+
+
+def check_groups(x: Array, weight: Array, x_scales: Array, weight_scales: Array) -> None:
+    """Raises ShapeError unless these are rows and weights along k, and their scales."""
+    blocks = -(-x.shape[1] // BLOCK)
+    expected = (len(x), blocks), (len(weight), -(-weight.shape[1] // BLOCK), blocks)
+    if x.shape[1] != weight.shape[2] or (x_scales.shape, weight_scales.shape) != expected:
+        raise ShapeError(
+            f"grouped_scaled_mm: expected x (rows, k), weight (groups, n, k) and scales (rows, "
+            f"⌈k / {BLOCK}⌉), (groups, ⌈n / {BLOCK}⌉, ⌈k / {BLOCK}⌉); got {x.shape}, "
+            f"{weight.shape}, {x_scales.shape} and {weight_scales.shape}"
         )
