@@ -1,4 +1,4 @@
-"""Mixture of experts: grouped products beside a Python loop over experts, and beside transformers.
+"""Mixture of experts: one kernel beside a Python loop over experts, and beside transformers.
 
     python -m tests.benchmarks.experts [--rounds 9] [--threads N] [--quick] [--json FILE]
 
