@@ -356,6 +356,9 @@ def from_dlpack(source: Any) -> Tensor:
 def _as_array(data: Any, dtype: Any) -> Any:
     if isinstance(data, Tensor):
         data = data.data
+    if dtype is None and type(data) is np.ndarray:
+        backend.as_dtype(data.dtype)  # raises if there are no tensors of it
+        return data
     wanted = None if dtype is None else backend.as_dtype(dtype)
     if not hasattr(data, "__array__") and not hasattr(data, "__dlpack__"):
         data, python = _from_python(data), True
