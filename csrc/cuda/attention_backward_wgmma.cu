@@ -18,8 +18,8 @@
 // which has nothing else to do; for queries that do not exist L is infinite, and P 0.
 //
 // The seven products of two kernels instead of the five of one cost 7/5 of its arithmetic; in return
-// nothing is added up over blocks. Wide heads have smaller tiles, since a thread's sums are wider: for dQ 64
-// keys of 192 features, or 32 of 256; for dK and dV 32 queries of 192 and 128. Heads of 256 have too many
+// nothing is added up over blocks. Wide heads have smaller tiles, since a thread's sums are wider: for dQ 96
+// keys of 128 features, 64 of 192, or 32 of 256; for dK and dV 32 queries of 192 and 128. Heads of 256 have too many
 // sums for one warpgroup: 64 keys to a block then, and dK is one consumer's, dV the other's. Both make S.
 //
 // Registers of a thread: 168, of which the first warpgroup keeps 24 and the others get 240, in the kernel of
@@ -36,8 +36,9 @@ namespace {
 template <typename Widths>
 struct Plan : Widths {
     using Widths::dim, Widths::value_dim;
-    static constexpr int rows = 128;                                      // of queries of a block
-    static constexpr int keys = dim <= 128 ? 128 : dim <= 192 ? 64 : 32;  // of a tile, for dQ
+    static constexpr int rows = 128;  // of queries of a block
+    static constexpr int keys =       // of a tile, for dQ
+        dim <= 96 ? 128 : dim <= 128 ? 96 : dim <= 192 ? 64 : 32;
     static constexpr bool apart = dim + value_dim > 320;  // dK is one consumer's, dV the other's
     static constexpr int kept_keys = apart ? 64 : 128;    // of a block
     static constexpr int queries = dim <= 128 || apart ? 64 : 32;  // of a tile, for dK and dV
