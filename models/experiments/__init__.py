@@ -30,6 +30,7 @@ NAMES = (
     "r1",
     "long_to_short",
     "clip_higher",
+    "llama2",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -67,6 +67,9 @@ COMPARE = {HELPFUL: more_helpful, SAFE: safer}
 TEMPLATE, LONGEST_TURN = "turns", 24
 """How dialogues are written, and the most tokens of a question with instruction and answer."""
 
+GHOSTLY = 0.2
+"""The temperature at which a model's own answers are sampled for it to learn: nearly its best."""
+
 COMPARED, SAMPLED = 1 << 39, 1 << 40
 """Requests whose answers are compared, and those of rejection sampling, have numbers from here."""
 
@@ -118,14 +121,14 @@ class Llama2Config(Settings):
     samples: int = option(8, "answers to each of them in a round", at_least=2)
     rounds: int = option(2, "of rejection sampling", at_least=1)
     threshold: float = option(0.15, "probability of being safe below which safety decides")
-    ghosts: int = option(800, "dialogues of ghost attention", at_least=2)
+    ghosts: int = option(1600, "dialogues of ghost attention", at_least=2)
     measured_prompts: int = option(400, "requests of each kind, for the table", at_least=2)
     measured_dialogues: int = option(50, "with an instruction, for the table", at_least=2)
 
     sft_steps: int = option(300, "of learning the demonstrations", at_least=1)
     judge_steps: int = option(300, "of each reward model", at_least=1)
     round_steps: int = option(40, "of learning the best answers of a round", at_least=1)
-    ghost_steps: int = option(100, "of ghost attention", at_least=1)
+    ghost_steps: int = option(180, "of ghost attention", at_least=1)
     ppo_steps: int = option(50, "of PPO", at_least=1)
     batch_size: int = option(8, "rows of dialogues of a step, as many to a row as fit", at_least=1)
     answers: int = option(64, "of a step on best answers, on pairs, and of PPO", at_least=2)
@@ -350,7 +353,9 @@ class _Llama2(Pipeline):
             first = [] if everywhere else instruction
             prompts.append(prompt_of(last, self.tokenizer, [*first, *said, *between]))
             dialogues.append([*instruction, *itertools.chain(*turns), Message("user", last.text)])
-        written = write(model, prompts, max_tokens=MAX_TOKENS, seed=config.seed + 3)
+        written = write(
+            model, prompts, max_tokens=MAX_TOKENS, seed=config.seed + 3, temperature=GHOSTLY
+        )
         for dialogue, answer in zip(dialogues, written, strict=True):
             if is_plain(answer.text):
                 yield _dialogue([*dialogue, Message("assistant", answer.text)])
