@@ -24,6 +24,7 @@ from models.experiments import (
     expert_balance,
     facts,
     load,
+    merging,
     multi_token,
     overoptimisation,
     passkey,
@@ -391,3 +392,16 @@ def test_a_rare_answer_that_is_right_may_rise_by_the_clip_and_no_more(clip_high,
     assert table.logits.softmax(-1)[0, 3].item() / before == pytest.approx(up, rel=6e-3)
     assert reward == pytest.approx(0.5)
     assert entropy == pytest.approx(math.log(2) + 0.5 * math.log(15))
+
+
+def test_a_base_to_be_merged_reads_both_tasks_and_is_seldom_told_what_is_right() -> None:
+    toy = merging._Toy(dataclasses.replace(merging.Setup(), right=0.3), None)
+    rows = list(toy.rows(1000, [merging.SUMS, merging.WORDS], 0.3))
+    sums = [row for row in rows if "+" in row["prompt"]]
+    answers = [str(sum(map(int, row["prompt"][:-1].split("+"))))[::-1] for row in sums]
+    right = [row["completion"] == answer for row, answer in zip(sums, answers, strict=True)]
+    assert len(sums) == 500
+    assert 0.25 < np.mean(right) < 0.35
+    assert all(len(row["completion"]) == len(a) for row, a in zip(sums, answers, strict=True))
+    only = list(toy.rows(50, [merging.WORDS]))
+    assert all("+" not in row["prompt"] for row in only)
