@@ -423,8 +423,6 @@ def moe_swiglu(
     x, gate_up, down = promote([x, gate_up, down])
     if weights is not None:
         weights = weights.to(x.dtype)
-    if type(x.data) is not np.ndarray:
-        return _swiglu_reference(x, weights, gate_up, down, places, offs)
     return apply(_moe_swiglu, [x, weights, gate_up, down, places, offs], {})
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.errors import ShapeError
-from minitorch.kernels.reference.activations import swiglu, swiglu_backward
+from minitorch.kernels.reference.parts import part
 from minitorch.kernels.reference.softmax import softmax
 from minitorch.kernels.reference.topk import topk
 from minitorch.kernels.table import register
@@ -107,9 +107,10 @@ def moe_swiglu(
     (experts, width, hidden); offs: (experts,). Returns (tokens, width), and gate and up of all
     rows, (tokens k, 2 hidden), which the backward needs.
     """
-    both = grouped_mm(moe_permute(x, None, places), gate_up.swapaxes(1, 2), offs)
-    rows = grouped_mm(swiglu(*_halves(both)), down.swapaxes(1, 2), offs)
-    return moe_unpermute(rows, weights, places), both
+    mm, permuted = part("grouped_mm", x), part("moe_permute", x)(x, None, places)
+    both = mm(permuted, gate_up.swapaxes(1, 2), offs)
+    rows = mm(part("swiglu", x)(*_halves(both)), down.swapaxes(1, 2), offs)
+    return part("moe_unpermute", x)(rows, weights, places), both
 
 
 @register("moe_swiglu_backward", "numpy")
@@ -130,19 +131,20 @@ def moe_swiglu_backward(
     What stands between both and the sum is computed again; <silu(gate) * up, downᵀ grad> is the
     gradient of a weight, so that the rows of the result are not needed for it.
     """
-    grads = moe_permute(grad, None, places)
-    units, back = swiglu(*_halves(both)), grouped_mm(grads, down, offs)
+    mm, outer = part("grouped_mm", x), part("grouped_outer", x)
+    permute, unpermute = part("moe_permute", x), part("moe_unpermute", x)
+    grads = permute(grad, None, places)
+    units, back = part("swiglu", x)(*_halves(both)), mm(grads, down, offs)
     dweights = (units * back).sum(1)[places] if needs[1] else None
     if weights is not None:
-        by_row = moe_permute(np.ones_like(x[:, :1]), weights, places)
+        by_row = permute(np.ones_like(x[:, :1]), weights, places)
         units, back = by_row * units, by_row * back
-    dboth = np.concatenate(swiglu_backward(back, *_halves(both)), 1)
-    rows = moe_permute(x, None, places)
+    dboth = np.concatenate(part("swiglu_backward", x)(back, *_halves(both)), 1)
     return (
-        moe_unpermute(grouped_mm(dboth, gate_up, offs), None, places) if needs[0] else None,
+        unpermute(mm(dboth, gate_up, offs), None, places) if needs[0] else None,
         dweights,
-        grouped_outer(dboth, rows, offs) if needs[2] else None,
-        grouped_outer(grads, units, offs) if needs[3] else None,
+        outer(dboth, permute(x, None, places), offs) if needs[2] else None,
+        outer(grads, units, offs) if needs[3] else None,
     )
 
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from minitorch.kernels.reference.activations import gelu, gelu_backward
-from minitorch.kernels.reference.embedding import embedding, embedding_backward
+from minitorch.kernels.reference.parts import part
 from minitorch.kernels.table import register
 
 Array = np.ndarray
@@ -18,8 +17,9 @@ def unit_experts(
     i: index[t, j]. x: (tokens, width); weights, index: (tokens, k); down, up: (experts, width).
     Returns (tokens, width), and pre, (tokens, k), which the backward needs.
     """
+    embedding = part("embedding", x)
     pre = (embedding(down, index) @ x[:, :, None])[:, :, 0]
-    units = weights * gelu(pre)
+    units = weights * part("gelu", x)(pre)
     return (units[:, None] @ embedding(up, index))[:, 0], pre
 
 
@@ -36,12 +36,13 @@ def unit_experts_backward(
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """Gradients for x, weights, down and up, None for those not needed."""
-    units, read = gelu(pre), (embedding(up, index) @ grad[:, :, None])[:, :, 0]
-    slopes = gelu_backward(weights * read, pre)
+    embedding, back = part("embedding", x), part("embedding_backward", x)
+    units, read = part("gelu", x)(pre), (embedding(up, index) @ grad[:, :, None])[:, :, 0]
+    slopes = part("gelu_backward", x)(weights * read, pre)
 
     def of_rows(factors: Array, vectors: Array) -> Array:
         rows = factors[:, :, None] * vectors[:, None]
-        return embedding_backward(rows, index, num_embeddings=len(down))
+        return back(rows, index, num_embeddings=len(down))
 
     return (
         (slopes[:, None] @ embedding(down, index))[:, 0] if needs[0] else None,
