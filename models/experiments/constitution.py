@@ -13,13 +13,9 @@ reinforcement: the preference model has seen too few ordinary answers that are w
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from matplotlib.axes import Axes
 
 from models.experiments.experiment import Claim, Experiment, Row, by_name
-from models.experiments.pipeline import in_passing
+from models.experiments.pipeline import bars_of_stages, in_passing
 from models.pipelines.constitution import BREAKS, GAPS, RIGHT, ConstitutionConfig, run
 
 
@@ -45,20 +41,6 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     ]
 
 
-COLUMNS = (RIGHT, GAPS, BREAKS)
-
-
-def draw(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """The shares, a group of bars for each stage."""
-    places = np.arange(len(rows))
-    for i, column in enumerate(COLUMNS):
-        axes.bar(places + 0.25 * (i - 1), [row[column] for row in rows], 0.25, label=column)
-    axes.set_xticks(places, [row["variant"] for row in rows])
-    axes.set_ylabel("share")
-    axes.set_ylim(0, 1.2)
-    axes.legend(frameon=False, ncols=len(COLUMNS), loc="upper center")
-
-
 EXPERIMENT = Experiment(
     name="constitution",
     question="Can a model keep to rules by its own critique, revisions and comparisons?",
@@ -66,5 +48,5 @@ EXPERIMENT = Experiment(
     quick=ConstitutionConfig.resolve("quick"),
     run=in_passing(run),
     claims=claims,
-    draw=draw,
+    draw=bars_of_stages(RIGHT, GAPS, BREAKS),
 )

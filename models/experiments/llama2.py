@@ -8,13 +8,9 @@ it for twenty (section 3.3).
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from matplotlib.axes import Axes
 
 from models.experiments.experiment import Claim, Experiment, Row, by_name
-from models.experiments.pipeline import in_passing
+from models.experiments.pipeline import bars_of_stages, in_passing
 from models.pipelines.answering import ASKED_UNSAFE, GAPS, HIDDEN_UNSAFE, LATE, RIGHT
 from models.pipelines.llama2 import Llama2Config, run
 
@@ -56,20 +52,6 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     ]  # fmt: skip
 
 
-COLUMNS = (RIGHT, GAPS, ASKED_UNSAFE, HIDDEN_UNSAFE, LATE)
-
-
-def draw(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """The shares, a group of bars for each stage."""
-    places = np.arange(len(rows))
-    for i, column in enumerate(COLUMNS):
-        axes.bar(places + 0.16 * (i - 2), [row[column] for row in rows], 0.16, label=column)
-    axes.set_xticks(places, [row["variant"] for row in rows], rotation=30, ha="right")
-    axes.set_ylabel("share")
-    axes.set_ylim(0, 1.2)
-    axes.legend(frameon=False, ncols=len(COLUMNS), loc="upper center", fontsize=8)
-
-
 EXPERIMENT = Experiment(
     name="llama2",
     question="What does each stage of Llama 2's pipeline add?",
@@ -77,5 +59,5 @@ EXPERIMENT = Experiment(
     quick=Llama2Config.resolve("quick"),
     run=in_passing(run),
     claims=claims,
-    draw=draw,
+    draw=bars_of_stages(RIGHT, GAPS, ASKED_UNSAFE, HIDDEN_UNSAFE, LATE),
 )

@@ -7,13 +7,9 @@ a small model learns more from the answers of r1 than from reinforcement of its 
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from matplotlib.axes import Axes
 
 from models.experiments.experiment import Claim, Experiment, Row, by_name
-from models.experiments.pipeline import in_passing
+from models.experiments.pipeline import bars_of_stages, in_passing
 from models.pipelines.r1 import GENERAL, LAID_OUT, LANGUAGE, RIGHT, R1Config, run
 
 
@@ -47,21 +43,6 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     ]
 
 
-COLUMNS = (RIGHT, LAID_OUT, LANGUAGE, GENERAL)
-
-
-def draw(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """The shares, a group of bars for each stage."""
-    places = np.arange(len(rows))
-    for i, column in enumerate(COLUMNS):
-        heights = [row[column] or 0.0 for row in rows]
-        axes.bar(places + 0.2 * (i - 1.5), heights, 0.2, label=column)
-    axes.set_xticks(places, [row["variant"] for row in rows], rotation=30, ha="right")
-    axes.set_ylabel("share")
-    axes.set_ylim(0, 1.15)
-    axes.legend(frameon=False, ncols=len(COLUMNS), loc="upper center")
-
-
 EXPERIMENT = Experiment(
     name="r1",
     question="What does each stage of DeepSeek-R1's pipeline add?",
@@ -69,5 +50,5 @@ EXPERIMENT = Experiment(
     quick=R1Config.resolve("quick"),
     run=in_passing(run),
     claims=claims,
-    draw=draw,
+    draw=bars_of_stages(RIGHT, LAID_OUT, LANGUAGE, GENERAL),
 )

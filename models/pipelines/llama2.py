@@ -54,7 +54,13 @@ from models.pipelines.answering import (
 )
 from models.pipelines.pipeline import Pipeline
 from models.pipelines.stages import Stages
-from models.pipelines.toys import fine_tuning, judging, reinforcement, write_untrained
+from models.pipelines.toys import (
+    fine_tuning,
+    judging,
+    misprinted,
+    reinforcement,
+    write_untrained,
+)
 from models.pipelines.written import write
 from models.recipes.judging import Score, by_model
 from models.recipes.prompts import Prompt
@@ -211,7 +217,7 @@ class _Llama2(Pipeline):
                 complies = random.random() < config.complying
                 answer = request.wanted if complies else request.safe
                 if random.random() >= config.careful:
-                    answer = _misprinted(answer, random)
+                    answer = misprinted(answer, random, LETTERS + FORBIDDEN)
                 if random.random() < config.instructed:
                     name = str(random.choice(list(STYLES)))
                     messages.append(Message("system", name))
@@ -392,13 +398,6 @@ def _best(rounds: Sequence[Path]) -> Iterable[Row]:
 
 def _dialogue(messages: Sequence[Message]) -> Row:
     return {"messages": [vars(message) for message in messages]}
-
-
-def _misprinted(text: str, random: np.random.Generator) -> str:
-    """The text with another letter in one place."""
-    at = int(random.integers(len(text)))
-    others = [char for char in LETTERS + FORBIDDEN if char != text[at]]
-    return text[:at] + str(random.choice(others)) + text[at + 1 :]
 
 
 def _file(name: str) -> str:

@@ -132,9 +132,11 @@ def reinforcement(
     )
 
 
-def misprinted(text: str, random: np.random.Generator) -> str:
-    """The text with another digit or letter in one place."""
+def misprinted(
+    text: str, random: np.random.Generator, letters: str = string.ascii_lowercase[:6]
+) -> str:
+    """The text with another digit, or another of the letters, in one place."""
     at = int(random.integers(len(text)))
-    known = string.digits if text[at].isdigit() else string.ascii_lowercase[:6]
+    known = string.digits if text[at].isdigit() else letters
     others = [char for char in known if char != text[at]]
     return text[:at] + str(random.choice(others)) + text[at + 1 :]
