@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16
+from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import activations as reference
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -17,13 +16,13 @@ Array = np.ndarray
 @register("silu", "cpu", half=(bfloat16,))
 def silu(x: Array) -> Array:
     """The reference's."""
-    return _forward(extension.silu, x) if x.dtype in _DTYPES else reference.silu(x)
+    return _forward(extension.silu, x) if x.dtype in FLOATS else reference.silu(x)
 
 
 @register("silu_backward", "cpu", half=(bfloat16,))
 def silu_backward(grad: Array, x: Array) -> Array:
     """The reference's."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in FLOATS:
         return reference.silu_backward(grad, x)
     return _backward(extension.silu, grad, x)
 
@@ -31,7 +30,7 @@ def silu_backward(grad: Array, x: Array) -> Array:
 @register("gelu", "cpu", half=(bfloat16,))
 def gelu(x: Array, *, approximate: str = "none") -> Array:
     """The reference's."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in FLOATS:
         return reference.gelu(x, approximate=approximate)
     return _forward(extension.gelu_tanh if approximate == "tanh" else extension.gelu, x)
 
@@ -39,7 +38,7 @@ def gelu(x: Array, *, approximate: str = "none") -> Array:
 @register("gelu_backward", "cpu", half=(bfloat16,))
 def gelu_backward(grad: Array, x: Array, *, approximate: str = "none") -> Array:
     """The reference's."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in FLOATS:
         return reference.gelu_backward(grad, x, approximate=approximate)
     return _backward(extension.gelu_tanh if approximate == "tanh" else extension.gelu, grad, x)
 
@@ -73,7 +72,7 @@ def _fit(*arrays: Array) -> bool:
     """Whether these are arrays of one shape and dtype, and one that there is code for."""
     first = arrays[0]
     return (
-        first.dtype in _DTYPES
+        first.dtype in FLOATS
         and first.size > 0
         and first.ndim > 0
         and all(x.shape == first.shape and x.dtype == first.dtype for x in arrays)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels.cpu.arrays import FLOATS, integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import attention as reference
 from minitorch.kernels.reference.attention import (
@@ -19,8 +20,6 @@ from minitorch.kernels.reference.attention import (
     unpack_qkv,
 )
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -112,7 +111,7 @@ def varlen_attention(
     lse = np.empty((1, query.shape[1], query.shape[0]), _compute(query.dtype))
     q, k, v, o = (_one_batch(x) for x in (query, key, value, out))
     extension.attention(
-        *(q, k, v, None, _sinks(sinks, q.dtype), _starts(starts_q), _starts(starts_k), o, lse),
+        *(q, k, v, None, _sinks(sinks, q.dtype), integers(starts_q), integers(starts_k), o, lse),
         *kernel_numbers(q, **options),
     )
     return out, lse[0]
@@ -142,7 +141,7 @@ def varlen_attention_backward(
         dsinks = np.empty((len(starts_q) - 1, *logits.shape), logits.dtype)
     q, k, v, g, o = (_one_batch(x) for x in (query, key, value, grad, out))
     extension.attention_backward(
-        *(q, k, v, None, logits, _starts(starts_q), _starts(starts_k)),
+        *(q, k, v, None, logits, integers(starts_q), integers(starts_k)),
         *(g, o, np.ascontiguousarray(log_normaliser)[None]),
         *(_one_batch(x) for x in (dquery, dkey, dvalue)),
         *(None, dsinks),
@@ -195,7 +194,7 @@ def attention_qkvpacked_backward(
 
 
 def _takes(query: Array, key: Array, value: Array) -> bool:
-    one_dtype = query.dtype in _DTYPES and query.dtype == key.dtype == value.dtype
+    one_dtype = query.dtype in FLOATS and query.dtype == key.dtype == value.dtype
     return one_dtype and query.ndim >= 3 and query.size > 0 and key.size > 0 and value.size > 0
 
 
@@ -228,10 +227,6 @@ def _by_time(shape: tuple[int, ...], dtype: np.dtype) -> Array:
 
 def _compute(dtype: np.dtype) -> np.dtype:
     return float64 if dtype == float64 else float32
-
-
-def _starts(starts: Array) -> Array:
-    return np.ascontiguousarray(starts, np.int64)
 
 
 def _sinks(sinks: Array | None, dtype: np.dtype) -> Array | None:

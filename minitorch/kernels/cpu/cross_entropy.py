@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels.cpu.arrays import FLOATS, integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import cross_entropy as reference
 from minitorch.kernels.reference.cross_entropy import kept_classes
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -40,7 +39,7 @@ def cross_entropy(
     try:
         extension.cross_entropy(
             np.ascontiguousarray(logits),
-            np.ascontiguousarray(target, np.int64),
+            integers(target),
             loss,
             log_normaliser,
             total,
@@ -92,7 +91,7 @@ def cross_entropy_backward(
     extension.cross_entropy_backward(
         np.ascontiguousarray(grad, wide),
         np.ascontiguousarray(logits),
-        np.ascontiguousarray(target, np.int64),
+        integers(target),
         np.ascontiguousarray(log_normaliser, wide),
         out,
         label_smoothing,
@@ -104,7 +103,7 @@ def cross_entropy_backward(
 
 
 def _takes(logits: Array) -> bool:
-    return logits.dtype in _DTYPES and logits.size > 0
+    return logits.dtype in FLOATS and logits.size > 0
 
 
 def _wide(logits: Array) -> Any:

@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16
+from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.philox import words
 from minitorch.kernels.reference import dropout as reference
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -16,7 +15,7 @@ Array = np.ndarray
 @register("dropout", "cpu", half=(bfloat16,))
 def dropout(x: Array, *, p: float, seed: int, offset: int) -> Array:
     """The reference's, to the bit in which elements it keeps."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in FLOATS:
         return reference.dropout(x, p=p, seed=seed, offset=offset)
     x = np.asarray(x, order="C")
     out = np.empty(x.shape, x.dtype)

@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16
+from minitorch.kernels.cpu.arrays import FLOATS, integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import embedding as reference
 from minitorch.kernels.reference.embedding import check_rows
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -16,7 +15,7 @@ Array = np.ndarray
 @register("embedding", "cpu", half=(bfloat16,))
 def embedding(weight: Array, index: Array) -> Array:
     """The reference's."""
-    if weight.dtype not in _DTYPES or not weight.flags.c_contiguous or not index.size:
+    if weight.dtype not in FLOATS or not weight.flags.c_contiguous or not index.size:
         return reference.embedding(weight, index)
     check_rows(index, weight.shape[0])
     out = np.empty((index.size, weight.shape[1]), weight.dtype)
@@ -30,7 +29,7 @@ def embedding_backward(
 ) -> Array:
     """The reference's, rows added in their order; float32 sums for bfloat16."""
     fits = out is None or (out.dtype == grad.dtype and out.flags.c_contiguous)
-    if grad.dtype not in _DTYPES or not grad.size or not fits:
+    if grad.dtype not in FLOATS or not grad.size or not fits:
         return reference.embedding_backward(grad, index, num_embeddings=num_embeddings, out=out)
     check_rows(index, num_embeddings)
     rows = np.ascontiguousarray(grad).reshape(-1, grad.shape[-1])
@@ -42,4 +41,4 @@ def embedding_backward(
 
 
 def _flat(index: Array) -> Array:
-    return np.ascontiguousarray(index, np.int64).reshape(-1)
+    return integers(index).reshape(-1)

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels.cpu.arrays import FLOATS, contiguous, fit, integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import experts as reference
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -45,7 +44,7 @@ def moe_places(indices: Array, *, num_experts: int) -> tuple[Array, Array]:
     """The reference's, by counting."""
     reference.check_experts(indices, num_experts)
     places, offs = np.empty(indices.shape, np.int64), np.empty(num_experts, np.int64)
-    extension.moe_places(_integers(indices), places, offs)
+    extension.moe_places(integers(indices), places, offs)
     return places, offs
 
 
@@ -56,7 +55,7 @@ def routing_weights(logits: Array, indices: Array, **options: Any) -> Array:
         return reference.routing_weights(logits, indices, **options)
     out = np.empty(indices.shape, logits.dtype)
     extension.routing_weights(
-        np.ascontiguousarray(logits), _integers(indices), out, *_numbers(**options)
+        np.ascontiguousarray(logits), integers(indices), out, *_numbers(**options)
     )
     return out
 
@@ -67,7 +66,7 @@ def routing_weights_backward(grad: Array, logits: Array, indices: Array, **optio
     if not _routes(logits) or grad.dtype != logits.dtype:
         return reference.routing_weights_backward(grad, logits, indices, **options)
     dx = np.empty(logits.shape, logits.dtype)
-    arrays = np.ascontiguousarray(grad), np.ascontiguousarray(logits), _integers(indices), dx
+    arrays = np.ascontiguousarray(grad), np.ascontiguousarray(logits), integers(indices), dx
     extension.routing_weights_backward(*arrays, *_numbers(**options))
     return dx
 
@@ -85,20 +84,20 @@ def _numbers(
 @register("grouped_mm", "cpu", half=(bfloat16,))
 def grouped_mm(x: Array, weight: Array, offs: Array) -> Array:
     """The reference's."""
-    if x.dtype not in _DTYPES or weight.dtype != x.dtype:
+    if x.dtype not in FLOATS or weight.dtype != x.dtype:
         return reference.grouped_mm(x, weight, offs)
     out = np.empty((len(x), weight.shape[2]), x.dtype)
-    extension.grouped_mm(x, weight, _integers(offs), out)
+    extension.grouped_mm(x, weight, integers(offs), out)
     return out
 
 
 @register("grouped_outer", "cpu", half=(bfloat16,))
 def grouped_outer(x: Array, grad: Array, offs: Array) -> Array:
     """The reference's."""
-    if x.dtype not in _DTYPES or grad.dtype != x.dtype:
+    if x.dtype not in FLOATS or grad.dtype != x.dtype:
         return reference.grouped_outer(x, grad, offs)
     out = np.empty((len(offs), x.shape[1], grad.shape[1]), x.dtype)
-    extension.grouped_outer(x, grad, _integers(offs), out)
+    extension.grouped_outer(x, grad, integers(offs), out)
     return out
 
 
@@ -107,11 +106,11 @@ def moe_swiglu(
     x: Array, weights: Array | None, gate_up: Array, down: Array, places: Array, offs: Array
 ) -> tuple[Array, Array]:
     """The reference's."""
-    if not _fit(x, weights, gate_up, down):
+    if not fit(x, weights, gate_up, down):
         return reference.moe_swiglu(x, weights, gate_up, down, places, offs)
     both = np.empty((places.size, gate_up.shape[1]), x.dtype)
     rows, out = np.empty((places.size, x.shape[1]), x.dtype), np.empty(x.shape, x.dtype)
-    inputs = *_contiguous(x, weights, gate_up, down), _integers(places), _integers(offs)
+    inputs = *contiguous(x, weights, gate_up, down), integers(places), integers(offs)
     extension.moe_swiglu(*inputs, both, rows, out)
     return out, both
 
@@ -130,7 +129,7 @@ def moe_swiglu_backward(
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """The reference's."""
-    if not _fit(x, weights, gate_up, down) or grad.dtype != x.dtype:
+    if not fit(x, weights, gate_up, down) or grad.dtype != x.dtype:
         return reference.moe_swiglu_backward(
             grad, x, weights, gate_up, down, places, offs, both, needs=needs
         )
@@ -140,22 +139,6 @@ def moe_swiglu_backward(
         np.empty(array.shape, array.dtype) if need and array is not None else None
         for array, need in zip((x, weights, gate_up, down), needs, strict=False)
     ]
-    kept = *_contiguous(grad, x, weights, gate_up, down), _integers(places), _integers(offs), both
+    kept = *contiguous(grad, x, weights, gate_up, down), integers(places), integers(offs), both
     extension.moe_swiglu_backward(*kept, grads, inputs, drows, dboth, units, *results)
     return tuple(results)
-
-
-def _fit(x: Array, *others: Array | None) -> bool:
-    return (
-        x.dtype in _DTYPES
-        and x.size > 0
-        and all(other is None or (other.dtype == x.dtype and other.size > 0) for other in others)
-    )
-
-
-def _contiguous(*arrays: Array | None) -> list[Array | None]:
-    return [None if array is None else np.ascontiguousarray(array) for array in arrays]
-
-
-def _integers(x: Array) -> Array:
-    return np.ascontiguousarray(x, np.int64)

@@ -11,21 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16, float32
 from minitorch.kernels.chunked_head import Device, kernels
+from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.cross_entropy import cross_entropy, cross_entropy_backward
 from minitorch.kernels.cpu.elementwise import cast
 from minitorch.kernels.cpu.matmul import matmul
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
 
 def _takes(x: Array, weight: Array, lower: np.dtype | None) -> bool:
     return (
-        x.dtype in _DTYPES
+        x.dtype in FLOATS
         and weight.dtype == x.dtype
         and (lower is None or (lower == bfloat16 and x.dtype == float32))
     )

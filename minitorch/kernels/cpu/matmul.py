@@ -10,11 +10,11 @@ import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels.cpu.activations import gelu
+from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import matmul as reference
 from minitorch.kernels.table import register
 
-_DTYPES = frozenset({float32, float64, bfloat16})
 _MOST_DIMS = 8
 _ACTIVATIONS = {None: 0.0, "relu": 1.0, "silu": 2.0, "gelu_tanh": 3.0}  # enum Activation
 
@@ -50,7 +50,7 @@ def matmul(
         if done is not None:
             return done
     dtype = a.dtype
-    if dtype not in _DTYPES or b.dtype != dtype or a.ndim > _MOST_DIMS or b.ndim > _MOST_DIMS:
+    if dtype not in FLOATS or b.dtype != dtype or a.ndim > _MOST_DIMS or b.ndim > _MOST_DIMS:
         return reference.matmul(
             a,
             b,
@@ -112,7 +112,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     done = extension.linear_as_it_is(x, weight, bias)
     if done is not None:
         return done
-    if x.dtype not in _DTYPES:
+    if x.dtype not in FLOATS:
         return reference.linear(x, weight, bias)
     rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
     out = np.empty((rows.shape[0], weight.shape[0]), x.dtype)
@@ -125,7 +125,7 @@ def linear_backward(
     grad: Array, x: Array, weight: Array, *, needs: tuple[bool, ...]
 ) -> tuple[Array | None, Array | None, Array | None]:
     """The reference's: two products; the sums of grad's columns come with the second."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in FLOATS:
         return reference.linear_backward(grad, x, weight, needs=needs)
     features, inner = weight.shape
     grad_rows, x_rows = grad.reshape(-1, features), x.reshape(-1, inner)

@@ -6,14 +6,14 @@ the forward was up to a tenth slower.
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16
 from minitorch.kernels.cpu.activations import gelu, gelu_backward, silu, silu_backward
+from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.matmul import linear, linear_backward
 from minitorch.kernels.reference import mlp as reference
 from minitorch.kernels.reference.mlp import activations_of, backward_with
 from minitorch.kernels.table import register
 
-_DTYPES = frozenset({float32, float64, bfloat16})
 _ACTIVATIONS = activations_of(gelu, gelu_backward, silu, silu_backward)
 
 Array = np.ndarray
@@ -30,7 +30,7 @@ def mlp(
     activation: str,
 ) -> tuple[Array, Array]:
     """The reference's."""
-    if x.dtype not in _DTYPES or not x.size:
+    if x.dtype not in FLOATS or not x.size:
         return reference.mlp(x, weight_1, bias_1, weight_2, bias_2, activation=activation)
     pre = linear(x, weight_1, bias_1)
     return linear(_ACTIVATIONS[activation][0](pre), weight_2, bias_2), pre
@@ -48,7 +48,7 @@ def mlp_backward(
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """The reference's."""
-    if x.dtype not in _DTYPES or not x.size:
+    if x.dtype not in FLOATS or not x.size:
         return reference.mlp_backward(
             grad, x, weight_1, weight_2, pre, activation=activation, needs=needs
         )

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import norms as reference
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -164,7 +163,7 @@ def _backward(
 
 
 def _takes(x: Array) -> bool:
-    return x.dtype in _DTYPES and x.size > 0
+    return x.dtype in FLOATS and x.size > 0
 
 
 def _wide(x: Array) -> np.dtype:

@@ -3,11 +3,10 @@
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import rope as reference
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -23,7 +22,7 @@ def rope(
     out: Array | None = None,
 ) -> Array:
     """The reference's; x and out may have any strides but for the features."""
-    if x.dtype not in _DTYPES or x.ndim < 2 or not x.size or not _writable_in_rows(out, x):
+    if x.dtype not in FLOATS or x.ndim < 2 or not x.size or not _writable_in_rows(out, x):
         return reference.rope(x, cos, sin, interleaved=interleaved, inverse=inverse, out=out)
     table = float64 if x.dtype == float64 else float32
     shape = (x.shape[-2], x.shape[-1] // 2)

@@ -4,12 +4,11 @@ from math import prod
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16
+from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import softmax as reference
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -84,7 +83,7 @@ def logsumexp_backward(
 
 
 def _takes(x: Array) -> bool:
-    return x.dtype in _DTYPES and x.ndim > 0 and x.size > 0
+    return x.dtype in FLOATS and x.ndim > 0 and x.size > 0
 
 
 def _blocks(x: Array, dim: int) -> Array:

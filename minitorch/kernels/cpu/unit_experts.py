@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16
+from minitorch.kernels.cpu.arrays import contiguous, fit, integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import unit_experts as reference
 from minitorch.kernels.reference.embedding import check_rows
 from minitorch.kernels.table import register
-
-_DTYPES = frozenset({float32, float64, bfloat16})
 
 Array = np.ndarray
 
@@ -18,11 +17,11 @@ def unit_experts(
     x: Array, weights: Array, down: Array, up: Array, index: Array
 ) -> tuple[Array, Array]:
     """The reference's; rows are read where they lie."""
-    if not _fit(x, weights, down, up) or not index.size:
+    if not fit(x, weights, down, up) or not index.size:
         return reference.unit_experts(x, weights, down, up, index)
     check_rows(index, len(down))
     pre, out = np.empty(index.shape, x.dtype), np.empty(x.shape, x.dtype)
-    extension.unit_experts(*_contiguous(x, weights, down, up), _integers(index), pre, out)
+    extension.unit_experts(*contiguous(x, weights, down, up), integers(index), pre, out)
     return out, pre
 
 
@@ -39,26 +38,13 @@ def unit_experts_backward(
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """The reference's, the rows of a table added up in the order of their tokens."""
-    if not _fit(grad, x, weights, down, up) or not index.size:
+    if not fit(grad, x, weights, down, up) or not index.size:
         return reference.unit_experts_backward(grad, x, weights, down, up, index, pre, needs=needs)
     slopes, units, dweights = (np.empty(index.shape, x.dtype) for _ in range(3))
     dx, ddown, dup = (
         np.empty(array.shape, x.dtype) if need else None
         for array, need in ((x, needs[0]), (down, needs[2]), (up, needs[3]))
     )
-    arrays = *_contiguous(x, weights, down, up), _integers(index), *_contiguous(grad, pre)
+    arrays = *contiguous(x, weights, down, up), integers(index), *contiguous(grad, pre)
     extension.unit_experts_backward(*arrays, slopes, units, dx, dweights, ddown, dup)
     return dx, dweights, ddown, dup
-
-
-def _fit(*arrays: Array) -> bool:
-    dtype = arrays[0].dtype
-    return dtype in _DTYPES and all(x.dtype == dtype and x.size > 0 for x in arrays)
-
-
-def _contiguous(*arrays: Array) -> list[Array]:
-    return [np.ascontiguousarray(array) for array in arrays]
-
-
-def _integers(index: Array) -> Array:
-    return np.ascontiguousarray(index, np.int64)
