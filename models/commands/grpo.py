@@ -13,7 +13,9 @@ from models.environments.rewards import Reward
 from models.environments.tasks import Task
 from models.families import Model, with_tokenizer
 from models.recipes.completions import Completions
-from models.recipes.grpo import Batch, Grpo, GrpoConfig
+from models.recipes.groups import Batch
+from models.recipes.grpo import Grpo
+from models.recipes.grpo_config import GrpoConfig
 from models.recipes.prompts import FileSource, Source, TaskSource, find_task, load_rewards
 from models.recipes.start import check_same_vocabulary, load_base
 from models.rollout_page import (

@@ -47,7 +47,8 @@ from models.pipelines.stages import Stages
 from models.pipelines.toys import fine_tuning, misprinted, steps_of, write_untrained
 from models.pipelines.written import Written, write
 from models.recipes.dpo import DPO, DPOConfig
-from models.recipes.grpo import Grpo, GrpoConfig
+from models.recipes.grpo import Grpo
+from models.recipes.grpo_config import GrpoConfig
 from models.recipes.prompts import Prompt
 from models.recipes.recipe import Recipe
 from models.recipes.start import load_base

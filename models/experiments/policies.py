@@ -23,7 +23,8 @@ from models.environments.rewards import Reward
 from models.environments.tasks import Row, Task
 from models.llama import LlamaConfig
 from models.recipes.data import Example, collate
-from models.recipes.grpo import Grpo, GrpoConfig
+from models.recipes.grpo import Grpo
+from models.recipes.grpo_config import GrpoConfig
 from models.recipes.prompts import TaskSource
 
 Demonstration = Callable[[Row, np.random.Generator], str]

@@ -30,7 +30,7 @@ class Total:
 
 
 class Objective:
-    """Calls give the loss of a piece. config: models.recipes.grpo.GrpoConfig."""
+    """Calls give the loss of a piece. config: models.recipes.grpo_config.GrpoConfig."""
 
     def __init__(self, config: Any, max_tokens: int):
         self.config, self.max_tokens = config, max_tokens

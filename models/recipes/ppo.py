@@ -35,7 +35,9 @@ from minitorch.tensor import Tensor
 from models import checkpoints
 from models.options import option
 from models.recipes.completions import Completions
-from models.recipes.grpo import Batch, Grpo, GrpoConfig
+from models.recipes.groups import Batch
+from models.recipes.grpo import Grpo
+from models.recipes.grpo_config import GrpoConfig
 from models.recipes.judging import Score
 from models.recipes.objective import Total
 from models.recipes.prompts import Prompt

@@ -34,7 +34,8 @@ from models.environments.tasks import Task, addition
 from models.families import from_pretrained
 from models.llama import LlamaConfig
 from models.machine import processor
-from models.recipes.grpo import Grpo, GrpoConfig
+from models.recipes.grpo import Grpo
+from models.recipes.grpo_config import GrpoConfig
 from models.recipes.prompts import TaskSource
 
 

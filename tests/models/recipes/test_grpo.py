@@ -14,7 +14,8 @@ from models.environments.tasks import TASKS, addition
 from models.gpt2 import GPT2Config
 from models.llama import LlamaConfig
 from models.recipes.completions import Completions, log_probs
-from models.recipes.grpo import Grpo, GrpoConfig
+from models.recipes.grpo import Grpo
+from models.recipes.grpo_config import GrpoConfig
 from models.recipes.objective import Objective
 from models.recipes.prompts import TaskSource
 from models.rollouts import begin, extend

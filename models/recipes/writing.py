@@ -1,0 +1,205 @@
+"""What recipes share that learn from what they write: prompts are completed and judged in groups.
+
+o_1 … o_G ~ policy(· | prompt)               G = group_size completions, at the temperature
+r_i = Σ weight · reward(prompt, o_i)         what is added and taken for lengths included
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+import minitorch as mt
+from minitorch import rl
+from minitorch.errors import ConfigError
+from minitorch.random import Generator
+from minitorch.tokenizers import Tokenizer
+from models import lora
+from models.chat import end_id
+from models.environments.rewards import Reward
+from models.environments.tasks import Task
+from models.environments.turns import converse
+from models.families import Model
+from models.recipes.groups import Batch, Group
+from models.recipes.grpo_config import GrpoConfig
+from models.recipes.judging import by_rewards
+from models.recipes.post_training import Adapted, adapters_of
+from models.recipes.prompts import Prompt, Source
+from models.recipes.recipe import Metrics
+from models.rollouts import Rollout, begin, extend
+from models.sampling import Sampler
+
+VALIDATION_NUMBERS = 1 << 64
+"""Rollouts of evaluations are numbered from here on, so that no training draws the same."""
+
+
+class Writing(Adapted):
+    """A recipe that writes: what it samples from, and how completions are judged.
+
+    A subclass defines `update`. source: of prompts. task: where they are of one, for its tool and
+    the length of its answers.
+    """
+
+    best_by: ClassVar[str] = "val_reward"
+    higher_is_better: ClassVar[bool] = True
+    config: GrpoConfig
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        model: Model,
+        tokenizer: Tokenizer,
+        source: Source,
+        rewards: Sequence[tuple[Reward, float]],
+        *,
+        task: Task | None = None,
+    ):
+        self.adapters = adapters_of(config)
+        if self.adapters is not None:
+            lora.attach(model, self.adapters, Generator(config.seed))
+        super().__init__(config, model, tokenizer)
+        self.source, self.rewards, self.task = source, rewards, task
+        self.max_tokens = config.max_tokens or (task.longest_completion if task else 0)
+        if self.max_tokens < 1:
+            raise ConfigError("max_tokens: expected the length of the longest completion; got 0")
+        self.validation = source.validation(config.eval_prompts)
+        self._check_room()
+        self.position = self.written = 0
+
+    def _check_room(self) -> None:
+        context = self.model.config.max_position_embeddings
+        longest = max((len(prompt.ids) for prompt in self.validation), default=0)
+        if longest + self.max_tokens > context:
+            raise ConfigError(
+                f"max_tokens: expected prompts, of up to {longest} tokens, and completions to fit "
+                f"into the model's context of {context}; got {self.max_tokens}"
+            )
+
+    @property
+    def fingerprint(self) -> Any:
+        return self.source.fingerprint
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self.position, "written": self.written}
+
+    def restore(self, saved: Any) -> None:
+        super().restore(saved)
+        self.position, self.written = saved.state["position"], saved.state["written"]
+
+    def sample(self) -> tuple[Batch, Metrics]:
+        """Completions of the next prompts, those of equal rewards replaced as configured.
+
+        The metrics are of what was written first.
+        """
+        count = self.config.prompts
+        batch = self._written(count)
+        metrics = batch.metrics()
+        for _ in range(self.config.dynamic_sampling):
+            if batch.teaching == 1:
+                break
+            batch = batch.mended(self._written(count))
+        return batch, {**metrics, "used_groups": batch.teaching}
+
+    def _written(self, count: int) -> Batch:
+        """Completions of so many prompts, with their rewards."""
+        config, size = self.config, self.config.group_size
+        prompts = self.source.take(self.position, count)
+        begun = begin([prompt.ids for prompt in prompts], size, self.written)
+        self.position += count
+        self.written += len(begun)
+        sampler = Sampler(temperature=config.temperature, top_p=config.top_p)
+        return self._judged(prompts, self.write(begun, sampler))
+
+    def _judged(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Batch:
+        """The completions of prompts, a group of each, with their rewards."""
+        size = self.config.group_size
+        repeated = [prompt for prompt in prompts for _ in range(size)]
+        total, given = self.judge(repeated, rollouts)
+        rewards = total.reshape(-1, size) + self._length_terms(rollouts, given, size)
+        parts = [slice(start, start + size) for start in range(0, len(rollouts), size)]
+        return Batch(
+            [
+                Group(prompt, rollouts[part], earned, {k: v[part] for k, v in given.items()})
+                for prompt, part, earned in zip(prompts, parts, rewards, strict=True)
+            ]
+        )
+
+    def write(self, rollouts: Sequence[Rollout], sampler: Sampler) -> list[Rollout]:
+        """The rollouts with their completions, the tool's answers among them."""
+        if self.task is None or self.task.tool is None:
+            return self.complete(rollouts, sampler, self.max_tokens)
+        with self.precision(), lora.merged(self.model):
+            return converse(
+                self.model,
+                rollouts,
+                self.task.tool,
+                self.tokenizer,
+                call_id=self.tokenizer.encode(self.task.call)[-1],
+                max_calls=self.config.max_calls,
+                max_tokens=self.max_tokens,
+                **self._writing(sampler),
+            )
+
+    def complete(
+        self, rollouts: Sequence[Rollout], sampler: Sampler, max_tokens: int
+    ) -> list[Rollout]:
+        """The rollouts with up to max_tokens more, and no tool."""
+        options = self._writing(sampler)
+        with self.precision(), lora.merged(self.model):
+            return extend(self.model, rollouts, max_tokens=max_tokens, **options)
+
+    def _writing(self, sampler: Sampler) -> dict[str, Any]:
+        return {
+            "stop_ids": {end_id(self.tokenizer)},
+            "sampler": sampler,
+            "seed": self.config.seed,
+            "vocab_size": self.tokenizer.vocab_size,
+            "places": self.config.places,
+        }
+
+    def judge(
+        self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
+    ) -> tuple[np.ndarray, dict[str, list[float | None]]]:
+        """The weighted rewards of completions, and those of each function."""
+        return by_rewards(self.rewards, prompts, rollouts, self.tokenizer)
+
+    def _length_terms(
+        self, rollouts: Sequence[Rollout], given: Mapping[str, Sequence], size: int
+    ) -> np.ndarray:
+        """What lengths add to rewards: (groups, size)."""
+        config = self.config
+        lengths = np.array([float(sum(r.mask)) for r in rollouts]).reshape(-1, size)
+        found = np.zeros(lengths.shape)
+        if config.overlong_margin:
+            limit, margin = self.max_tokens, config.overlong_margin
+            found += rl.overlong_penalty(
+                mt.from_numpy(lengths), max_length=limit, margin=margin
+            ).numpy()
+        if config.length_weight and self.step >= config.length_from:
+            right = np.array([value == 1.0 for value in next(iter(given.values()))])
+            terms = rl.length_reward(mt.from_numpy(lengths), mt.from_numpy(right.reshape(-1, size)))
+            found += config.length_weight * terms.numpy()
+        return found
+
+    def evaluate(self, stop: Callable[[], bool] = lambda: False) -> Metrics | None:
+        """Rewards of validation prompts, sampled and greedy; "greedy" counts the first reward."""
+        if not self.validation:
+            return {}
+        found: Metrics = {}
+        for name, sampler in (
+            ("val", Sampler(temperature=self.config.temperature, top_p=self.config.top_p)),
+            ("greedy", Sampler(temperature=0)),
+        ):
+            if stop():
+                return None
+            begun = begin([prompt.ids for prompt in self.validation], 1, VALIDATION_NUMBERS)
+            rollouts = self.write(begun, sampler)
+            total, given = self.judge(self.validation, rollouts)
+            first = [value for value in next(iter(given.values())) if value is not None]
+            lengths = [sum(rollout.mask) for rollout in rollouts]
+            found |= {
+                f"{name}_reward": float(total.mean()),
+                f"{name}_length": float(np.mean(lengths)),
+            }
+            found |= {name if name == "greedy" else "val_first": float(np.mean(first or [0.0]))}
+        return found
