@@ -22,19 +22,24 @@ class Completions:
     """Rows of one batch.
 
     ids: prompts with their completions, (completions, longest text), padded on the right. starts:
-    the lengths of the prompts. tokens, mask, log_probs: of the completions, what was written,
-    whether by the model, and with which log-probability.
+    the lengths of the prompts. tokens, mask, fresh, log_probs: of the completions, what was
+    written, whether by the model, whether by the model of this step, and with which
+    log-probability.
     """
 
     ids: np.ndarray
     starts: np.ndarray
     tokens: np.ndarray
     mask: np.ndarray
+    fresh: np.ndarray
     log_probs: np.ndarray
 
     @classmethod
-    def of(cls, rollouts: Sequence[Rollout]) -> "Completions":
-        """From what was written; a rollout without a completion has an empty mask."""
+    def of(cls, rollouts: Sequence[Rollout], earlier: Sequence[int] = ()) -> "Completions":
+        """From what was written; a rollout without a completion has an empty mask.
+
+        earlier: how many tokens of each completion earlier steps wrote; none, by default.
+        """
         longest = max(len(rollout.ids) for rollout in rollouts)
         time = max(1, max(len(rollout.completion_ids) for rollout in rollouts))
         ids = np.zeros((len(rollouts), longest), np.int64)
@@ -46,7 +51,9 @@ class Completions:
             tokens[i, :end], mask[i, :end] = rollout.completion_ids, rollout.mask
             log_probs[i, :end] = rollout.log_probs
         starts = np.array([len(rollout.prompt_ids) for rollout in rollouts])
-        return cls(ids, starts, tokens, mask, log_probs)
+        before = np.array(earlier or [0] * len(rollouts))
+        fresh = mask & (np.arange(time) >= before[:, None])
+        return cls(ids, starts, tokens, mask, fresh, log_probs)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -17,11 +17,13 @@ from models.rollouts import Rollout
 class Group:
     """A prompt and its completions.
 
-    rewards: (size,), with all that is added and taken. given: by function, as it came.
+    earlier: how many tokens of each completion earlier steps wrote. rewards: (size,), with all that
+    is added and taken. given: by function, as it came.
     """
 
     prompt: Prompt
     rollouts: Sequence[Rollout]
+    earlier: Sequence[int]
     rewards: np.ndarray
     given: Mapping[str, Sequence[float | None]]
 
@@ -47,6 +49,11 @@ class Batch:
     def rollouts(self) -> list[Rollout]:
         """All completions."""
         return [rollout for group in self.groups for rollout in group.rollouts]
+
+    @cached_property
+    def earlier(self) -> list[int]:
+        """How many tokens of each completion earlier steps wrote."""
+        return [count for group in self.groups for count in group.earlier]
 
     @cached_property
     def rewards(self) -> np.ndarray:

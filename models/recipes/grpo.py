@@ -51,6 +51,7 @@ class Grpo(Writing):
         "length": "length {:.1f}",
         "clip_fraction": "clipped {:.3f}",
         "zero_variance": "equal {:.2f}",
+        "earlier": "earlier {:.2f}",
     }
 
     def __init__(
@@ -75,7 +76,7 @@ class Grpo(Writing):
     def update(self) -> Metrics:
         """Write, judge, and learn; "tokens" are those that were written and learnt from."""
         batch, metrics = self.sample()
-        completions = Completions.of(batch.rollouts)
+        completions = Completions.of(batch.rollouts, batch.earlier)
         reference = self._reference_log_probs(completions)
         old, correction = self._old_log_probs(completions)
         advantages = self._advantages(batch, completions, reference) * correction
@@ -91,6 +92,9 @@ class Grpo(Writing):
         metrics |= {**means, "tokens": float(mask.sum()), "mismatch": learnt[0]["mismatch"]}
         metrics["entropy"] = float(-completions.log_probs[mask].mean()) if mask.any() else 0.0
         metrics["length"] = float(completions.lengths.mean())
+        if self.carried is not None:
+            metrics["earlier"] = 1 - float(completions.fresh.sum() / max(mask.sum(), 1))
+            metrics["open"] = float(len(self.carried))
         if reference is not None:
             log_ratio = (reference - completions.log_probs)[mask].astype(np.float64)
             metrics["kl"] = float((np.expm1(log_ratio) - log_ratio).mean())
@@ -143,11 +147,15 @@ class Grpo(Writing):
         advantages: np.ndarray,
         reference: np.ndarray | None,
     ) -> Metrics:
-        """One optimizer step on some of the completions, a piece at a time."""
+        """One optimizer step on some of the completions, a piece at a time.
+
+        "mismatch" is the furthest that a log-probability is from that of the same policy when it
+        wrote: before the first update, what sampler and training compute differently.
+        """
         config = self.config
         self.model.eval()
         self.optimizer.zero_grad()
-        mask = completions.mask[rows]
+        mask = (completions.mask if config.learn_earlier else completions.fresh)[rows]
         if config.overlong_filter:
             mask = mask & np.array([batch.rollouts[i].finished for i in rows])[:, None]
         total = self.objective.total(mask)
@@ -156,7 +164,7 @@ class Grpo(Writing):
             chosen = rows[piece]
             with self.precision():
                 found = log_probs(self.model, completions.rows(chosen), config.temperature)
-            loss, seen = self.objective(
+            loss, clipped = self.objective(
                 found,
                 old[chosen],
                 advantages[chosen],
@@ -168,8 +176,9 @@ class Grpo(Writing):
             loss = loss + self.besides(found, chosen, mask[piece], total)
             loss.backward()
             metrics["loss"] += loss.item()
-            metrics["clip_fraction"] += seen["clip_fraction"] * len(piece) / len(rows)
-            metrics["mismatch"] = max(metrics["mismatch"], seen["mismatch"])
+            metrics["clip_fraction"] += clipped * len(piece) / len(rows)
+            apart = np.abs((found.detach().numpy() - old[chosen]) * completions.fresh[chosen])
+            metrics["mismatch"] = max(metrics["mismatch"], float(apart.max(initial=0.0)))
         metrics["grad_norm"] = self.descend(metrics["loss"])
         return metrics
 

@@ -68,6 +68,13 @@ class GrpoConfig(AdapterSettings):
     kl_ratio: bool = option(False, "multiply the estimate by p / p_sampled, for its true gradient")
     kl_in_reward: bool = option(False, "take beta k1 from the rewards, not from the loss")
 
+    segment_tokens: int = option(
+        0, "tokens that a completion grows by before a step may go on without it; 0: it ends in "
+        "the step that begins it", at_least=0, fixed=True,
+    )  # fmt: skip
+    learn_earlier: bool = option(
+        True, "with segment_tokens, learn from the tokens of earlier steps too"
+    )
     dynamic_sampling: int = option(
         0, "times that groups of equal rewards are replaced by others", at_least=0
     )
@@ -143,9 +150,25 @@ class GrpoConfig(AdapterSettings):
             )
         if self.dual_clip and self.dual_clip <= 1:
             raise ConfigError(f"dual_clip: expected 0, or more than 1; got {self.dual_clip}")
+        if self.segment_tokens:
+            self._check_segments()
         per_token = self.advantage.startswith("reinforce++")
         if per_token and self.loss in ("gspo", "mirror_descent"):
             raise ConfigError(
                 f"loss: {self.loss} takes one advantage for a completion, and {self.advantage} "
                 "gives each token its own"
+            )
+
+    def _check_segments(self) -> None:
+        """ConfigError for what cannot be learnt from tokens that several policies drew."""
+        if self.top_p < 1 or self.sampler_cap:
+            raise ConfigError(
+                "segment_tokens: expected top_p=1 and sampler_cap=0, as of an earlier policy only "
+                "the probability of a draw is known; got "
+                f"top_p={self.top_p} and sampler_cap={self.sampler_cap}"
+            )
+        if self.loss == "reinforce" and self.learn_earlier:
+            raise ConfigError(
+                "segment_tokens: loss=reinforce has no ratio to the policy that drew a token; set "
+                "learn_earlier=false, or another loss"
             )

@@ -49,12 +49,11 @@ class Objective:
         *,
         rewards: np.ndarray,
         reference: np.ndarray | None,
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The piece's part of the loss, and "clip_fraction" and "mismatch" to look at.
+    ) -> tuple[Tensor, float]:
+        """The piece's part of the loss, and the share of it that is clipped.
 
         log_probs, old, advantages, mask, reference: (completions, time); rewards: (groups,
-        size). mismatch: how far a log-probability is from the old one, which before the first
-        update is what sampler and training compute differently.
+        size).
         """
         config, device = self.config, log_probs.device
         before, gain, counted = (
@@ -65,12 +64,7 @@ class Objective:
             loss = loss + config.beta * self._divergence(
                 log_probs, before, reference, counted, total
             )
-        apart = np.abs((log_probs.detach().numpy() - old) * mask)
-        seen = {
-            "clip_fraction": self._clip_fraction(log_probs, before, gain, counted),
-            "mismatch": float(apart.max(initial=0.0)),
-        }
-        return loss, seen
+        return loss, self._clip_fraction(log_probs, before, gain, counted)
 
     def _clip_fraction(self, log_probs: Tensor, old: Tensor, gain: Tensor, mask: Tensor) -> float:
         """Of tokens, or of completions where these are what is clipped."""

@@ -131,6 +131,7 @@ class Ppo(Grpo):
         "clip_fraction": "clipped {:.3f}",
         "value_loss": "value {:.4f}",
         "explained": "explained {:.2f}",
+        "earlier": "earlier {:.2f}",
     }
     config: PpoConfig
 

@@ -20,6 +20,7 @@ from models.environments.rewards import Reward
 from models.environments.tasks import Task
 from models.environments.turns import converse
 from models.families import Model
+from models.recipes.carried import Carried, Opened
 from models.recipes.groups import Batch, Group
 from models.recipes.grpo_config import GrpoConfig
 from models.recipes.judging import by_rewards
@@ -65,6 +66,7 @@ class Writing(Adapted):
         self.validation = source.validation(config.eval_prompts)
         self._check_room()
         self.position = self.written = 0
+        self.carried = self._carrying()
 
     def _check_room(self) -> None:
         context = self.model.config.max_position_embeddings
@@ -75,16 +77,28 @@ class Writing(Adapted):
                 f"into the model's context of {context}; got {self.max_tokens}"
             )
 
+    def _carrying(self) -> Carried | None:
+        segment = self.config.segment_tokens
+        if segment and self.task is not None and self.task.tool is not None:
+            raise ConfigError(
+                f"segment_tokens: expected 0 where there is a tool, as {self.task.name} has, since "
+                f"a call and its answer are one; got {segment}"
+            )
+        return Carried(segment, self.max_tokens) if segment else None
+
     @property
     def fingerprint(self) -> Any:
         return self.source.fingerprint
 
     def state(self) -> dict[str, Any]:
-        return {"position": self.position, "written": self.written}
+        found = {"position": self.position, "written": self.written}
+        return found if self.carried is None else {**found, "carried": self.carried.state()}
 
     def restore(self, saved: Any) -> None:
         super().restore(saved)
         self.position, self.written = saved.state["position"], saved.state["written"]
+        if self.carried is not None:
+            self.carried.restore(saved.state["carried"], self._prompt)
 
     def sample(self) -> tuple[Batch, Metrics]:
         """Completions of the next prompts, those of equal rewards replaced as configured.
@@ -98,31 +112,47 @@ class Writing(Adapted):
             if batch.teaching == 1:
                 break
             batch = batch.mended(self._written(count))
+        if self.carried is not None:
+            self.carried.settle()
         return batch, {**metrics, "used_groups": batch.teaching}
 
     def _written(self, count: int) -> Batch:
         """Completions of so many prompts, with their rewards."""
-        config, size = self.config, self.config.group_size
-        prompts = self.source.take(self.position, count)
-        begun = begin([prompt.ids for prompt in prompts], size, self.written)
-        self.position += count
-        self.written += len(begun)
-        sampler = Sampler(temperature=config.temperature, top_p=config.top_p)
-        return self._judged(prompts, self.write(begun, sampler))
+        sampler = Sampler(temperature=self.config.temperature, top_p=self.config.top_p)
+        if self.carried is None:
+            opened = self._open(count)
+            rollouts = self.write([r for group in opened for r in group.rollouts], sampler)
+            return self._judged(opened, rollouts)
+        whole = self.carried.take(
+            count, self._open, lambda begun, limits: self.complete(begun, sampler, limits)
+        )
+        return self._judged(whole, [r for group in whole for r in group.rollouts])
 
-    def _judged(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Batch:
-        """The completions of prompts, a group of each, with their rewards."""
+    def _open(self, count: int) -> list[Opened]:
+        """The next prompts, and nothing after them yet."""
+        size, opened = self.config.group_size, []
+        for row in range(self.position, self.position + count):
+            prompt = self._prompt(row)
+            opened.append(Opened(row, prompt, begin([prompt.ids], size, self.written), [0] * size))
+            self.written += size
+        self.position += count
+        return opened
+
+    def _prompt(self, row: int) -> Prompt:
+        return self.source.take(row, 1)[0]
+
+    def _judged(self, opened: Sequence[Opened], rollouts: Sequence[Rollout]) -> Batch:
+        """The groups with what was written and its rewards."""
         size = self.config.group_size
-        repeated = [prompt for prompt in prompts for _ in range(size)]
+        repeated = [group.prompt for group in opened for _ in range(size)]
         total, given = self.judge(repeated, rollouts)
         rewards = total.reshape(-1, size) + self._length_terms(rollouts, given, size)
-        parts = [slice(start, start + size) for start in range(0, len(rollouts), size)]
-        return Batch(
-            [
-                Group(prompt, rollouts[part], earned, {k: v[part] for k, v in given.items()})
-                for prompt, part, earned in zip(prompts, parts, rewards, strict=True)
-            ]
-        )
+        groups = []
+        for i, group in enumerate(opened):
+            part = slice(i * size, (i + 1) * size)
+            said = {name: values[part] for name, values in given.items()}
+            groups.append(Group(group.prompt, rollouts[part], group.earlier, rewards[i], said))
+        return Batch(groups)
 
     def write(self, rollouts: Sequence[Rollout], sampler: Sampler) -> list[Rollout]:
         """The rollouts with their completions, the tool's answers among them."""
@@ -141,9 +171,9 @@ class Writing(Adapted):
             )
 
     def complete(
-        self, rollouts: Sequence[Rollout], sampler: Sampler, max_tokens: int
+        self, rollouts: Sequence[Rollout], sampler: Sampler, max_tokens: int | Sequence[int]
     ) -> list[Rollout]:
-        """The rollouts with up to max_tokens more, and no tool."""
+        """The rollouts with up to max_tokens more, of all or of each, and no tool."""
         options = self._writing(sampler)
         with self.precision(), lora.merged(self.model):
             return extend(self.model, rollouts, max_tokens=max_tokens, **options)

@@ -9,7 +9,6 @@ import pytest
 import minitorch as mt
 from minitorch import rl
 from minitorch.errors import ConfigError
-from minitorch.random import Generator
 from models.environments.tasks import TASKS, addition
 from models.gpt2 import GPT2Config
 from models.llama import LlamaConfig
@@ -20,45 +19,7 @@ from models.recipes.objective import Objective
 from models.recipes.prompts import TaskSource
 from models.rollouts import begin, extend
 from models.sampling import Sampler
-
-SMALL = {"prompts": 4, "group_size": 4, "eval_prompts": 6, "steps": 4, "eval_interval": 2}
-
-
-def build(task, family=LlamaConfig, dtype=np.float32, seed=3):
-    sizes = family.sized(
-        vocab_size=task.tokenizer().vocab_size,
-        layers=1,
-        heads=2,
-        width=16,
-        positions=task.longest_prompt + task.longest_completion + 4,
-        dropout=0.2 if family is GPT2Config else 0.0,
-    )
-    return sizes.build(np.dtype(dtype), Generator(seed))
-
-
-def recipe(preset=None, task=None, family=LlamaConfig, rewards=None, **changes):
-    task = task or addition()
-    config = GrpoConfig.resolve(preset, overrides={**SMALL, **changes})
-    tokenizer = task.tokenizer()
-    source = TaskSource(task, tokenizer, config.seed)
-    return Grpo(
-        config,
-        build(task, family),
-        tokenizer,
-        source,
-        rewards or list(task.rewards),
-        task=task,
-        reference=build(task, family) if config.beta else None,
-    )
-
-
-def evens(prompts, completions, **columns):
-    """A reward that an untrained model often earns: the share of even digits."""
-    return [sum(char in "02468" for char in c) / max(len(c), 1) for c in completions]
-
-
-def weights(model):
-    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+from tests.models.recipes.reinforced import SMALL, build, evens, recipe, weights
 
 
 @pytest.mark.parametrize("family", [LlamaConfig, GPT2Config], ids=["llama", "gpt2"])
@@ -199,9 +160,9 @@ def test_gspo_counts_clipped_completions():
     objective = run.objective
 
     def noted(*arguments, **options):
-        loss, seen = objective(*arguments, **options)
-        shares.append(seen["clip_fraction"] * len(arguments[0]))
-        return loss, seen
+        loss, share = objective(*arguments, **options)
+        shares.append(share * len(arguments[0]))
+        return loss, share
 
     noted.total, run.objective = objective.total, noted
     run.train_step()
