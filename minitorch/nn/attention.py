@@ -8,6 +8,8 @@ Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2. The names c_attn an
 of GPT-2.
 """
 
+from typing import Any
+
 import numpy as np
 
 from minitorch import modes
@@ -45,20 +47,28 @@ class KVCache:
         recorded: they would not reach the positions stored before.
         """
         self.check(key, value)
+        start = self.length
+        keys, values = self.extend(key.shape, key.data)
+        keys.data[:, :, start:], values.data[:, :, start:] = key.data, value.data
+        return keys, values
+
+    def extend(self, shape: tuple[int, ...], like: Any) -> tuple[Tensor, Tensor]:
+        """Make room for (batch, heads, time, head_dim) more, which the caller writes.
+
+        like: an array of the dtype and device. Returns what `append` does, the last rows of which
+        are the new ones.
+        """
         if self.length == 0:
-            shape = (*key.shape[:2], self.capacity, key.shape[3])
-            self._keys = np.empty_like(key.data, shape=shape)
-            self._values = np.empty_like(value.data, shape=shape)
-        start, end = self.length, self.length + key.shape[2]
-        if end > self.capacity or key.shape[:2] != self._keys.shape[:2]:
+            whole = (*shape[:2], self.capacity, shape[3])
+            self._keys, self._values = (np.empty_like(like, shape=whole) for _ in range(2))
+        start, end = self.length, self.length + shape[2]
+        if end > self.capacity or shape[:2] != self._keys.shape[:2]:
             raise ShapeError(
                 f"KVCache: expected {self._keys.shape[:2]} batch and heads, and no more than "
-                f"{self.capacity} positions; got {key.shape} after {start} positions"
+                f"{self.capacity} positions; got {shape} after {start} positions"
             )
-        self._keys[:, :, start:end] = key.data
-        self._values[:, :, start:end] = value.data
         self.length = end
-        return Tensor(self._keys[:, :, :end]), Tensor(self._values[:, :, :end])
+        return wrap(self._keys[:, :, :end]), wrap(self._values[:, :, :end])
 
     def take(self, rows: np.ndarray) -> None:
         """Keep these rows of the batch alone, in this order."""

@@ -15,6 +15,7 @@ from minitorch.ops.attention import (
     varlen_attn,
 )
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
+from minitorch.ops.decoding import decode_block
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
 from minitorch.ops.experts import (
     grouped_mm,
@@ -58,6 +59,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "cross_entropy",
+    "decode_block",
     "dropout",
     "embedding",
     "fused_add_layer_norm",

@@ -399,6 +399,32 @@ static void check_norms(long rows, long columns) {
 }
 
 template <typename T>
+static void check_decoding(long batch, long heads, long dim, long time) {
+    const long width = heads * dim, hidden = 2 * width + 1;
+    Owned<T> x({batch, width}), out({batch, width}), norm({width}), qkv({3 * width, width}, 0.1);
+    Owned<T> qkv_bias({3 * width}), proj({width, width}, 0.1), up({hidden, width}, 0.1);
+    Owned<T> up_bias({hidden}), down({width, hidden}, 0.1), zero({width, hidden}, 0);
+    Owned<T> keys({batch, heads, time, dim}), values({batch, heads, time, dim});
+    const auto decode = [&](const Array& last, const Array& bias) {
+        run("decode_block",
+            {x.array, norm.array, norm.array, qkv.array, qkv_bias.array, proj.array, norm.array,
+             norm.array, kNone, up.array, up_bias.array, last, bias, keys.array, values.array,
+             out.array},
+            {1e-5, 3});
+    };
+    decode(zero.array, kNone);  // leaves x + W_o attention + b_o
+    const std::vector<double> stream = [&] {
+        std::vector<double> found;
+        for (long i = 0; i < batch * width; ++i) found.push_back(out[i]);
+        return found;
+    }();
+    decode(zero.array, norm.array);
+    for (long i = 0; i < batch * width; ++i)
+        close<T>("decode_block", out[i], stream[i] + norm[i % width], 1e-4);
+    decode(down.array, norm.array);
+}
+
+template <typename T>
 static void check_elementwise(long rows, long columns) {
     Owned<T> x({rows, columns}, 3), grad({rows, columns}), out({rows, columns}), other({rows, columns});
     for (const char* name : {"exp", "log", "tanh", "sigmoid", "erf"}) run(name, {x.array, out.array});
@@ -529,6 +555,7 @@ static void check_all() {
     }
     check_packed_attention<T>(5, 9, 16);
     check_packed_attention<T>(70, 130, 24);
+    for (long batch : {1, 3, 9}) check_decoding<T>(batch, 2, 17, 21);
     for (long outer : {1, 7, 300})
         for (long columns : {1, 3, 16, 97})
             for (long inner : {1, 5, 70}) check_softmax<T>(outer, columns, inner);

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch import optim
+from minitorch import debug, nn, optim
 from minitorch.errors import CheckpointError, ConfigError, ShapeError
 from minitorch.io import load_safetensors, save_safetensors
 from models.gpt2 import CONV1D, GPT2, GPT2Config
@@ -35,6 +35,30 @@ def test_cached_in_float32(parts):
     np.testing.assert_allclose(
         np.concatenate(pieces, 1), logits_of(model, ids), rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_token_goes_through_a_block_in_one_call_unless_something_is_replaced():
+    config = GPT2Config.preset("nano", vocab_size=11, n_layer=2)
+
+    def counted(model):
+        cache = model.new_cache()
+        with mt.inference_mode():
+            model(mt.tensor([[1, 2, 3]]), cache=cache)
+            with debug.profile() as profile:
+                logits, _ = model(mt.tensor([[4]]), cache=cache)
+        return sum(event.name == "decode_block" for event in profile.events), logits.numpy()
+
+    model = GPT2(config, generator=mt.Generator(0)).eval()
+    count, logits = counted(model)
+    assert count == 2
+
+    class Replaced(nn.Linear):
+        pass
+
+    model.h[0].mlp.c_fc.__class__ = Replaced
+    count, again = counted(model)
+    assert count == 1
+    np.testing.assert_allclose(again, logits, rtol=1e-4, atol=1e-5)
 
 
 def test_parameter_counts():

@@ -130,6 +130,22 @@ def paged(query, keys, values, sinks, table, lengths, **options):
     return torch.stack(parts)
 
 
+def decode_block(x, *others, eps, activation):
+    """In float32, as ours computes half precision."""
+    half = x.dtype if x.dtype.itemsize == 2 else None
+    wide = [t if t is None else t.float() if half else t for t in (x, *others)]
+    x, norm_1, shift_1, qkv, qkv_bias, proj, proj_bias, norm_2, shift_2, *rest, keys, values = wide
+    batch, heads, _, dim = keys.shape
+    normed = F.layer_norm(x, x.shape[2:], norm_1, shift_1, eps)
+    query, key, value = F.linear(normed, qkv, qkv_bias).view(batch, 3, heads, 1, dim).unbind(1)
+    joined = (torch.cat([c[:, :, :-1], new], 2) for c, new in ((keys, key), (values, value)))
+    mixed = F.scaled_dot_product_attention(query, *joined).transpose(1, 2).flatten(2)
+    y = x + F.linear(mixed, proj, proj_bias)
+    up, up_bias, down, down_bias = rest
+    normed = F.layer_norm(y, y.shape[2:], norm_2, shift_2, eps)
+    return (y + mlp(normed, up, up_bias, down, down_bias, activation)).to(half or y.dtype)
+
+
 def cross_entropy(logits, target, ignore_index, label_smoothing, z_loss, reduction):
     """torch has no z-loss."""
     kept = target != ignore_index
@@ -269,6 +285,7 @@ PEERS = {
     "attention_qkvpacked": packed,
     "varlen_attention": varlen,
     "paged_attention": paged,
+    "decode_block": decode_block,
     "dropout": lambda x, p, seed, offset: x * kept(x.shape, p, seed, offset) / (1 - p),
     "getitem": getitem,
     "setitem": setitem,

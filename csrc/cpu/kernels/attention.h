@@ -273,8 +273,15 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     }
 }
 
+// Asks for a row that will be read soon.
+template <typename T>
+void fetch_ahead(const T* row, long width) {
+    for (long d = 0; d < width; d += 64 / static_cast<long>(sizeof(T))) __builtin_prefetch(row + d);
+}
+
 // One query past all keys, which are read where they are: decoding, where nothing is read twice and
-// memory decides.
+// memory decides. A head's keys are too few for the processor to find out in time what comes next, so
+// it is told: the keys of the next turn, and the values, of which it has not yet seen any.
 template <typename T>
 void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<const T> k,
                   Head<const T> v, T* out, Compute<T>* lse) {
@@ -292,6 +299,8 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
         Vector<C> products[lanes] = {};
         for (long i = 0; i < lanes && key + i < end; ++i) {
             const T* row = k.at(key + i, 0);
+            if (key + lanes + i < end) fetch_ahead(k.at(key + lanes + i, 0), s.dim);
+            fetch_ahead(v.at(key + i, 0), s.value_dim);
             long d = 0;
             for (; d + lanes <= s.dim; d += lanes) products[i] += load(scaled + d) * load(row + d);
             if (d < s.dim) products[i] += load(scaled + d) * load_part(row + d, s.dim - d, C(0));

@@ -16,9 +16,15 @@ static void forward(const Array* arrays, const double* numbers) {
     by_dtype(x, kBadDtype, [&](auto kind) {
         using T = decltype(kind);
         using C = Compute<T>;
-        norm<T, centred>(x.as<T>(), residual.as<T>(), arrays[2].as<C>(), arrays[3].as<C>(),
-                         out.as<T>(), sum.as<T>(), arrays[6].as<C>(), arrays[7].as<C>(), rows,
-                         columns, C(numbers[0]));
+        const auto run = [&]<typename W>(const W* weight, const W* bias) {
+            norm<T, centred>(x.as<T>(), residual.as<T>(), weight, bias, out.as<T>(), sum.as<T>(),
+                             arrays[6].as<C>(), arrays[7].as<C>(), rows, columns, C(numbers[0]));
+        };
+        const Array &weight = arrays[2], &bias = arrays[3];
+        const bool as_x = weight ? weight.dtype == x.dtype : bias && bias.dtype == x.dtype;
+        require(!weight || !bias || weight.dtype == bias.dtype, "norm: weight and bias differ");
+        as_x ? run(weight.as<const T>(), bias.as<const T>())
+             : run(weight.as<const C>(), bias.as<const C>());
     });
 }
 
@@ -39,7 +45,7 @@ static void backward(const Array* arrays) {
 }
 
 // x (rows, columns), residual or None, weight, bias or None, out, sum or None, mean (rows,) or None,
-// rstd (rows,); eps. Weights and statistics are of the compute type.
+// rstd (rows,); eps. Weights are of x's type or of the compute type, statistics of the latter.
 KERNEL(layer_norm) {
     forward<true>(arrays, numbers);
 }

@@ -51,9 +51,9 @@ void statistics(const T* x, long columns, Compute<T> eps, Compute<T>& mean, Comp
 
 // x, out (rows, columns); weight, bias (columns,) or null; means, rstds (rows,), means unused if
 // not centred. With a residual, x + residual is normalised instead of x, and written to sum.
-template <typename T, bool centred>
-void norm(const T* x, const T* residual, const Compute<T>* weight, const Compute<T>* bias, T* out,
-          T* sum, Compute<T>* means, Compute<T>* rstds, long rows, long columns, Compute<T> eps) {
+template <typename T, bool centred, typename W>
+void norm(const T* x, const T* residual, const W* weight, const W* bias, T* out, T* sum,
+          Compute<T>* means, Compute<T>* rstds, long rows, long columns, Compute<T> eps) {
     using C = Compute<T>;
     parallel_ranges(rows, rows_per_piece(columns), [=](long begin, long end) {
         for (long row = begin; row < end; ++row) {

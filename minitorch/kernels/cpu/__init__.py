@@ -11,6 +11,7 @@ if extension:
     from minitorch.kernels.cpu import activations as activations
     from minitorch.kernels.cpu import attention as attention
     from minitorch.kernels.cpu import cross_entropy as cross_entropy
+    from minitorch.kernels.cpu import decoding as decoding
     from minitorch.kernels.cpu import dropout as dropout
     from minitorch.kernels.cpu import elementwise as elementwise
     from minitorch.kernels.cpu import embedding as embedding

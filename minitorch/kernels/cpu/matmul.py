@@ -16,7 +16,7 @@ from minitorch.kernels.reference import matmul as reference
 from minitorch.kernels.table import register
 
 _MOST_DIMS = 8
-_ACTIVATIONS = {None: 0.0, "relu": 1.0, "silu": 2.0, "gelu_tanh": 3.0}  # enum Activation
+ACTIVATIONS = {None: 0.0, "relu": 1.0, "silu": 2.0, "gelu_tanh": 3.0}  # enum Activation
 
 Array = np.ndarray
 
@@ -83,7 +83,7 @@ def matmul(
                     result += term
             out[...] = result
             return out
-        if activation not in _ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise ValueError(f"matmul: expected {reference.ACTIVATIONS}; got {activation!r}")
         if pre is not None and (pre.shape != shape or pre.dtype != out.dtype):
             raise ValueError(
@@ -97,7 +97,7 @@ def matmul(
     if residual is not None:
         residual = np.ascontiguousarray(np.broadcast_to(residual, shape), out.dtype)
     extension.matmul(
-        a, b, out, bias, residual, None, pre, alpha, accumulate, _ACTIVATIONS[activation]
+        a, b, out, bias, residual, None, pre, alpha, accumulate, ACTIVATIONS[activation]
     )
     return out
 

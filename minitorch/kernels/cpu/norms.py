@@ -130,7 +130,9 @@ def _forward(
     other = None if residual is None else _rows(residual, ndim)
     out, sum = np.empty_like(rows), None if residual is None else np.empty_like(rows)
     mean, rstd = np.empty(leading, wide) if centred else None, np.empty(leading, wide)
-    kernel(rows, other, _flat(weight, wide), _flat(bias, wide), out, sum, mean, rstd, eps)
+    as_x = all(p is None or p.dtype == x.dtype for p in (weight, bias))
+    weight, bias = (_flat(p, x.dtype if as_x else wide) for p in (weight, bias))
+    kernel(rows, other, weight, bias, out, sum, mean, rstd, eps)
     return out.reshape(x.shape), None if sum is None else sum.reshape(x.shape), mean, rstd
 
 

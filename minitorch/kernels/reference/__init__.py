@@ -10,6 +10,7 @@ from minitorch.kernels.reference import activations as activations
 from minitorch.kernels.reference import attention as attention
 from minitorch.kernels.reference import collectives as collectives
 from minitorch.kernels.reference import cross_entropy as cross_entropy
+from minitorch.kernels.reference import decoding as decoding
 from minitorch.kernels.reference import dropout as dropout
 from minitorch.kernels.reference import elementwise as elementwise
 from minitorch.kernels.reference import embedding as embedding

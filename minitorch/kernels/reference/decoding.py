@@ -1,0 +1,50 @@
+"""The reference of a block of a GPT that takes in one new token of each sequence."""
+
+from typing import Any
+
+import numpy as np
+
+from minitorch.backend import bfloat16, float16, float32
+from minitorch.kernels.reference.attention import (
+    join_heads,
+    scaled_dot_product_attention,
+    unpack_qkv,
+)
+from minitorch.kernels.reference.matmul import linear
+from minitorch.kernels.reference.mlp import mlp
+from minitorch.kernels.reference.norms import layer_norm
+from minitorch.kernels.table import register
+
+Array = np.ndarray
+
+HALF = (bfloat16, float16)
+
+
+@register("decode_block", "numpy", half=HALF)
+def decode_block(x: Array, *others: Array | None, eps: float, activation: str) -> Array:
+    """y + W_2 f(W_1 norm(y) + b_1) + b_2, where y = x + W_o attention(norm(x)) + b_o.
+
+    x: (batch, 1, width). others: weight and bias of the first norm, (width,) both; of the
+    projection to queries, keys and values, (3 width, width), and of that of the heads; of the
+    second norm; of the layers of the feed-forward part, (hidden, width) and (width, hidden); any
+    bias may be None. Then keys and values, (batch, heads, time, head_dim), whose last rows are
+    written: those of the new token. Half precision is computed in float32. Returns the shape of x.
+    """
+    *parameters, keys, values = others
+    x_wide, *wide = (_wide(array) for array in (x, *parameters))
+    norm_1, shift_1, qkv, qkv_bias, proj, proj_bias, norm_2, shift_2, *feed_forward = wide
+    assert keys is not None
+    assert values is not None
+    normed, _, _ = layer_norm(x_wide, norm_1, shift_1, eps=eps)
+    heads = keys.shape[1]
+    query, key, value = unpack_qkv(linear(normed, qkv, qkv_bias), heads, heads)
+    keys[:, :, -1:], values[:, :, -1:] = key, value
+    mixed, _ = scaled_dot_product_attention(query, _wide(keys), _wide(values))
+    y = x_wide + linear(join_heads(mixed), proj, proj_bias)
+    normed, _, _ = layer_norm(y, norm_2, shift_2, eps=eps)
+    out, _ = mlp(normed, *feed_forward, activation=activation)
+    return (y + out).astype(x.dtype, copy=False)
+
+
+def _wide(x: Array | None) -> Any:
+    return x.astype(float32) if x is not None and x.dtype in HALF else x

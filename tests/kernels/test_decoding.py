@@ -1,0 +1,93 @@
+"""A block of a GPT for one new token, against the operations that it is made of."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import minitorch as mt
+from minitorch.errors import ConfigError, ShapeError
+from minitorch.nn import functional as F
+from minitorch.ops.decoding import Affine
+
+FIXTURES = settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+DTYPES = [np.dtype(np.float32), np.dtype(np.float64), mt.bfloat16]
+
+
+def arrays(batch, heads, dim, time, hidden, dtype, biased, seed=0):
+    """x, the parameters, keys and values, in the order of the kernel's."""
+    rng = np.random.default_rng([seed, batch, heads, dim, time, hidden])
+    width = heads * dim
+    found = [rng.standard_normal((batch, 1, width))]
+    weights = (width,), (3 * width, width), (width, width), (width,), (hidden, width)
+    for shape in (*weights, (width, hidden)):
+        found.append(rng.standard_normal(shape) / np.sqrt(shape[-1] if len(shape) > 1 else 1))
+        found.append(rng.standard_normal(shape[0]) if biased else None)
+    room = rng.standard_normal((2, batch, heads, time + 2, dim))  # a view, as a cache gives it
+    rounded = [x if x is None else x.astype(dtype) for x in found]
+    return [*rounded, *(x[:, :, 1 : time + 1] for x in room.astype(dtype))]
+
+
+@FIXTURES
+@given(
+    batch=st.sampled_from([1, 2, 9]),
+    heads=st.integers(1, 3),
+    dim=st.sampled_from([1, 5, 16, 33]),
+    time=st.sampled_from([1, 2, 17, 40]),
+    hidden=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    biased=st.booleans(),
+    activation=st.sampled_from(["relu", "silu", "gelu", "gelu_tanh"]),
+)
+def test_decode_block(hold, batch, heads, dim, time, hidden, dtype, biased, activation):
+    given = arrays(batch, heads, dim, time, hidden, dtype, biased)
+    hold("decode_block", *given, eps=1e-3, activation=activation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_is_the_composition_and_fills_the_cache(instruction_set, dtype):
+    given = arrays(2, 3, 4, 6, 20, dtype, True)
+    before = [x.copy() for x in given[-2:]]
+    x, *parameters, keys, values = map(mt.tensor, (x.astype(np.float64) for x in given))
+    norm_1, shift_1, qkv, qkv_bias, proj, proj_bias, norm_2, shift_2, *layers = parameters
+    normed = F.layer_norm(x, (12,), norm_1, shift_1, 1e-5)
+    query, key, value = F.linear(normed, qkv, qkv_bias).reshape(2, 3, 3, 1, 4).unbind(1)
+    keys, values = (mt.cat([c[:, :, :-1], n], 2) for c, n in ((keys, key), (values, value)))
+    mixed = F.scaled_dot_product_attention(query, keys, values)
+    y = x + F.linear(mixed.transpose(1, 2).reshape(2, 1, 12), proj, proj_bias)
+    normed = F.layer_norm(y, (12,), norm_2, shift_2, 1e-5)
+    expected = y + F.mlp(normed, layers[0], layers[2], layers[1], layers[3], "gelu_tanh")
+
+    out = run(given)
+    bound = {4: 1e-5, 8: 1e-12, 2: 5e-2}[dtype.itemsize]
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out.numpy().astype(np.float64), expected.numpy(), atol=bound)
+    for held, old, new in zip(given[-2:], before, (key, value), strict=True):
+        np.testing.assert_array_equal(held[:, :, :-1], old[:, :, :-1])
+        found = held[:, :, -1:].astype(np.float64)
+        np.testing.assert_allclose(found, new.numpy(), atol=bound)
+
+
+def run(given, **options):
+    x, *others, keys, values = (None if a is None else mt.from_numpy(a) for a in given)
+    pairs = [Affine(*others[i : i + 2]) for i in range(0, 12, 2)]
+    norms, attention = (pairs[0], pairs[3]), (pairs[1], pairs[2])
+    return F.decode_block(x, norms, attention, (pairs[4], pairs[5]), keys, values, **options)
+
+
+def test_float16_fills_the_cache():
+    given = arrays(1, 2, 3, 4, 5, np.dtype(np.float16), True)
+    given[-1][:, :, -1], given[-2][:, :, -1] = np.nan, np.nan
+    assert np.isfinite(run(given).numpy()).all()
+    assert np.isfinite(given[-1]).all()
+
+
+def test_what_does_not_fit():
+    given = arrays(2, 3, 4, 6, 20, np.dtype(np.float32), True)
+    with pytest.raises(ConfigError, match="among relu, silu, gelu, gelu_tanh; got 'tanh'"):
+        run(given, activation="tanh")
+    for place, changed in [(0, given[0][:, [0, 0]]), (3, given[5]), (14, given[14][:, :2])]:
+        with pytest.raises(ShapeError, match=r"decode_block: expected x \(batch, 1, width\)"):
+            run([changed if i == place else x for i, x in enumerate(given)])
