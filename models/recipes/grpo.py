@@ -52,6 +52,8 @@ class Grpo(Writing):
         "clip_fraction": "clipped {:.3f}",
         "zero_variance": "equal {:.2f}",
         "earlier": "earlier {:.2f}",
+        "success": "success {:.2f}",
+        "admitted": "admitted {:.2f}",
     }
 
     def __init__(

@@ -68,6 +68,21 @@ class GrpoConfig(AdapterSettings):
     kl_ratio: bool = option(False, "multiply the estimate by p / p_sampled, for its true gradient")
     kl_in_reward: bool = option(False, "take beta k1 from the rewards, not from the loss")
 
+    priority: bool = option(
+        False, "draw prompts in proportion to how often they are failed", fixed=True
+    )
+    success_memory: float = option(
+        0.5, "share of a prompt's old success rate in the new one", at_least=0, below=1
+    )
+    curriculum: str = option(
+        "", "column that says how hard a prompt is: the easiest come first", fixed=True
+    )
+    curriculum_steps: int = option(100, "steps until the hardest prompts may come", at_least=1)
+    problems: int = option(
+        0, "prompts of a task that priority and curriculum choose from; of a file it is all",
+        at_least=0, fixed=True,
+    )  # fmt: skip
+
     segment_tokens: int = option(
         0, "tokens that a completion grows by before a step may go on without it; 0: it ends in "
         "the step that begins it", at_least=0, fixed=True,

@@ -132,6 +132,8 @@ class Ppo(Grpo):
         "value_loss": "value {:.4f}",
         "explained": "explained {:.2f}",
         "earlier": "earlier {:.2f}",
+        "success": "success {:.2f}",
+        "admitted": "admitted {:.2f}",
     }
     config: PpoConfig
 
@@ -178,7 +180,7 @@ class Ppo(Grpo):
             total, given = super().judge(prompts, rollouts)
         if self.score is not None:
             scores = self.score(prompts, rollouts)
-            total, given = total + scores, {"reward_model": scores.tolist(), **given}
+            total, given = total + scores, {**given, "reward_model": scores.tolist()}
         cut = np.array([not rollout.finished for rollout in rollouts])
         return total - self.config.end_penalty * cut, given
 

@@ -71,8 +71,9 @@ class TaskSource:
 class FileSource:
     """The rows of a JSONL file, a share of them for validation. All have the same keys.
 
-    longest: the most tokens of a prompt, so that the completion has room. Raises DataError, naming
-    the row, for a longer one, and for keys that differ.
+    longest: the most tokens of a prompt, so that the completion has room. Its length is the number
+    of rows to learn from. Raises DataError, naming the row, for a longer prompt, and for keys that
+    differ.
     """
 
     def __init__(
@@ -93,6 +94,9 @@ class FileSource:
             [_from_row(row, tokenizer, longest) for row in part]
             for part in split_rows(rows, val_fraction, seed)
         )
+
+    def __len__(self) -> int:
+        return len(self._training)
 
     def take(self, position: int, count: int) -> list[Prompt]:
         return [self._at(number) for number in range(position, position + count)]

@@ -14,7 +14,7 @@ from minitorch import rl
 from minitorch.errors import ConfigError
 from minitorch.random import Generator
 from minitorch.tokenizers import Tokenizer
-from models import lora
+from models import checkpoints, lora
 from models.chat import end_id
 from models.environments.rewards import Reward
 from models.environments.tasks import Task
@@ -25,7 +25,8 @@ from models.recipes.groups import Batch, Group
 from models.recipes.grpo_config import GrpoConfig
 from models.recipes.judging import by_rewards
 from models.recipes.post_training import Adapted, adapters_of
-from models.recipes.prompts import Prompt, Source
+from models.recipes.problems import Problems
+from models.recipes.prompts import FileSource, Prompt, Source
 from models.recipes.recipe import Metrics
 from models.rollouts import Rollout, begin, extend
 from models.sampling import Sampler
@@ -67,6 +68,7 @@ class Writing(Adapted):
         self._check_room()
         self.position = self.written = 0
         self.carried = self._carrying()
+        self.problems = self._choosing()
 
     def _check_room(self) -> None:
         context = self.model.config.max_position_embeddings
@@ -86,6 +88,30 @@ class Writing(Adapted):
             )
         return Carried(segment, self.max_tokens) if segment else None
 
+    def _choosing(self) -> Problems | None:
+        config, source = self.config, self.source
+        if not (config.priority or config.curriculum):
+            return None
+        count = len(source) if isinstance(source, FileSource) else config.problems
+        if not count:
+            raise ConfigError(
+                "problems: expected how many prompts of the task there are to choose from, as "
+                "nothing is to be known of one that never comes again; got 0"
+            )
+        if config.priority and not self.rewards:
+            raise ConfigError(
+                "priority: expected a reward function that is 1 where a completion is right; got "
+                "none. Give one by --reward"
+            )
+        return Problems(
+            source.take(0, count),
+            config.seed,
+            priority=config.priority,
+            memory=config.success_memory,
+            curriculum=config.curriculum,
+            pace=config.curriculum_steps,
+        )
+
     @property
     def fingerprint(self) -> Any:
         return self.source.fingerprint
@@ -94,9 +120,17 @@ class Writing(Adapted):
         found = {"position": self.position, "written": self.written}
         return found if self.carried is None else {**found, "carried": self.carried.state()}
 
-    def restore(self, saved: Any) -> None:
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = super().arrays()
+        if self.problems is None:
+            return found
+        return found | checkpoints.named({"problems": {"rates": self.problems.rates}})
+
+    def restore(self, saved: checkpoints.Checkpoint) -> None:
         super().restore(saved)
         self.position, self.written = saved.state["position"], saved.state["written"]
+        if self.problems is not None:
+            self.problems.rates = saved.part("problems")["rates"].copy()
         if self.carried is not None:
             self.carried.restore(saved.state["carried"], self._prompt)
 
@@ -114,6 +148,8 @@ class Writing(Adapted):
             batch = batch.mended(self._written(count))
         if self.carried is not None:
             self.carried.settle()
+        if self.problems is not None:
+            metrics |= self.problems.metrics(self.step)
         return batch, {**metrics, "used_groups": batch.teaching}
 
     def _written(self, count: int) -> Batch:
@@ -131,15 +167,20 @@ class Writing(Adapted):
     def _open(self, count: int) -> list[Opened]:
         """The next prompts, and nothing after them yet."""
         size, opened = self.config.group_size, []
-        for row in range(self.position, self.position + count):
+        for row in self._rows(count):
             prompt = self._prompt(row)
             opened.append(Opened(row, prompt, begin([prompt.ids], size, self.written), [0] * size))
             self.written += size
         self.position += count
         return opened
 
+    def _rows(self, count: int) -> Sequence[int]:
+        if self.problems is None:
+            return range(self.position, self.position + count)
+        return self.problems.choose(count, self.step, self.position)
+
     def _prompt(self, row: int) -> Prompt:
-        return self.source.take(row, 1)[0]
+        return self.source.take(row, 1)[0] if self.problems is None else self.problems.prompts[row]
 
     def _judged(self, opened: Sequence[Opened], rollouts: Sequence[Rollout]) -> Batch:
         """The groups with what was written and its rewards."""
@@ -152,6 +193,8 @@ class Writing(Adapted):
             part = slice(i * size, (i + 1) * size)
             said = {name: values[part] for name, values in given.items()}
             groups.append(Group(group.prompt, rollouts[part], group.earlier, rewards[i], said))
+            if self.problems is not None:
+                self.problems.judged(group.row, float(np.mean(_right(said))))
         return Batch(groups)
 
     def write(self, rollouts: Sequence[Rollout], sampler: Sampler) -> list[Rollout]:
@@ -206,8 +249,8 @@ class Writing(Adapted):
                 mt.from_numpy(lengths), max_length=limit, margin=margin
             ).numpy()
         if config.length_weight and self.step >= config.length_from:
-            right = np.array([value == 1.0 for value in next(iter(given.values()))])
-            terms = rl.length_reward(mt.from_numpy(lengths), mt.from_numpy(right.reshape(-1, size)))
+            right = _right(given).reshape(-1, size)
+            terms = rl.length_reward(mt.from_numpy(lengths), mt.from_numpy(right))
             found += config.length_weight * terms.numpy()
         return found
 
@@ -233,3 +276,8 @@ class Writing(Adapted):
             }
             found |= {name if name == "greedy" else "val_first": float(np.mean(first or [0.0]))}
         return found
+
+
+def _right(given: Mapping[str, Sequence[float | None]]) -> np.ndarray:
+    """Which completions the first function gave 1."""
+    return np.array([value == 1.0 for value in next(iter(given.values()))])
