@@ -44,6 +44,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ["-DMT_VECTOR_BYTES=64", *AVX512],
         "avx512_bf16": ["-DMT_VECTOR_BYTES=64", *AVX512, "-mavx512bf16"],
     }
+PAIRED = {"attention", "experts", "matmul"}
+"""The kernels with products in them: to all others avx512_bf16 adds nothing."""
 EMULATED = ["-x", "c++", "-O1", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi"]
 CHECKED = ["-g", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]
 """Flags for a kernel's file under the emulator, and for its check build."""
@@ -154,9 +156,8 @@ def write_ninja_file(path, compiler, nvcc):
         write_module(ninja, "_cpu", cpu_units(includes))
         emulator = [(source, "simt", []) for source in sorted(EMULATOR.glob("*.cpp"))]
         for name, extra in (("_simt", []), ("_simt_checked", CHECKED)):
-            units = [
-                (CUDA / "module.cpp", name, [f"-DMT_MODULE={name}", "-DMT_EMULATED", *includes])
-            ]
+            bound = ["-O1", f"-DMT_MODULE={name}", "-DMT_EMULATED", *includes]
+            units = [(CUDA / "module.cpp", name, bound)]
             units += [(source, name, [*EMULATED, *extra]) for source in sorted(CUDA.glob("*.cu"))]
             write_module(ninja, name, [*emulator, *units], libraries="-ldl")
         if nvcc:
@@ -164,11 +165,14 @@ def write_ninja_file(path, compiler, nvcc):
 
 
 def cpu_units(includes):
-    """Source, folder of the object, flags: what is in kernels/ once for every instruction set."""
+    """Source, folder of the object, flags: kernels/ once for every instruction set that it uses."""
     units = [(source, "cpu", includes) for source in sorted(SOURCES.glob("*.cpp"))]
     for name, extra in INSTRUCTION_SETS.items():
         selected = [f"-DMT_INSTRUCTION_SET={name}", *extra]
-        units += [(source, name, selected) for source in sorted(KERNELS.glob("*.cpp"))]
+        sources = sorted(KERNELS.glob("*.cpp"))
+        if name == "avx512_bf16":
+            sources = [source for source in sources if source.stem in PAIRED]
+        units += [(source, name, selected) for source in sources]
     return units
 
 

@@ -6,8 +6,8 @@
 // many. Arrays are taken as they are, with their strides, nothing is copied or converted; a kernel
 // writes into arrays that Python allocated. Calls release the interpreter lock.
 //
-// For every kernel the table holds one function per instruction set. All are compiled, and one set
-// is in use at a time.
+// For every kernel the table holds one function per instruction set, and one set is in use at a time.
+// A set that adds nothing to a kernel is not compiled for it: the next set's function serves.
 
 #define MT_IMPORTS_NUMPY
 #include "python.h"
@@ -181,6 +181,8 @@ PyObject* call_kernel(PyObject* capsule, PyObject* const* arguments, Py_ssize_t 
 
 void bind_kernels(py::module_& module) {
     for (auto& [name, kernel] : table()) {
+        for (int i = kCount - 1; i-- > 0;)
+            if (!kernel.by_set[i]) kernel.by_set[i] = kernel.by_set[i + 1];
         auto* method = new PyMethodDef{  // lives as long as the module, that is, the process
             name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_kernel)),
             METH_FASTCALL, nullptr};
