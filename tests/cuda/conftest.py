@@ -20,40 +20,47 @@ ORDERS = {"forward": ("forward", 0), "reversed": ("reversed", 0), "random": ("ra
 """In which order the emulator's threads run."""
 
 
-@pytest.fixture(params=[*ORDERS, "cuda"])
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+"""The device on a GPU: `pytest -m gpu` runs what needs no emulator."""
+
+
+@pytest.fixture(params=[*ORDERS, CUDA])
 def hold(request):
-    """hold(name, *arrays, **options): a kernel held against its reference.
+    """hold(name, *arrays, **options): a kernel `held` against its reference.
 
     In the check build, in three orders; and on the device "cuda".
-
-    The reference computes in float64 what the kernel is given in any dtype; `like` (of the first
-    array unless given) is the dtype whose bound counts. Returns what the kernel did.
     """
     if not is_available("simt"):
         pytest.skip("minitorch._simt was not built: no C++20 compiler at installation")
-
-    device = "cuda" if request.param == "cuda" else "simt"
-    if device == "cuda" and not is_usable("cuda"):
+    if request.param != "cuda":
+        return partial(held, device="simt", watch=partial(checked, *ORDERS[request.param]))
+    if not is_usable("cuda"):
         request.getfixturevalue("stand_in")
-    watch = nullcontext if device == "cuda" else partial(checked, *ORDERS[request.param])
+    return partial(held, device="cuda")
 
-    def run(name, *arrays, like=None, **options):
-        like = like or next(x.dtype for x in arrays if hasattr(x, "dtype"))
-        given = [placed(x, device) for x in arrays]
-        settings = {key: placed(x, device) for key, x in options.items()}
-        with np.errstate(all="ignore"), watch():
-            results = flat(kernels.lookup(name, device)(*given, **settings))
-        results = [placed(x, "cpu") if device == "cuda" else x for x in results]
-        with np.errstate(all="ignore"):
-            reference = kernels.implementations(name)["numpy"]
-            expected = flat(reference(*map(wide, arrays), **options))
-        assert len(results) == len(expected)
-        for found, exact in zip(results, expected, strict=True):
+
+def held(name, *arrays, device, watch=nullcontext, like=None, **options):
+    """The kernel's results on the device, after comparing them with the reference's.
+
+    The reference computes in float64 what the kernel is given in any dtype; `like` (of the first
+    array unless given) is the dtype whose bound counts.
+    """
+    like = like or next(x.dtype for x in arrays if hasattr(x, "dtype"))
+    given = [placed(x, device) for x in arrays]
+    settings = {key: placed(x, device) for key, x in options.items()}
+    with np.errstate(all="ignore"), watch():
+        results = flat(kernels.lookup(name, device)(*given, **settings))
+    results = [placed(x, "cpu") if device == "cuda" else x for x in results]
+    with np.errstate(all="ignore"):
+        reference = kernels.implementations(name)["numpy"]
+        expected = flat(reference(*map(wide, arrays), **options))
+    assert len(results) == len(expected)
+    for found, exact in zip(results, expected, strict=True):
+        assert (found is None) == (exact is None)
+        if found is not None:
             assert found.shape == exact.shape
             close(found, exact, like)
-        return results if len(results) > 1 else results[0]
-
-    return run
+    return results if len(results) > 1 else results[0]
 
 
 def close(found, exact, dtype):
@@ -81,7 +88,7 @@ def placed(x, device):
     return to_device(x, device) if hasattr(x, "strides") else x
 
 
-@pytest.fixture(params=["simt", "cuda"])
+@pytest.fixture(params=["simt", CUDA])
 def device(request):
     """The emulated device, and the GPU: where there is none, its code on a stand-in's arrays."""
     if not is_available("simt"):

@@ -429,7 +429,11 @@ cuda = SimpleNamespace(
     Graph=Graph,
     MemoryPool=MemoryPool,
     get_current_stream=get_current_stream,
-    Device=lambda *_: SimpleNamespace(compute_capability="90", synchronize=lambda: None),
+    Device=lambda *_: SimpleNamespace(
+        compute_capability="90",
+        attributes={"MultiProcessorCount": 4},
+        synchronize=lambda: None,
+    ),
     Memory=Memory,
     UnownedMemory=UnownedMemory,
     MemoryPointer=lambda memory, offset: SimpleNamespace(memory=memory, ptr=memory.ptr + offset),

@@ -30,6 +30,7 @@ OPTIMIZERS = {
     "lion": lambda model: optim.Lion(model.parameters(), 0.001),
     "muon": lambda model: optim.Muon(optim.muon_groups(model, adamw_lr=0.01, exclude=()), 0.02),
 }
+pytestmark = pytest.mark.gpu
 needs_a_stand_in = pytest.mark.usefixtures("gpu")
 
 

@@ -3,10 +3,10 @@
 tests/simt/fragments.cu, which both compilers take, calls the functions of ptx.h and wgmma.h that
 compute or move numbers; `cases` are inputs for it. On a GPU
 
-    python -m tests.gpu --golden FILE
+    python -m tests.gpu --only golden RESULT.json
 
-compiles it with nvcc, runs every case and writes inputs and outputs; a test holds the emulator
-against each such file in tests/simt/golden. What moves numbers must be the same bits. Sums are made
+compiles it with nvcc, runs every case and writes inputs and outputs to RESULT.golden.safetensors; a
+test holds the emulator against each such file in tests/simt/golden. What moves numbers must be the same bits. Sums are made
 in another order there than here, and by tensor cores with fewer bits, so they may differ a little.
 """
 
