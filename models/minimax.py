@@ -40,7 +40,8 @@ def every_eighth(layers: int) -> tuple[str, ...]:
 class MiniMaxConfig(MixtralConfig):
     """layer_types: the attention of each layer, "linear_attention" or "full_attention".
 
-    Without them `every_eighth`. block_size: of lightning attention; a matter of speed alone. The
+    Without them `every_eighth`. block_size: of lightning attention; a matter of speed alone, and in
+    the toy, as in MiniMax-Text-01, twice the features of a head. The
     factors are those of a layer's input (alpha) and of what it computes from it (beta). rotary_dim:
     how many features of a head are turned; None: all.
     """
@@ -61,7 +62,7 @@ class MiniMaxConfig(MixtralConfig):
         "toy": {
             **LlamaConfig.presets["toy"],
             "intermediate_size": 176,
-            "block_size": 32,
+            "block_size": 64,
             "router_aux_loss_coef": 0.01,
         },
         "minimax-text-01": {

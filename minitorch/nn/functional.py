@@ -43,6 +43,8 @@ from minitorch.ops.fused import (
 from minitorch.ops.general import log_softmax, logsumexp, softmax
 from minitorch.ops.indexing import embedding, one_hot
 from minitorch.ops.joining import pad as pad_with_constant
+from minitorch.ops.latent_attention import latent_attention
+from minitorch.ops.lightning_attention import lightning_attention
 from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.ops.masking import where
 from minitorch.ops.paged_attention import paged_attention
@@ -67,8 +69,10 @@ __all__ = [
     "gelu",
     "grouped_mm",
     "kl_div",
+    "latent_attention",
     "layer_norm",
     "leaky_relu",
+    "lightning_attention",
     "linear",
     "linear_cross_entropy",
     "log_softmax",

@@ -101,6 +101,8 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         """With a cache, x are the columns that follow those in it, and are added to it."""
+        if cache is None and not (context.padded or (self.training and self.config.dropout)):
+            return self.o_proj(self._at_once(x, context))
         batch, time, _ = x.shape
         query, latents = self._queries(x, context), self._latents(x, context)
         decoding = False
@@ -111,23 +113,42 @@ class LatentAttention(nn.Module):
         y = attend(query, latents, context)
         return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))
 
+    def _at_once(self, x: Tensor, context: Context) -> Tensor:
+        """Keys and values made for every head, all in one operation; nothing is cached."""
+        config = self.config
+        latent, key = self._compressed(x)
+        return F.latent_attention(
+            self._projected(x),
+            self.kv_b_proj(self.kv_a_layernorm(latent)),
+            key,
+            *config.rotary.step(x.dtype, context),
+            config.num_heads,
+            scale=config.scale,
+            interleaved=config.rotary.interleaved,
+        )
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """Queries, not yet turned: (batch, time, heads (qk_nope_head_dim + qk_rope_head_dim))."""
+        if self.config.q_lora_rank is None:
+            return self.q_proj(x)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+
+    def _compressed(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The latent, not yet normalised, and the key, not yet turned: (batch, time, ...)."""
+        sizes = [self.config.kv_lora_rank, self.config.qk_rope_head_dim]
+        return self.kv_a_proj_with_mqa(x).split(sizes, -1)
+
     def _queries(self, x: Tensor, context: Context) -> Tensor:
         """(batch, heads, time, qk_nope_head_dim + qk_rope_head_dim)."""
         config = self.config
-        if config.q_lora_rank is None:
-            query = self.q_proj(x)
-        else:
-            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        query = query.reshape(*x.shape[:2], config.num_heads, -1).transpose(1, 2)
+        query = self._projected(x).reshape(*x.shape[:2], config.num_heads, -1).transpose(1, 2)
         plain, turned = query.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
         return cat([plain, config.rotary(turned, context)], -1)
 
     def _latents(self, x: Tensor, context: Context) -> Tensor:
         """What is cached, latent and rotated key: (batch, 1, time, their numbers)."""
-        config = self.config
-        both = self.kv_a_proj_with_mqa(x).unsqueeze(1)
-        latent, key = both.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
-        return cat([self.kv_a_layernorm(latent), config.rotary(key, context)], -1)
+        latent, key = (part.unsqueeze(1) for part in self._compressed(x))
+        return cat([self.kv_a_layernorm(latent), self.config.rotary(key, context)], -1)
 
     def naive(self, query: Tensor, latents: Tensor, context: Context) -> Tensor:
         """Keys and values made for every head: (batch, heads, time, v_head_dim)."""

@@ -21,9 +21,6 @@ Sources: Qin et al. 2024, "Lightning Attention-2" (arXiv 2401.04658), equation 5
 MiniMax 2025, "MiniMax-01" (2501.08313), section 2.2. Parameters have Hugging Face's names.
 """
 
-import functools
-from typing import NamedTuple
-
 import numpy as np
 
 from minitorch import modes, nn
@@ -31,6 +28,7 @@ from minitorch.backend import half_precision
 from minitorch.errors import ConfigError, GraphError, ShapeError
 from minitorch.nn import functional as F
 from minitorch.ops.joining import cat
+from minitorch.ops.lightning_attention import decays, unpadded_decays
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
 from models.blocks.context import Context
@@ -45,41 +43,9 @@ def decay_slopes(heads: int, layer: int, layers: int) -> np.ndarray:
     return 2.0 ** (-8 / heads * np.arange(1, heads + 1)) * factor
 
 
-class Decays(NamedTuple):
-    """Powers of λ in a block of n tokens, all (1 or batch, heads, ..., ...).
-
-    within: (n, n), λ^{i-j}; query: (n, 1), λ^i; key: (n, 1), λ^{n-j}; whole: (1, 1), λ^n.
-    """
-
-    within: Tensor
-    query: Tensor
-    key: Tensor
-    whole: Tensor
-
-
-def decays(slopes: np.ndarray, real: np.ndarray, dtype: np.dtype, device: str = "cpu") -> Decays:
-    """For a block of which `real`, (1 or batch, n) bool, are tokens and the others padding."""
-    slopes = np.asarray(slopes)[:, None]
-    place = real.cumsum(1)[:, None]
-    last = place[..., -1:]
-    between = np.tril(place[..., :, None] - place[..., None, :])
-    arrays = (
-        np.tril(np.exp(-slopes[..., None] * between)) * real[:, None, None],
-        np.exp(-slopes * place)[..., None],
-        (np.exp(-slopes * (last - place)) * real[:, None])[..., None],
-        np.exp(-slopes * last)[..., None],
-    )
-    return Decays(*(Tensor(array.astype(dtype)).to(device) for array in arrays))
-
-
-@functools.lru_cache(maxsize=256)
-def _unpadded(slopes: tuple[float, ...], n: int, dtype: np.dtype, device: str) -> Decays:
-    return decays(np.array(slopes), np.ones((1, n), bool), dtype, device)
-
-
 def quadratic(query: Tensor, key: Tensor, value: Tensor, slopes: np.ndarray) -> Tensor:
     """The definition. query, key, value: (batch, heads, time, head_dim); slopes: (heads,)."""
-    within = _unpadded(tuple(slopes), query.shape[2], query.dtype, query.device).within
+    within = unpadded_decays(tuple(slopes), query.shape[2], query.dtype, query.device).within
     return (query @ key.mT * within) @ value
 
 
@@ -118,7 +84,7 @@ def blockwise(
     for start in range(0, query.shape[2], block_size):
         q, k, v = (x[:, :, start : start + block_size] for x in (query, key, value))
         if real is None:
-            powers = _unpadded(tuple(slopes), q.shape[2], q.dtype, q.device)
+            powers = unpadded_decays(tuple(slopes), q.shape[2], q.dtype, q.device)
         else:
             powers = decays(slopes, real[:, start : start + block_size], q.dtype, q.device)
         out = (q @ k.mT * powers.within) @ v
@@ -200,7 +166,10 @@ class LightningAttention(nn.Module):
                 "of several into the next. Train without packing"
             )
         batch, time, _ = x.shape
-        qkv = F.silu(self.qkv_proj(x)).reshape(batch, time, len(self.slopes), -1)
+        qkv = F.silu(self.qkv_proj(x))
+        if cache is None and not context.padded:
+            return self._gated(x, F.lightning_attention(qkv, tuple(self.slopes), self.block_size))
+        qkv = qkv.reshape(batch, time, len(self.slopes), -1)
         query, key, value = qkv.transpose(1, 2).chunk(3, -1)
         if cache is not None:
             cache.check(query)
@@ -216,8 +185,11 @@ class LightningAttention(nn.Module):
         )
         if cache is not None:
             cache.state = state
-        out = self.norm(out.transpose(1, 2).reshape(batch, time, -1))
-        return self.out_proj(self.output_gate(x).sigmoid() * out)
+        return self._gated(x, out.transpose(1, 2).reshape(batch, time, -1))
+
+    def _gated(self, x: Tensor, heads: Tensor) -> Tensor:
+        """What becomes of the heads, put together: (batch, time, width)."""
+        return self.out_proj(self.output_gate(x).sigmoid() * self.norm(heads))
 
     def extra_repr(self) -> str:
         return f"{len(self.slopes)} heads, block_size={self.block_size}"

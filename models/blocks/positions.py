@@ -226,10 +226,18 @@ class Rotary:
 
         name: of these positions in this step; all layers share the angles of one name.
         """
-        tables = context.once(
-            (self._name, x.dtype, name), lambda: self._as_tensors(positions, x.dtype, context)
+        return self._turned(x, *self._tables(positions, x.dtype, context, name))
+
+    def step(self, dtype: np.dtype, context: Context) -> tuple[Tensor, Tensor]:
+        """cos and sin of the step's own positions: (time, dim / 2), where no row is padded."""
+        return self._tables(context.query, dtype, context, "own")
+
+    def _tables(
+        self, positions: np.ndarray, dtype: np.dtype, context: Context, name: Hashable
+    ) -> tuple[Tensor, Tensor]:
+        return context.once(
+            (self._name, dtype, name), lambda: self._as_tensors(positions, dtype, context)
         )
-        return self._turned(x, *tables)
 
     def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.dim < x.shape[-1]:

@@ -139,3 +139,21 @@ def test_varlen_shapes_that_do_not_fit_are_refused():
 def test_the_width_of_packed_heads_is_checked():
     with pytest.raises(ShapeError, match="attention_qkvpacked: expected"):
         F.attention_qkvpacked(mt.ones(1, 2, 10), 3)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 3, 10), (1, 3, 8), (1, 3, 2), (3, 2)],
+        [(1, 3, 10), (1, 2, 8), (1, 3, 2), (3, 1)],
+        [(1, 3, 9), (1, 3, 8), (1, 3, 2), (3, 1)],
+        [(1, 3, 10), (1, 3, 4), (1, 3, 2), (3, 1)],
+        [(1, 3, 10), (1, 3, 8), (1, 3, 12), (3, 6)],
+    ],
+    ids=str,
+)
+def test_latent_attention_of_parts_that_do_not_fit(shapes):
+    """Tables, times, a width that heads do not divide, values below 0, more turned than all."""
+    query, made, key, table = (mt.ones(*shape) for shape in shapes)
+    with pytest.raises(ShapeError, match="latent_attention: expected query"):
+        F.latent_attention(query, made, key, table, table, 2, scale=1.0)

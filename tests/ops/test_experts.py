@@ -296,3 +296,27 @@ def test_errors():
         F.grouped_mm(x, weight_1[:2], offs)
     with pytest.raises(ShapeError, match="expected offs that do not fall"):
         F.grouped_mm(x, weight_1, offs)
+
+
+@pytest.mark.parametrize("favoured", [0, 3], ids=["even", "skewed"])
+def test_threads_change_no_bit_of_the_experts(favoured):
+    """Whole experts to a thread, or their rows and matrices shared out where one has too many."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((40, 6)).astype(np.float32)
+    logits[:, 0] += favoured
+    arrays = [rng.standard_normal(s).astype(np.float32) for s in ((40, 8), (6, 10, 8), (6, 8, 5))]
+    x, gate_up, down = arrays
+    results = []
+    before = mt.get_num_threads()
+    try:
+        for threads in (1, 3):
+            mt.set_num_threads(threads)
+            routed = F.route(mt.Tensor(logits), 2)
+            leaves = [mt.Tensor(a.copy(), requires_grad=True) for a in (x, gate_up, down)]
+            out = F.moe_swiglu(leaves[0], routed.weights, *leaves[1:], routed.places, routed.offs)
+            out.backward(mt.Tensor(x))
+            results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    finally:
+        mt.set_num_threads(before)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())

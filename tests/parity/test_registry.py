@@ -254,6 +254,26 @@ def unit_experts(x, weights, down, up, index):
     return F.embedding_bag(index, up, per_sample_weights=units, mode="sum")
 
 
+def lightning(x, slopes, block_size):
+    query, key, value = x.unflatten(-1, (len(slopes), -1)).transpose(1, 2).chunk(3, -1)
+    t = torch.arange(x.shape[1])
+    rates = torch.tensor(slopes, dtype=torch.float64)[:, None, None]
+    powers = (-rates * (t[:, None] - t)).exp().tril().to(x.dtype)
+    return ((query @ key.mT * powers) @ value).transpose(1, 2).flatten(2)
+
+
+def latent_attention(query, made, key, cos, sin, heads, scale, interleaved):
+    plain = query.shape[-1] // heads - key.shape[-1]
+    query, made = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, made))
+    turned, shared = (
+        rotary(x, cos, sin, interleaved, False) for x in (query[..., plain:], key[:, None])
+    )
+    scores = query[..., :plain] @ made[..., :plain].mT + turned @ shared.mT
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    probabilities = (scale * scores).masked_fill(future, -torch.inf).softmax(-1)
+    return (probabilities @ made[..., plain:]).transpose(1, 2).flatten(2)
+
+
 PEERS = {
     **{name: same_name(name) for name in SAME_NAMES},
     **{name: of_tensors(name) for name in OF_TENSORS},
@@ -283,6 +303,8 @@ PEERS = {
     "linear_cross_entropy": linear_cross_entropy,
     "scaled_dot_product_attention": attention,
     "attention_qkvpacked": packed,
+    "latent_attention": latent_attention,
+    "lightning_attention": lightning,
     "varlen_attention": varlen,
     "paged_attention": paged,
     "decode_block": decode_block,

@@ -104,21 +104,40 @@ KERNEL(grouped_outer) {
 // Rows of an expert that are computed together, at most: enough for packing the weights to pay.
 constexpr long kBlockRows = 256;
 
+struct Block {
+    long expert, begin, end;
+};
+
+// The rows of expert e.
+static Block rows_of(const Array& ends, long e) {
+    const int64_t* end = ends.as<int64_t>() + e;
+    return {e, e ? static_cast<long>(end[-1]) : 0L, static_cast<long>(*end)};
+}
+
+// take(block) for the rows of an expert, cut into blocks of one size, give or take a row.
+template <typename F>
+static void in_blocks(Block rows, F take) {
+    const long count = rows.end - rows.begin, parts = ceil_div(count, kBlockRows);
+    for (long i = 0; i < parts; ++i)
+        take(Block{rows.expert, rows.begin + count * i / parts,
+                   rows.begin + count * (i + 1) / parts});
+}
+
+// Whether a thread may take whole experts: none has more rows than a thread's share of all.
+static bool shared_evenly(const Array& ends) {
+    long most = 0;
+    for (long e = 0; e < ends.size; ++e) {
+        const Block rows = rows_of(ends, e);
+        if (rows.end - rows.begin > most) most = rows.end - rows.begin;
+    }
+    return most * num_threads() <= rows_of(ends, ends.size - 1).end;
+}
+
 // one(expert, begin, end) for rows of one expert, side by side.
 template <typename F>
 static void for_blocks(const Array& ends, F one) {
-    struct Block {
-        long expert, begin, end;
-    };
     const auto each = [&](auto take) {
-        for (long e = 0, begin = 0; e < ends.size; ++e) {
-            const long end = ends.as<int64_t>()[e];
-            const long parts = ceil_div(end - begin, kBlockRows);
-            for (long i = 0; i < parts; ++i)
-                take(Block{e, begin + (end - begin) * i / parts,
-                           begin + (end - begin) * (i + 1) / parts});
-            begin = end;
-        }
+        for (long e = 0; e < ends.size; ++e) in_blocks(rows_of(ends, e), take);
     };
     long count = 0;
     each([&](Block) { ++count; });
@@ -286,7 +305,7 @@ KERNEL(moe_swiglu_backward) {
         T *both = at(7), *grads = at(8), *inputs = at(9), *drows = at(10), *dboth = at(11);
         T *units = at(12), *dx = at(13), *dweights = at(14), *dgate_up = at(15), *ddown = at(16);
         const long* choice = layer.choices();
-        for_blocks(ends, [&](long e, long begin, long end) {
+        const auto through_layer = [&](long e, long begin, long end) {
             const long m = end - begin;
             T* u = scratch<T>(5, m * hidden);
             layer.gather(grad.as<T>(), choice, begin, end, grads + begin * width);
@@ -307,18 +326,27 @@ KERNEL(moe_swiglu_backward) {
                               Matrix<const T>{dboth + begin * 2 * hidden, 2 * hidden, 1},
                               Matrix<const T>{layer.gate_up + e * 2 * hidden * width, width, 1},
                               Matrix<T>{drows + begin * width, width, 1}, {}, nullptr);
-        });
+        };
         const Outer<T> first{dboth, inputs, dgate_up, 2 * hidden, width};
         const Outer<T> second{grads, units, ddown, width, hidden};
         const long parts = first.parts() + second.parts();
-        parallel_for(ends.size * parts, [&](long i) {
-            const long e = i / parts, part = i % parts, end = ends.as<int64_t>()[e];
-            const long begin = e ? ends.as<int64_t>()[e - 1] : 0;
+        const auto part_of_matrices = [&](long e, long part) {
+            const Block rows = rows_of(ends, e);
             if (part < first.parts())
-                first.part(e, part, begin, end);
+                first.part(e, part, rows.begin, rows.end);
             else
-                second.part(e, part - first.parts(), begin, end);
-        });
+                second.part(e, part - first.parts(), rows.begin, rows.end);
+        };
+        if (shared_evenly(ends)) {  // an expert's rows are near when its matrices' turn comes
+            parallel_for(ends.size, [&](long e) {
+                in_blocks(rows_of(ends, e),
+                          [&](Block rows) { through_layer(e, rows.begin, rows.end); });
+                for (long part = 0; part < parts; ++part) part_of_matrices(e, part);
+            });
+        } else {
+            for_blocks(ends, through_layer);
+            parallel_for(ends.size * parts, [&](long i) { part_of_matrices(i / parts, i % parts); });
+        }
         if (dx) layer.sum_by_token(drows, nullptr, dx);
     });
 }

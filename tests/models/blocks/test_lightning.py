@@ -5,6 +5,7 @@ import pytest
 
 import minitorch as mt
 from minitorch.errors import GraphError, ShapeError
+from minitorch.nn import functional as F
 from models.blocks import lightning
 from models.blocks.cache import Cache
 from models.blocks.context import place
@@ -58,6 +59,28 @@ def test_every_form_has_the_same_gradients(form):
         results.append([x.grad.numpy() for x in qkv])
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 4, TIME, 64])
+def test_one_operation_is_the_sum(block_size):
+    """Values and gradients of queries, keys and values that lie side by side."""
+    cotangent = np.random.default_rng(1).standard_normal((BATCH, HEADS, TIME, DIM))
+    apart = heads()
+    lightning.quadratic(*apart, SLOPES).backward(mt.Tensor(cotangent))
+    x = mt.cat([part.detach() for part in apart], -1).transpose(1, 2).reshape(BATCH, TIME, -1)
+    x.requires_grad_()
+    out = F.lightning_attention(x, tuple(SLOPES), block_size)
+    out.backward(mt.Tensor(cotangent).transpose(1, 2).reshape(BATCH, TIME, -1))
+    expected = one_by_one(*apart).swapaxes(1, 2).reshape(BATCH, TIME, -1)
+    np.testing.assert_allclose(out.detach().numpy(), expected, atol=1e-12)
+    grads = np.concatenate([part.grad.numpy() for part in apart], -1).swapaxes(1, 2)
+    np.testing.assert_allclose(x.grad.numpy(), grads.reshape(x.shape), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 10)], ids=str)
+def test_one_operation_refuses_what_does_not_fit(shape):
+    with pytest.raises(ShapeError, match="lightning_attention: expected"):
+        F.lightning_attention(mt.ones(*shape), (0.5, 0.1))
 
 
 @pytest.mark.parametrize("way", [lightning.recurrent, lightning.blockwise])
