@@ -11,7 +11,7 @@ from minitorch.errors import ConfigError, DataError
 from minitorch.io import atomic_write
 from minitorch.tokenizers import Tokenizer
 from models.best_of import best_of, row_of
-from models.commands.ppo import load_reward_model
+from models.commands.grpo import load_reward_model
 from models.environments.rewards import Reward
 from models.recipes.data import prompt_ids, read_rows
 from models.recipes.judging import Score, by_model, by_rewards

@@ -7,6 +7,7 @@ import numpy as np
 
 from minitorch.errors import ConfigError
 from minitorch.tokenizers import Tokenizer
+from minitorch.tokenizers import load as load_tokenizer
 from models import checkpoints
 from models.commands.running import Job, duration, training_command
 from models.environments.rewards import Reward
@@ -16,8 +17,17 @@ from models.recipes.completions import Completions
 from models.recipes.groups import Batch
 from models.recipes.grpo import Grpo
 from models.recipes.grpo_config import GrpoConfig
-from models.recipes.prompts import FileSource, Source, TaskSource, find_task, load_rewards
+from models.recipes.prompts import (
+    FileSource,
+    Source,
+    TaskSource,
+    find_task,
+    load_function,
+    load_rewards,
+)
 from models.recipes.start import check_same_vocabulary, load_base
+from models.recipes.supervision import Supervision, by_function, by_process_model
+from models.reward_model import RewardModel
 from models.rollout_page import (
     append_rollouts,
     read_rollouts,
@@ -36,6 +46,7 @@ SHOWN = 4  # groups of a step that are written down
         "task": "Name of a task: addition, countdown, strings, counting, calculator, bilingual.",
         "data": "JSONL file of prompts, instead of a task.",
         "reward": "FILE.py:function, with =weight, several with commas.",
+        "process_reward": "FILE.py:function for steps, with advantage=process.",
         "reference": "Folder of the model to stay near.",
     },
     examples=(
@@ -53,7 +64,8 @@ def grpo(job: Job) -> None:
     dr_grpo, dapo, gspo, cispo, rloo, reinforce++, kimi. OUT/rollouts.html shows what it wrote.
 
     A reward is a function reward(prompts, completions, **columns) -> list of numbers or None, where
-    the columns are what the rows of the data hold besides the prompt. A task has its own.
+    the columns are what the rows of the data hold besides the prompt. A task has its own. Of single
+    steps: score(prompts, steps, **columns) -> list of lists of numbers, where steps are texts.
     """
     config = job.config
     if bool(config.task) == bool(config.data):
@@ -70,6 +82,7 @@ def grpo(job: Job) -> None:
         source,
         rewards,
         task=task,
+        supervision=supervision_of(config, tokenizer),
         reference=reference_of(config, tokenizer),
         on_rollouts=diary.write,
     )
@@ -108,6 +121,25 @@ def reference_of(config: GrpoConfig, tokenizer: Tokenizer) -> Model | None:
     model, other = with_tokenizer(folder)
     check_same_vocabulary(other, tokenizer, folder)
     return model.requires_grad_(False)
+
+
+def supervision_of(config: GrpoConfig, tokenizer: Tokenizer) -> Supervision | None:
+    """What judges single steps: a function, a process reward model, or nothing."""
+    if config.process_model:
+        judge = by_process_model(load_reward_model(config.process_model, tokenizer))
+    elif config.process_reward:
+        judge = by_function(load_function("process_reward", config.process_reward), tokenizer)
+    else:
+        return None
+    return Supervision(judge, tokenizer, config.step_end)
+
+
+def load_reward_model(folder: str, tokenizer: Tokenizer) -> RewardModel:
+    """A reward model that only judges, of the same tokens."""
+    path = checkpoints.model_folder(Path(folder))
+    model = RewardModel.from_pretrained(path).requires_grad_(False)
+    check_same_vocabulary(load_tokenizer(path / "tokenizer.json"), tokenizer, folder)
+    return model
 
 
 class Diary:

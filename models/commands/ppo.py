@@ -5,14 +5,19 @@ from pathlib import Path
 from minitorch import nn
 from minitorch.errors import ConfigError
 from minitorch.tokenizers import Tokenizer
-from minitorch.tokenizers import load as load_tokenizer
 from models import checkpoints
-from models.commands.grpo import Diary, prompts_and_rewards, reference_of, train_and_show
+from models.commands.grpo import (
+    Diary,
+    load_reward_model,
+    prompts_and_rewards,
+    reference_of,
+    train_and_show,
+)
 from models.commands.running import Job, training_command
 from models.families import with_tokenizer
 from models.recipes.judging import by_model
 from models.recipes.ppo import Ppo, PpoConfig
-from models.recipes.start import check_same_vocabulary, load_base
+from models.recipes.start import load_base
 from models.reward_model import RewardModel
 
 
@@ -71,14 +76,6 @@ def ppo(job: Job) -> None:
         ),
     ]
     train_and_show(job, recipe, diary, about)
-
-
-def load_reward_model(folder: str, tokenizer: Tokenizer) -> RewardModel:
-    """A reward model that only judges, of the same tokens."""
-    path = checkpoints.model_folder(Path(folder))
-    model = RewardModel.from_pretrained(path).requires_grad_(False)
-    check_same_vocabulary(load_tokenizer(path / "tokenizer.json"), tokenizer, folder)
-    return model
 
 
 def _critic(config: PpoConfig, tokenizer: Tokenizer) -> RewardModel:

@@ -1,6 +1,6 @@
 """Whose merit a reward is: from rewards of completions to an advantage for each of their tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from minitorch import rl
 from minitorch.tensor import Tensor
 from models.recipes.completions import Completions
 from models.recipes.grpo_config import GrpoConfig
+from models.recipes.supervision import Scores
 
 GROUPED: dict[str, Callable[[Tensor], Tensor]] = {
     "grpo": rl.grpo_advantages,
@@ -24,13 +25,17 @@ def advantages_of(
     rewards: np.ndarray,
     completions: Completions,
     reference: np.ndarray | None,
+    steps: Sequence[Scores] = (),
 ) -> np.ndarray:
     """(completions, time), 0 where nothing is to be learnt.
 
     rewards: (groups, size). reference: log-probabilities (completions, time), which are read where
-    the KL term is in the reward.
+    the KL term is in the reward. steps: of each completion, which are read instead of rewards where
+    steps are judged.
     """
     mask, shape = mt.from_numpy(completions.mask), rewards.shape
+    if config.advantage == "process":
+        return np.where(completions.mask, _of_steps(steps, shape, completions.mask.shape[1]), 0.0)
     penalty = np.zeros(completions.mask.shape)
     if config.kl_in_reward and reference is not None:
         penalty = config.beta * (completions.log_probs - reference) * completions.mask
@@ -42,6 +47,16 @@ def advantages_of(
         return rl.reinforce_plus_plus_baseline_advantages(earned, mask).numpy()
     each = GROUPED[config.advantage](earned).numpy().reshape(-1, 1)
     return np.where(completions.mask, each, 0.0)
+
+
+def _of_steps(steps: Sequence[Scores], shape: tuple[int, ...], time: int) -> np.ndarray:
+    """Each token's advantage from the steps that end at it or later: (completions, time)."""
+    scores, ends = np.zeros((len(steps), time)), np.zeros((len(steps), time), bool)
+    for row, own in enumerate(steps):
+        places = list(own)
+        scores[row, places], ends[row, places] = list(own.values()), True
+    grouped = (mt.from_numpy(x.reshape(*shape, time)) for x in (scores, ends))
+    return rl.process_advantages(*grouped).numpy().reshape(-1, time)
 
 
 def _at_the_end(rewards: np.ndarray, mask: np.ndarray) -> np.ndarray:

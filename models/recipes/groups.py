@@ -10,6 +10,7 @@ import minitorch as mt
 from minitorch import rl
 from models.recipes.prompts import Prompt
 from models.recipes.recipe import Metrics
+from models.recipes.supervision import Scores
 from models.rollouts import Rollout
 
 
@@ -18,7 +19,8 @@ class Group:
     """A prompt and its completions.
 
     earlier: how many tokens of each completion earlier steps wrote. rewards: (size,), with all that
-    is added and taken. given: by function, as it came.
+    is added and taken. given: by function, as it came. steps: the scores of each completion's
+    steps, where these are judged.
     """
 
     prompt: Prompt
@@ -26,12 +28,14 @@ class Group:
     earlier: Sequence[int]
     rewards: np.ndarray
     given: Mapping[str, Sequence[float | None]]
+    steps: Sequence[Scores] = ()
 
     @property
     def teaches(self) -> bool:
-        """Whether the rewards differ; a group of one, which is not compared, counts as such."""
-        alone = len(self.rollouts) == 1
-        return alone or rl.informative_groups(mt.from_numpy(self.rewards[None])).item()
+        """Whether what is compared differs; one reward, which is not compared, counts as such."""
+        scores = [score for steps in self.steps for score in steps.values()]
+        compared = np.array(scores) if scores else self.rewards
+        return len(compared) == 1 or rl.informative_groups(mt.from_numpy(compared[None])).item()
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Batch:
         names = self.groups[0].given
         return {name: [x for group in self.groups for x in group.given[name]] for name in names}
 
+    @cached_property
+    def steps(self) -> list[Scores]:
+        """The scores of all completions' steps, none where these are not judged."""
+        return [scores for group in self.groups for scores in group.steps]
+
     @property
     def teaching(self) -> float:
         """The share of groups that teach something."""
@@ -83,6 +92,9 @@ class Batch:
             "zero_variance": 1 - self.teaching,
             "finished": float(np.mean([rollout.finished for rollout in self.rollouts])),
         }
+        if self.steps:
+            scores = [score for steps in self.steps for score in steps.values()]
+            found |= {"step_score": float(np.mean(scores)), "steps": len(scores) / len(self.steps)}
         for name, values in self.given.items():
             said = [value for value in values if value is not None]
             if said:

@@ -31,6 +31,7 @@ from models.recipes.grpo_config import GrpoConfig
 from models.recipes.objective import Objective, Total
 from models.recipes.prompts import Source
 from models.recipes.recipe import Metrics
+from models.recipes.supervision import Supervision
 from models.recipes.writing import Writing
 
 
@@ -52,6 +53,7 @@ class Grpo(Writing):
         "clip_fraction": "clipped {:.3f}",
         "zero_variance": "equal {:.2f}",
         "earlier": "earlier {:.2f}",
+        "step_score": "steps {:.3f}",
         "success": "success {:.2f}",
         "admitted": "admitted {:.2f}",
     }
@@ -65,12 +67,15 @@ class Grpo(Writing):
         rewards: Sequence[tuple[Reward, float]],
         *,
         task: Task | None = None,
+        supervision: Supervision | None = None,
         reference: Model | None = None,
         on_rollouts: Callable[[int, Batch, Completions, np.ndarray], None] | None = None,
     ):
         if config.beta and reference is None and not config.lora_rank:
             raise ConfigError(f"grpo: beta = {config.beta} needs a reference; got none")
-        super().__init__(config, model, tokenizer, source, rewards, task=task)
+        super().__init__(
+            config, model, tokenizer, source, rewards, task=task, supervision=supervision
+        )
         self.reference = reference if reference is None else reference.to(config.device)
         self.on_rollouts = on_rollouts
         self.objective = Objective(config, self.max_tokens)
@@ -138,7 +143,7 @@ class Grpo(Writing):
         self, batch: Batch, completions: Completions, reference: np.ndarray | None
     ) -> np.ndarray:
         """(completions, time), 0 where nothing is to be learnt."""
-        return advantages_of(self.config, batch.rewards, completions, reference)
+        return advantages_of(self.config, batch.rewards, completions, reference, batch.steps)
 
     def _minibatch(
         self,

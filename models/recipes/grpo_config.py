@@ -21,7 +21,15 @@ from minitorch.errors import ConfigError
 from models.options import option
 from models.recipes.post_training import AdapterSettings
 
-ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline", "none")
+ADVANTAGES = (
+    "grpo",
+    "dr_grpo",
+    "rloo",
+    "reinforce++",
+    "reinforce++_baseline",
+    "process",
+    "none",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +75,12 @@ class GrpoConfig(AdapterSettings):
     kl: str = option("k3", "its estimator", choices=("k1", "k2", "k3", "k3_with_gradient_of_k2"))
     kl_ratio: bool = option(False, "multiply the estimate by p / p_sampled, for its true gradient")
     kl_in_reward: bool = option(False, "take beta k1 from the rewards, not from the loss")
+
+    process_reward: str = option(
+        "", "with advantage=process, what scores each step of a completion: FILE.py:function"
+    )
+    process_model: str = option("", "or the folder of a process reward model that does")
+    step_end: str = option("\n", "text of the token that ends a step")
 
     priority: bool = option(
         False, "draw prompts in proportion to how often they are failed", fixed=True
@@ -167,7 +181,8 @@ class GrpoConfig(AdapterSettings):
             raise ConfigError(f"dual_clip: expected 0, or more than 1; got {self.dual_clip}")
         if self.segment_tokens:
             self._check_segments()
-        per_token = self.advantage.startswith("reinforce++")
+        self._check_process()
+        per_token = self.advantage == "process" or self.advantage.startswith("reinforce++")
         if per_token and self.loss in ("gspo", "mirror_descent"):
             raise ConfigError(
                 f"loss: {self.loss} takes one advantage for a completion, and {self.advantage} "
@@ -186,4 +201,20 @@ class GrpoConfig(AdapterSettings):
             raise ConfigError(
                 "segment_tokens: loss=reinforce has no ratio to the policy that drew a token; set "
                 "learn_earlier=false, or another loss"
+            )
+
+    def _check_process(self) -> None:
+        """ConfigError where steps are to be judged and nothing does it, or the other way round."""
+        process, judges = self.advantage == "process", [self.process_reward, self.process_model]
+        if sum(map(bool, judges)) != process:
+            raise ConfigError(
+                "process_reward: expected either this or process_model with advantage=process, and "
+                f"neither otherwise; got advantage={self.advantage!r}, process_reward="
+                f"{self.process_reward!r} and process_model={self.process_model!r}"
+            )
+        whole = self.kl_in_reward or self.overlong_margin or self.length_weight
+        if process and whole:
+            raise ConfigError(
+                "advantage: process looks at the scores of steps alone; kl_in_reward, "
+                "overlong_margin and length_weight change the rewards of whole completions"
             )

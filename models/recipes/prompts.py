@@ -6,7 +6,7 @@ a file, they come in an order that is new in every epoch. So the position in it 
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -141,32 +141,37 @@ def load_rewards(text: str) -> list[tuple[Reward, float]]:
 
 def _load_reward(text: str) -> tuple[Reward, float]:
     where, _, weight = text.partition("=")
-    file, colon, name = where.rpartition(":")
     try:
         factor = float(weight) if weight else 1.0
     except ValueError:
         raise ConfigError(f"reward: expected a number as a weight; got {weight!r}") from None
+    return load_function("reward", where), factor
+
+
+def load_function(setting: str, text: str) -> Callable[..., Any]:
+    """The function from "FILE.py:function"; ConfigError, naming the setting, for what is none."""
+    file, colon, name = text.rpartition(":")
     if not (colon and file and name):
         raise ConfigError(
-            f"reward: expected FILE.py:function, for example rewards.py:is_short=0.5; got {text!r}"
+            f"{setting}: expected FILE.py:function, for example rewards.py:is_short; got {text!r}"
         )
-    function = getattr(_load_module(Path(file)), name, None)
+    function = getattr(_load_module(setting, Path(file)), name, None)
     if not callable(function):
-        raise ConfigError(f"reward: {file} has no function {name!r}")
-    return function, factor
+        raise ConfigError(f"{setting}: {file} has no function {name!r}")
+    return function
 
 
-def _load_module(path: Path) -> Any:
+def _load_module(setting: str, path: Path) -> Any:
     name = f"reward_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"reward: expected a Python file; got {path}")
+        raise ConfigError(f"{setting}: expected a Python file; got {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(f"reward: {path}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{setting}: {path}: {type(error).__name__}: {error}") from error
     return module
 
 

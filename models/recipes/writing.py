@@ -28,6 +28,7 @@ from models.recipes.post_training import Adapted, adapters_of
 from models.recipes.problems import Problems
 from models.recipes.prompts import FileSource, Prompt, Source
 from models.recipes.recipe import Metrics
+from models.recipes.supervision import Supervision
 from models.rollouts import Rollout, begin, extend
 from models.sampling import Sampler
 
@@ -39,7 +40,7 @@ class Writing(Adapted):
     """A recipe that writes: what it samples from, and how completions are judged.
 
     A subclass defines `update`. source: of prompts. task: where they are of one, for its tool and
-    the length of its answers.
+    the length of its answers. supervision: what judges single steps, where anything does.
     """
 
     best_by: ClassVar[str] = "val_reward"
@@ -55,12 +56,19 @@ class Writing(Adapted):
         rewards: Sequence[tuple[Reward, float]],
         *,
         task: Task | None = None,
+        supervision: Supervision | None = None,
     ):
         self.adapters = adapters_of(config)
         if self.adapters is not None:
             lora.attach(model, self.adapters, Generator(config.seed))
         super().__init__(config, model, tokenizer)
         self.source, self.rewards, self.task = source, rewards, task
+        self.supervision = supervision
+        if (config.advantage == "process") == (supervision is None):
+            raise ConfigError(
+                "supervision: expected something that judges steps with advantage=process, and "
+                f"only then; got {config.advantage} and {supervision or 'none'}"
+            )
         self.max_tokens = config.max_tokens or (task.longest_completion if task else 0)
         if self.max_tokens < 1:
             raise ConfigError("max_tokens: expected the length of the longest completion; got 0")
@@ -188,11 +196,14 @@ class Writing(Adapted):
         repeated = [group.prompt for group in opened for _ in range(size)]
         total, given = self.judge(repeated, rollouts)
         rewards = total.reshape(-1, size) + self._length_terms(rollouts, given, size)
+        steps = self.supervision(repeated, rollouts) if self.supervision else []
         groups = []
         for i, group in enumerate(opened):
             part = slice(i * size, (i + 1) * size)
             said = {name: values[part] for name, values in given.items()}
-            groups.append(Group(group.prompt, rollouts[part], group.earlier, rewards[i], said))
+            groups.append(
+                Group(group.prompt, rollouts[part], group.earlier, rewards[i], said, steps[part])
+            )
             if self.problems is not None:
                 self.problems.judged(group.row, float(np.mean(_right(said))))
         return Batch(groups)

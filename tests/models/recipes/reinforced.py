@@ -3,7 +3,7 @@
 import numpy as np
 
 from minitorch.random import Generator
-from models.environments.tasks import addition
+from models.environments.tasks import Task, addition
 from models.gpt2 import GPT2Config
 from models.llama import LlamaConfig
 from models.recipes.grpo import Grpo
@@ -11,6 +11,17 @@ from models.recipes.grpo_config import GrpoConfig
 from models.recipes.prompts import TaskSource
 
 SMALL = {"prompts": 4, "group_size": 4, "eval_prompts": 6, "steps": 4, "eval_interval": 2}
+
+LETTERS = Task(
+    name="letters",
+    draw=lambda random: {"prompt": "".join(random.choice(["a", "b"], 3)) + "="},
+    demonstrate=lambda row, random: "a",
+    rewards=[(lambda p, c, **_: [x.count("a") / max(len(x), 1) for x in c], 1.0)],
+    alphabet="ab=",
+    longest_prompt=4,
+    longest_completion=6,
+)
+"""One whose vocabulary is so small that an untrained model often ends."""
 
 
 def build(task, family=LlamaConfig, dtype=np.float32, seed=3):
@@ -25,7 +36,7 @@ def build(task, family=LlamaConfig, dtype=np.float32, seed=3):
     return sizes.build(np.dtype(dtype), Generator(seed))
 
 
-def recipe(preset=None, task=None, family=LlamaConfig, rewards=None, **changes):
+def recipe(preset=None, task=None, family=LlamaConfig, rewards=None, supervision=None, **changes):
     """An untrained model that is about to be rewarded."""
     task = task or addition()
     config = GrpoConfig.resolve(preset, overrides={**SMALL, **changes})
@@ -38,6 +49,7 @@ def recipe(preset=None, task=None, family=LlamaConfig, rewards=None, **changes):
         source,
         rewards or list(task.rewards),
         task=task,
+        supervision=supervision,
         reference=build(task, family) if config.beta else None,
     )
 

@@ -8,23 +8,12 @@ import pytest
 import minitorch as mt
 from minitorch.errors import ConfigError
 from models.checkpoints import load
-from models.environments.tasks import TASKS, Task
+from models.environments.tasks import TASKS
 from models.recipes.completions import Completions
 from models.recipes.grpo_config import GrpoConfig
 from models.rollouts import begin, extend
 from models.sampling import Sampler
-from tests.models.recipes.reinforced import SMALL, build, recipe, weights
-
-LETTERS = Task(
-    name="letters",
-    draw=lambda random: {"prompt": "".join(random.choice(["a", "b"], 3)) + "="},
-    demonstrate=lambda row, random: "a",
-    rewards=[(lambda p, c, **_: [x.count("a") / max(len(x), 1) for x in c], 1.0)],
-    alphabet="ab=",
-    longest_prompt=4,
-    longest_completion=6,
-)
-"""One whose vocabulary is so small that an untrained model often ends."""
+from tests.models.recipes.reinforced import LETTERS, SMALL, build, recipe, weights
 
 LONG = {"segment_tokens": 2, "group_size": 2, "beta": 0.0}
 
