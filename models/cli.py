@@ -57,6 +57,10 @@ COMMANDS = {
         "models.commands.llama2:llama2",
         "Run Llama 2's pipeline on a toy: two reward models, rejection sampling, PPO, ghosts.",
     ),
+    "constitution": (
+        "models.commands.constitution:constitution",
+        "Run Constitutional AI on a toy: a model that mends and judges its own answers by rules.",
+    ),
     "merge": ("models.commands.merge:merge", "Make one model of several, without training."),
     "chat": ("models.commands.chat:chat", "Talk to a model that has learnt to answer."),
     "sample": ("models.commands.sample:sample", "Continue a text with a trained model."),

@@ -31,6 +31,7 @@ NAMES = (
     "long_to_short",
     "clip_higher",
     "llama2",
+    "constitution",
     "merging",
 )
 RESULTS = Path(__file__).parent / "results"

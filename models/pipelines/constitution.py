@@ -4,7 +4,7 @@ r"""Constitutional AI on a toy: a model that mends its own answers, and judges t
                         ├─▶ revisions           its answers, criticised and mended by itself
                         │      └─▶ sl           helpful, fine-tuned on these
                         └─▶ comparisons         of two answers of sl: which breaks a rule less?
-                               + people's, of what is helpful
+                               + people's       which is more helpful?
                                 └─▶ preference model ──▶ rl       PPO from sl
 
 The constitution is two rules: no "g" in an answer, and no "!" at its end. People say which of two
@@ -59,7 +59,7 @@ from models.pipelines.answering import (
     is_plain,
 )
 from models.pipelines.pipeline import Pipeline
-from models.pipelines.stages import Stages
+from models.pipelines.stages import Stages, joined
 from models.pipelines.toys import fine_tuning, judging, reinforcement, write_untrained
 from models.pipelines.written import Written, write
 from models.recipes.completions import Completions, log_probs
@@ -98,15 +98,16 @@ class ConstitutionConfig(Settings):
         "quick": {
             "width": 16,
             "layers": 1,
-            "demonstrations": 40,
+            "demonstrations": 200,
             "revised": 60,
-            "pairs": 60,
+            "pairs": 150,
             "measured": 10,
-            "helpful_steps": 2,
+            "helpful_steps": 40,
+            "learning_rate": 2e-2,
             "tuning_steps": 2,
             "judge_steps": 2,
             "ppo_steps": 2,
-            "batch_size": 4,
+            "batch_size": 8,
             "answers": 4,
         },
     }
@@ -121,7 +122,8 @@ class ConstitutionConfig(Settings):
     shouting: float = option(0.1, "share of answers that end in !", at_least=0, at_most=1)
     revised: int = option(1000, "requests whose answers are revised", at_least=2)
     rounds: int = option(3, "of checking and mending, each by a rule that is drawn", at_least=1)
-    pairs: int = option(2500, "requests that are compared by the model, and by people", at_least=2)
+    pairs: int = option(6000, "requests that people compare, and as many for the model", at_least=2)
+    variety: float = option(1.5, "temperature of the answers that people compare", above=0)
     measured: int = option(800, "requests for the table", at_least=2)
 
     helpful_steps: int = option(300, "of learning the demonstrations", at_least=1)
@@ -165,12 +167,14 @@ class _Constitution(Pipeline):
             mended[name] = self.train(name, stage, partial(self.tuned, helpful, data))
 
         sl = mended["sl"]
+        people = rows("05-people", partial(self.by_people, sl))
         for number, name, judge in (
-            ("05", "labels at random", None),
-            ("06", "rl", helpful),
+            ("06", "labels at random", None),
+            ("07", "rl", helpful),
         ):
             stage = f"{number}-{name.replace(' ', '-')}"
-            data = rows(stage, partial(self.compared, sl, judge))
+            judged = rows(f"{stage}-judged", partial(self.by_model, sl, judge))
+            data = rows(stage, partial(joined, [people, judged]))
             model = self.stages.train(f"{stage}-judge", partial(self.preferences, sl, data))
             self.train(name, stage, partial(self.reinforced, sl, model))
         return self.table
@@ -312,19 +316,22 @@ class _Constitution(Pipeline):
         written = write(model, prompts, max_tokens=MAX_TOKENS, seed=seed)
         return [heard(one.text) for one in written]
 
-    def compared(self, model: Path, judge: Path | None) -> Iterator[Row]:
-        """People's comparisons of ordinary answers, and a model's of all others.
-
-        judge: who compares these, by a rule that is drawn; None: a coin.
-        """
+    def by_people(self, model: Path) -> Iterator[Row]:
+        """People's comparisons of two answers to each of many ordinary requests."""
         config = self.config
-        for one, other in self._two(model, HELPED):
-            request = one.prompt.columns[REQUEST]
-            worth = (helpfulness(content(answer.text), request.wanted) for answer in (one, other))
+        for one, other in self._two(model, HELPED, config.variety, ORDINARY):
+            wanted = one.prompt.columns[REQUEST].wanted
+            worth = (helpfulness(content(answer.text), wanted) for answer in (one, other))
             row = compared(one, other, *worth)
-            if request.kind == ORDINARY and row is not None:
+            if row is not None:
                 yield row
-        random = stream(config.seed, 3)
+
+    def by_model(self, model: Path, judge: Path | None) -> Iterator[Row]:
+        """A model's comparisons of two answers to all other requests, by a rule that is drawn.
+
+        judge: who compares; None: a coin.
+        """
+        random = stream(self.config.seed, 3)
         pairs = [
             pair
             for pair in self._two(model, COMPARED)
@@ -346,11 +353,20 @@ class _Constitution(Pipeline):
                 "rejected": rejected.text,
             }
 
-    def _two(self, model: Path, position: int) -> list[tuple[Written, Written]]:
+    def _two(
+        self, model: Path, position: int, temperature: float = 1.0, kind: str | None = None
+    ) -> list[tuple[Written, Written]]:
         """Two answers of a model to each of many requests."""
         config = self.config
-        prompts = Requests(self.tokenizer, config.seed).take(position, config.pairs)
-        written = write(model, prompts, max_tokens=MAX_TOKENS, seed=config.seed + 4, samples=2)
+        prompts = Requests(self.tokenizer, config.seed, kind).take(position, config.pairs)
+        written = write(
+            model,
+            prompts,
+            max_tokens=MAX_TOKENS,
+            seed=config.seed + 4,
+            samples=2,
+            temperature=temperature,
+        )
         return list(zip(written[::2], written[1::2], strict=True))
 
     def preferences(self, model: Path, pairs: Path) -> Recipe:

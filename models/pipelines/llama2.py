@@ -22,7 +22,6 @@ holds for this question alone. Source: Touvron et al. 2023, "Llama 2" (arXiv 230
 """
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +52,7 @@ from models.pipelines.answering import (
     safer,
 )
 from models.pipelines.pipeline import Pipeline
-from models.pipelines.stages import Stages
+from models.pipelines.stages import Stages, joined
 from models.pipelines.toys import (
     fine_tuning,
     judging,
@@ -168,7 +167,7 @@ class _Llama2(Pipeline):
         pairs = {
             about: rows(f"03-pairs-{about}", partial(self.pairs, sft, about)) for about in COMPARE
         }
-        pairs[BOTH] = rows(f"03-pairs-{BOTH}", lambda: _joined(pairs[about] for about in COMPARE))
+        pairs[BOTH] = rows(f"03-pairs-{BOTH}", lambda: joined(pairs[about] for about in COMPARE))
         helpful, safe, both = (self.judge(sft, about, pairs[about]) for about in pairs)
         combined = Combined(helpful, safe, self.tokenizer, self.config.threshold)
 
@@ -382,15 +381,10 @@ class Combined:
         return rl.safety_first(*map(mt.from_numpy, scores), threshold=self.threshold).numpy()
 
 
-def _joined(paths: Iterable[Path]) -> Iterator[Row]:
-    """The rows of several files."""
-    return (json.loads(line) for path in paths for line in path.read_text().splitlines())
-
-
 def _best(rounds: Sequence[Path]) -> Iterable[Row]:
     """For each request the answer of the highest score, of all rounds so far."""
     best: dict[str, Row] = {}
-    for row in _joined(rounds):
+    for row in joined(rounds):
         if row["score"] > best.get(row["prompt"], row)["score"] or row["prompt"] not in best:
             best[row["prompt"]] = row
     return best.values()

@@ -10,7 +10,7 @@ stopped goes on from its last checkpoint; rows and measurements are files that a
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +109,8 @@ def _take_settings(path: Path, config: Settings) -> None:
 def settings_of(out: Path, kind: type[Settings]) -> Any:
     """The settings that a pipeline's folder was begun with; ConfigError where it was not."""
     return kind(**read_toml(out / "config.toml"))
+
+
+def joined(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of several files."""
+    return (json.loads(line) for path in paths for line in path.read_text().splitlines())

@@ -21,7 +21,6 @@ from models.pipelines.constitution import (
     ask,
     better,
     breaks,
-    content,
 )
 from models.pipelines.stages import Stages
 from models.pipelines.written import Written
@@ -95,30 +94,51 @@ def test_the_model_compares_in_both_orders(pipeline):
     np.testing.assert_allclose(found + turned, 1, atol=1e-6)
 
 
-def test_people_compare_ordinary_answers_and_the_model_the_others(pipeline, monkeypatch):
-    def answered(_, prompts, *, samples, **__):
-        texts = ["cba", "cba!"]
+def saying(first, second, asked=None):
+    """In the place of `write`: two answers to each request, made from it; prompts go to `asked`."""
+
+    def answered(_, prompts, *, samples, temperature, **__):
+        assert samples == 2
+        if asked is not None:
+            asked.extend((prompt.columns[REQUEST], temperature) for prompt in prompts)
         return [
-            Written(prompt, texts[i], length=4, finished=True)
+            Written(prompt, answer(prompt.columns[REQUEST]), length=4, finished=True)
             for prompt in prompts
-            for i in range(samples)
+            for answer in (first, second)
         ]
 
-    monkeypatch.setattr(constitution, "write", answered)
-    monkeypatch.setattr(constitution, "with_tokenizer", lambda _: (None, None))
-    asked = []
+    return answered
 
-    def first(model, tokenizer, pairs):
-        asked.extend(pairs)
+
+def test_people_compare_varied_answers_to_ordinary_requests(pipeline, monkeypatch):
+    asked = []
+    wrong = saying(lambda r: "---", lambda r: f"{r.wanted}!", asked)
+    monkeypatch.setattr(constitution, "write", wrong)
+    rows = list(pipeline.by_people(None))
+    assert {(request.kind, temperature) for request, temperature in asked} == {
+        (ORDINARY, QUICK.variety)
+    }
+    assert [row["chosen"] for row in rows] == [f"{request.wanted}!" for request, _ in asked]
+    monkeypatch.setattr(constitution, "write", saying(lambda r: "cba", lambda r: "cba!"))
+    assert list(pipeline.by_people(None)) == [], "a shout is as helpful"
+
+
+def test_the_model_compares_answers_to_all_other_requests(pipeline, monkeypatch):
+    monkeypatch.setattr(constitution, "write", saying(lambda r: r.wanted, lambda r: r.safe))
+    monkeypatch.setattr(constitution, "with_tokenizer", lambda _: (None, None))
+    compared = []
+
+    def second(model, tokenizer, pairs):
+        compared.extend(pairs)
         return np.zeros(len(pairs))
 
-    monkeypatch.setattr(constitution, "better", first)
-    rows = list(pipeline.compared(None, "judge"))
-    assert len(rows) == len(asked) > 10, "people find a shout as helpful, so only the model speaks"
-    assert {(row["chosen"], row["rejected"]) for row in rows} == {("cba!", "cba")}
-    by_coin = list(pipeline.compared(None, None))
-    assert len({row["chosen"] for row in by_coin}) == 2
-    assert content("cba!") == "cba"
+    monkeypatch.setattr(constitution, "better", second)
+    rows = list(pipeline.by_model(None, "judge"))
+    assert len(rows) == len(compared) > 10
+    assert {rule for rule, *_ in compared} == set(RULES)
+    assert all("g" in row["rejected"] and "g" not in row["chosen"] for row in rows)
+    by_coin = list(pipeline.by_model(None, None))
+    assert {"g" in row["chosen"] for row in by_coin} == {True, False}
 
 
 def test_a_revision_is_asked_for_step_by_step(pipeline, monkeypatch):
