@@ -186,8 +186,13 @@ class Grpo(Writing):
             metrics["clip_fraction"] += clipped * len(piece) / len(rows)
             apart = np.abs((found.detach().numpy() - old[chosen]) * completions.fresh[chosen])
             metrics["mismatch"] = max(metrics["mismatch"], float(apart.max(initial=0.0)))
+        metrics |= self.mix_in()
         metrics["grad_norm"] = self.descend(metrics["loss"])
         return metrics
+
+    def mix_in(self) -> Metrics:
+        """What a relative adds to the gradient of an optimizer step, and its metrics."""
+        return {}
 
     def besides(
         self, found: Tensor, rows: np.ndarray, mask: np.ndarray, total: Total

@@ -16,13 +16,19 @@ A critic is a reward model that reads prefixes: it begins as one where there is 
               more room above, correct completions imitated (Yue et al. 2025, arXiv 2504.05118)
 
 The entropy bonus is added to the advantages, as -entropy_weight · log p(x_t) of the token itself:
-its gradient is on average that of the entropy of the state, and no logits have to be held. Left out
-of PPO-max: a loss on text of pre-training. Source of the rest: Schulman et al. 2017 (arXiv
-1707.06347); in the form for language models, Ziegler et al. 2019 (1909.08593).
+its gradient is on average that of the entropy of the state, and no logits have to be held. PPO-ptx
+adds the gradient of text of pre-training to that of every minibatch,
+
+    ptx_weight · mean of -log p(x_t | x_<t) over the text's tokens
+
+against forgetting (Ouyang et al. 2022, "InstructGPT", arXiv 2203.02155, eq. 2, where the weight is
+gamma = 27.8; that part of PPO-max is off in the preset, as it needs the text). Source of the rest:
+Schulman et al. 2017 (arXiv 1707.06347); in the form for language models, Ziegler et al. 2019
+(1909.08593).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,13 +41,16 @@ from minitorch.tensor import Tensor
 from models import checkpoints
 from models.options import option
 from models.recipes.completions import Completions
+from models.recipes.data import collate
 from models.recipes.groups import Batch
 from models.recipes.grpo import Grpo
 from models.recipes.grpo_config import GrpoConfig
 from models.recipes.judging import Score
 from models.recipes.objective import Total
+from models.recipes.plain_text import PlainText
 from models.recipes.prompts import Prompt
 from models.recipes.recipe import Metrics
+from models.recipes.scoring import next_token_losses
 from models.reward_model import RewardModel
 from models.rollouts import Rollout
 
@@ -84,6 +93,12 @@ class PpoConfig(GrpoConfig):
     whiten: bool = option(True, "advantages, over the tokens of a step")
     entropy_weight: float = option(0.0, "of the entropy bonus", at_least=0)
     positive_weight: float = option(0.0, "of imitating completions of score 1", at_least=0)
+    ptx_weight: float = option(0.0, "of the loss on text of pre-training", at_least=0)
+    ptx_text: str = option(
+        "", "that text, as `data` of `minitorch train`, on which forgetting is measured", fixed=True
+    )
+    ptx_rows: int = option(16, "rows of it in each optimizer step", at_least=1, fixed=True)
+    ptx_length: int = option(64, "tokens of a row", at_least=2, fixed=True)
     kl_target: float = option(
         0.0, "KL of a completion to which beta is steered; 0: beta stays", at_least=0
     )
@@ -113,6 +128,10 @@ class PpoConfig(GrpoConfig):
                 "kl_target: expected kl_in_reward and a beta above 0 to begin with; got "
                 f"kl_in_reward={self.kl_in_reward} and beta={self.beta}"
             )
+        if self.ptx_weight and not self.ptx_text:
+            raise ConfigError(
+                "ptx_weight: expected a text to draw from; give one by --set ptx_text=FILE"
+            )
 
 
 class Ppo(Grpo):
@@ -130,6 +149,7 @@ class Ppo(Grpo):
         "length": "length {:.1f}",
         "clip_fraction": "clipped {:.3f}",
         "value_loss": "value {:.4f}",
+        "text_loss": "text {:.4f}",
         "explained": "explained {:.2f}",
         "earlier": "earlier {:.2f}",
         "success": "success {:.2f}",
@@ -152,9 +172,22 @@ class Ppo(Grpo):
         self.score = score
         self.beta = config.beta
         self.moments = Moments()
+        self.text = self._plain_text() if config.ptx_text else None
+
+    def _plain_text(self) -> PlainText:
+        config, context = self.config, self.model.config.max_position_embeddings
+        if config.ptx_length > context:
+            raise ConfigError(
+                f"ptx_length: expected at most the model's context of {context} tokens; got "
+                f"{config.ptx_length}"
+            )
+        return PlainText(
+            config.ptx_text, self.tokenizer, config.ptx_rows, config.ptx_length, config.seed
+        )
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "beta": self.beta, "moments": self.moments.state()}
+        found = {**super().state(), "beta": self.beta, "moments": self.moments.state()}
+        return found if self.text is None else {**found, "text": self.text.state_dict()}
 
     def arrays(self) -> dict[str, np.ndarray]:
         critic = dict(self.critic.named_parameters())
@@ -170,6 +203,8 @@ class Ppo(Grpo):
         self.critic_optimizer.load_state_dict(state)
         self.beta = saved.state["beta"]
         self.moments = Moments(*saved.state["moments"])
+        if self.text is not None:
+            self.text.load_state_dict(saved.state["text"])
 
     def judge(
         self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
@@ -256,6 +291,24 @@ class Ppo(Grpo):
             self._right_tokens = self._count_right(rows, completions)
             metrics = super()._minibatch(rows, completions, *rest)
         return {**metrics, "value_loss": self._learn_values(rows, completions)}
+
+    def mix_in(self) -> Metrics:
+        """The gradient of a few rows of plain text."""
+        if self.text is None or not self.config.ptx_weight:
+            return {}
+        batch = collate([[row] for row in self.text.draw()])
+        with self.precision():
+            losses, _ = next_token_losses(self.model, batch)
+        loss = losses.sum() / batch.counted
+        (self.config.ptx_weight * loss).backward()
+        return {"ptx_loss": loss.item()}
+
+    def evaluate(self, stop: Callable[[], bool] = lambda: False) -> Metrics | None:
+        """As of GRPO; "text_loss" is that of plain text which is not learnt from."""
+        found = super().evaluate(stop)
+        if found is None or self.text is None:
+            return found
+        return {**found, "text_loss": self.text.loss(self.model, self.config.ptx_rows)}
 
     def besides(self, found: Tensor, rows: np.ndarray, mask: np.ndarray, total: Total) -> Any:
         """Correct completions are imitated: their part of -log p over all their tokens."""

@@ -20,7 +20,6 @@ import numpy as np
 
 import minitorch as mt
 from minitorch import nn
-from minitorch.data import BatchLoader, load_text, sequential_batches, split_tokens
 from minitorch.errors import ConfigError, DataError
 from minitorch.random import Generator
 from minitorch.tokenizers import Tokenizer
@@ -42,6 +41,7 @@ from models.recipes.data import (
     read_rows,
     split_rows,
 )
+from models.recipes.plain_text import PlainText
 from models.recipes.post_training import PostTraining, PostTrainingSettings
 from models.recipes.recipe import DivergenceError, Metrics
 from models.recipes.scoring import next_token_losses
@@ -120,7 +120,11 @@ class SFT(PostTraining):
             )
         count = (config.batch_size - self.replayed) * config.gradient_accumulation
         self.loader = Shuffled(len(self.packed), count, config.seed)
-        self.text = _Text(config, self.tokenizer, self.replayed) if config.text else None
+        self.text = self._plain_text() if config.text else None
+
+    def _plain_text(self) -> PlainText:
+        config, rows = self.config, max(self.replayed, 1)
+        return PlainText(config.text, self.tokenizer, rows, config.replay_length, config.seed)
 
     def _example(self, row: Row) -> Example:
         last_only = self.config.answers == "last"
@@ -194,39 +198,6 @@ class SFT(PostTraining):
         self.loader.load_state_dict(saved.state["position"])
         if self.text is not None:
             self.text.load_state_dict(saved.state["text"])
-
-
-class _Text:
-    """Plain text: rows to learn from again, and a part to measure forgetting on."""
-
-    def __init__(self, config: SFTConfig, tokenizer: Tokenizer, rows: int):
-        self.length = config.replay_length
-        ids = tokenizer.encode_array(load_text(config.text))
-        training, self.validation = split_tokens(ids, 0.1, self.length)
-        self._loader = BatchLoader(training, max(rows, 1), self.length, config.seed)
-
-    def draw(self) -> list[Example]:
-        """The next rows, of which every token is learnt."""
-        ids, targets = next(self._loader)
-        whole = np.concatenate([ids, targets[:, -1:]], 1)[:, : self.length]
-        return [Example(row, np.ones(len(row), bool)) for row in whole]
-
-    def loss(self, model: Model, batch_size: int, tokens: int = 4096) -> float:
-        """In nats per token, on about so many tokens of the part that is not learnt from."""
-        total = count = 0.0
-        device = next(model.parameters()).device
-        for batch in sequential_batches(self.validation, batch_size, self.length, tokens):
-            ids, targets = (mt.from_numpy(x).to(device) for x in batch)
-            with mt.no_grad():
-                total += model.loss(ids, targets).item() * targets.numel()
-            count += targets.numel()
-        return total / count
-
-    def state_dict(self) -> dict[str, int]:
-        return self._loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._loader.load_state_dict(state)
 
 
 def load_rows(config: SFTConfig) -> list[Row]:

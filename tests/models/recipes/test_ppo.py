@@ -310,10 +310,14 @@ def arguments(base, tmp_path):
     return ["ppo", "--model", base, *pairs, "--out", tmp_path / "run"]
 
 
-def test_the_command_line_with_a_task(cli, arguments, tmp_path):
-    result = cli(*arguments, "--task", "addition", "--json")
+def test_the_command_line_with_a_task_and_a_text(cli, arguments, tmp_path):
+    (tmp_path / "text.txt").write_text("11+11=22" * 40)
+    ptx = {"ptx_weight": 1, "ptx_text": tmp_path / "text.txt", "ptx_rows": 2, "ptx_length": 8}
+    pairs = [x for item in ptx.items() for x in ("--set", "{}={}".format(*item))]
+    result = cli(*arguments, "--task", "addition", *pairs, "--json")
     assert result.exit_code == 0, result.stderr
-    assert {"val_reward", "explained", "value_loss"} <= json.loads(result.stdout).keys()
+    found = json.loads(result.stdout).keys()
+    assert {"val_reward", "explained", "value_loss", "ptx_loss", "text_loss"} <= found
     assert (tmp_path / "run" / "rollouts.html").is_file()
 
 
