@@ -18,6 +18,7 @@ from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.decoding import decode_block
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
 from minitorch.ops.experts import (
+    expected_cost,
     grouped_mm,
     moe_permute,
     moe_swiglu,
@@ -48,6 +49,7 @@ from minitorch.ops.lightning_attention import lightning_attention
 from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.ops.masking import where
 from minitorch.ops.paged_attention import paged_attention
+from minitorch.ops.rotary_attention import rotary_attention
 from minitorch.ops.sampling import categorical
 from minitorch.ops.unit_experts import unit_experts
 from minitorch.tensor import Tensor
@@ -64,6 +66,7 @@ __all__ = [
     "decode_block",
     "dropout",
     "embedding",
+    "expected_cost",
     "fused_add_layer_norm",
     "fused_add_rms_norm",
     "gelu",
@@ -91,6 +94,7 @@ __all__ = [
     "paged_attention",
     "relu",
     "rms_norm",
+    "rotary_attention",
     "route",
     "routing_weights",
     "scaled_dot_product_attention",

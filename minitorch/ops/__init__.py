@@ -30,6 +30,7 @@ from minitorch.ops import (
     paged_attention,
     products,
     reductions,
+    rotary_attention,
     sampling,
     unit_experts,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "products",
     "reductions",
     "registry",
+    "rotary_attention",
     "sampling",
     "unit_experts",
 ]

@@ -204,6 +204,74 @@ _routing_weights = fused(
 )
 
 
+def _scores(logits: Any, score_function: str) -> tuple[Any, Any]:
+    """Scores that sum to 1, and, of the sigmoid, what their slope has besides; arrays."""
+    if score_function == "softmax":
+        return _kernel("softmax")(logits), None
+    sigmoids = 1 / (1 + np.exp(-logits))
+    return sigmoids / sigmoids.sum(-1, keepdims=True), 1 - sigmoids
+
+
+def _expected_forward(logits: Any, cost: Any, *, score_function: str) -> Any:
+    return (_scores(logits, score_function)[0] * cost).sum()
+
+
+def _expected_backward(
+    grad: Any, logits: Any, cost: Any, score_function: str, needs: tuple[bool, ...]
+) -> tuple[Any, Any]:
+    scores, slope = _scores(logits, score_function)
+    dlogits = scores * (cost - (scores * cost).sum(-1, keepdims=True))
+    dlogits *= grad if slope is None else grad * slope
+    return dlogits, grad * scores if needs[1] else None
+
+
+def _expected_reference(logits: Tensor, cost: Tensor, *, score_function: str) -> Tensor:
+    if score_function == "softmax":
+        return (softmax(logits, -1) * cost).sum()
+    scores = logits.sigmoid()
+    return (scores / scores.sum(-1, keepdim=True) * cost).sum()
+
+
+_expected_cost = fused(
+    "expected_cost",
+    _expected_forward,
+    reference=_expected_reference,
+    backward=_expected_backward,
+    autocast="raise",
+    inputs=("logits", "cost"),
+    formula=r"\sum_{te} s_{te} c_{te}",
+    samples=lambda: [
+        sample(real(2, 3, 5), cost, score_function=score_function)
+        for score_function in ("softmax", "sigmoid")
+        for cost in (real(2, 1, 5), real(2, 3, 5, seed=1))
+    ],
+)
+
+
+def expected_cost(logits: Tensor, cost: Tensor, score_function: str = "softmax") -> Tensor:
+    """The sum over tokens of what an expert costs, its scores taken as probabilities: ().
+
+    logits: (..., experts); cost: broadcastable to it; scores: "softmax", or "sigmoid" divided by
+    their sum. The losses that spread tokens over experts are such sums, for costs that grow with
+    how often an expert is chosen. Raises ConfigError and ShapeError for what does not fit.
+    """
+    _check_score_function("expected_cost", score_function)
+    fits = (
+        logits.ndim
+        and cost.ndim <= logits.ndim
+        and all(
+            n in (1, wanted)
+            for n, wanted in zip(cost.shape[::-1], logits.shape[::-1], strict=False)
+        )
+    )
+    if not fits:
+        raise ShapeError(
+            "expected_cost: expected logits (..., experts) and a cost broadcastable to them; got "
+            f"{logits.shape} and {cost.shape}"
+        )
+    return apply(_expected_cost, [logits, cost], {"score_function": score_function})
+
+
 class Routed(NamedTuple):
     """weights, indices, places: (tokens, k); offs: (experts,). See `route` and `moe_permute`."""
 

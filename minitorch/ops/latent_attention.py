@@ -60,7 +60,7 @@ def _forward(
     given, made = _by_head(query, heads), _by_head(made, heads)
     queries, keys = _room(given, plain + turned), _room(given, plain + turned)
     queries[..., :plain] = given[..., :plain]
-    queries[..., plain:] = rope(given[..., plain:], cos, sin, interleaved=interleaved)
+    rope(given[..., plain:], cos, sin, interleaved=interleaved, out=queries[..., plain:])
     keys[..., :plain] = made[..., :plain]
     keys[..., plain:] = rope(key[:, None], cos, sin, interleaved=interleaved)
     out, log_normaliser = _kernel("scaled_dot_product_attention")(
@@ -88,7 +88,7 @@ def _backward(
         of_queries = dqueries[..., plain:], _by_head(query, heads)[..., plain:]
         tables = [_of_tables(*pair, interleaved) for pair in (of_queries, (shared, key[:, None]))]
         dcos, dsin = (sum(parts) for parts in zip(*tables, strict=True))
-    dqueries[..., plain:] = rope(dqueries[..., plain:], cos, sin, **back)
+    rope(dqueries[..., plain:], cos, sin, **back, out=dqueries[..., plain:])
     return _joined(dqueries), _joined(dmade), rope(shared, cos, sin, **back)[:, 0], dcos, dsin
 
 

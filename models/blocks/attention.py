@@ -86,12 +86,39 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         """With a cache, x are the columns that follow those in it, and are added to it."""
+        if cache is None and (rotary := self._turned_alone(context)) is not None:
+            return self.o_proj(self._at_once(x, context, rotary))
         query, key, value = self.project(x, context)
         if self.config.rotary is not None:
             query, key = self.config.rotary(query, context), self.config.rotary(key, context)
         if cache is not None:
             key, value = cache.append(context, key, value)
         return self.join(self.attend(query, key, value, context))
+
+    def _turned_alone(self, context: Context) -> Rotary | None:
+        """The rotation, where between the projections there is nothing but it and the softmax."""
+        config = self.config
+        more = config.qk_norm is not None or config.sinks or config.alibi or config.trained_length
+        if more or context.padded or (self.training and config.dropout):
+            return None
+        return config.rotary if type(self).attend is Attention.attend else None
+
+    def _at_once(self, x: Tensor, context: Context, rotary: Rotary) -> Tensor:
+        """What the heads found, put together, in one operation; nothing is cached."""
+        config = self.config
+        query = self.q_proj(x)
+        return F.rotary_attention(
+            query,
+            self.k_proj(x),
+            self.v_proj(x),
+            *rotary.step(query.dtype, context),
+            config.num_heads,
+            config.num_kv_heads,
+            interleaved=rotary.interleaved,
+            scale=config.scale,
+            window_size=(-1 if config.window is None else config.window - 1, -1),
+            softcap=config.softcap,
+        )
 
     def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, not yet turned: (batch, heads or kv_heads, time, head_dim)."""

@@ -254,47 +254,50 @@ class Balance:
         if not (self.expert or self.z or self.device or self.communication):
             return None
         rows = sequences if self.sequence_wise else 1
-        scores, indices = (
-            part.reshape(rows, -1, part.shape[-1]) for part in (routing.scores, routing.indices)
+        logits, indices = (
+            part.reshape(rows, -1, part.shape[-1]) for part in (routing.logits, routing.indices)
         )
         mask = None if real is None else real.reshape(rows, -1)
-        parts = []
+        cost: Any = 0
         if self.expert:
-            parts.append(self.expert * load_balancing_loss(scores, indices, mask))
-        if self.z:
-            parts.append(self.z * router_z_loss(routing.logits, real))
+            cost = cost + self.expert * expert_cost(indices, config.num_experts, mask)
         if self.device:
-            parts.append(self.device * device_loss(scores, indices, self.devices, mask))
+            cost = cost + self.device * device_cost(indices, config.num_experts, self.devices, mask)
         if self.communication:
-            limit = config.kept_groups
-            parts.append(
-                self.communication * communication_loss(scores, indices, self.devices, limit, mask)
+            cost = cost + self.communication * communication_cost(
+                indices, config.num_experts, self.devices, config.kept_groups, mask
             )
+        parts = [self.z * router_z_loss(routing.logits, real)] if self.z else []
+        if self.expert or self.device or self.communication:
+            cost = Tensor(cost.astype(logits.dtype))
+            parts.append(F.expected_cost(logits, cost, routing.score_function))
         return sum(parts[1:], parts[0])
 
 
-def _often(scores: Tensor, indices: Tensor, real: Tensor | None) -> Tensor:
-    """f: how often each expert is chosen, 1 when even."""
-    experts, k = scores.shape[-1], indices.shape[-1]
-    chosen = counts(indices, experts, real).to(scores.dtype)
-    return chosen * (experts / k) / _tokens(scores, real)
+def _tokens(indices: Tensor, real: Tensor | None) -> Any:
+    """How many of the tokens of (..., tokens, k) count: (..., 1), at least 1."""
+    return indices.shape[-2] if real is None else real.data.sum(-1, keepdims=True).clip(min=1)
 
 
-def _tokens(rows: Tensor, real: Tensor | None) -> Any:
-    """How many of the tokens of (..., tokens, features) count: (..., 1), at least 1."""
-    return rows.shape[-2] if real is None else real.to(rows.dtype).sum(-1, True).clamp(min=1)
+def _cost(often: Any, indices: Tensor, real: Tensor | None) -> Any:
+    """What makes Σ_te cost_te s_te the mean over sequences of Σ_e f_e P_e, P the mean score.
 
-
-def _weighed(often: Tensor, scores: Tensor, real: Tensor | None) -> Tensor:
-    """The mean over sequences of Σ_e f_e P_e, P being the mean scores of the real tokens.
-
-    often: (..., experts), f. As one sum over all scores: of many small operations none takes long,
-    and all together they do.
+    often: (..., experts), f. Returns (..., 1 or tokens, experts): 0 for tokens that do not count.
     """
-    share = (often / _tokens(scores, real) / (often.numel() // often.shape[-1])).unsqueeze(-2)
-    if real is not None:
-        share = share * real.unsqueeze(-1)
-    return (scores * share).sum()
+    sequences = often.size // often.shape[-1]
+    cost = (often / _tokens(indices, real) / sequences)[..., None, :]
+    return cost if real is None else cost * real.data[..., None]
+
+
+def _often(indices: Tensor, num_experts: int, real: Tensor | None) -> Any:
+    """f: how often each expert is chosen, 1 when even: (..., experts)."""
+    chosen = counts(indices, num_experts, real).data.astype(np.float64)
+    return chosen * (num_experts / indices.shape[-1]) / _tokens(indices, real)
+
+
+def expert_cost(indices: Tensor, num_experts: int, real: Tensor | None = None) -> Any:
+    """`load_balancing_loss` without its scores: what one of a token costs."""
+    return _cost(_often(indices, num_experts, real), indices, real)
 
 
 def load_balancing_loss(scores: Tensor, indices: Tensor, real: Tensor | None = None) -> Tensor:
@@ -306,7 +309,18 @@ def load_balancing_loss(scores: Tensor, indices: Tensor, real: Tensor | None = N
     much, and the tokens of all layers are one.
     Source: Fedus et al. 2021, equation 4; with k > 1, Dai et al. 2024, equations 12 to 14.
     """
-    return _weighed(_often(scores, indices, real), scores, real)
+    return _expected(scores, expert_cost(indices, scores.shape[-1], real))
+
+
+def _expected(scores: Tensor, cost: Any) -> Tensor:
+    return (scores * Tensor(cost.astype(scores.dtype))).sum()
+
+
+def device_cost(indices: Tensor, num_experts: int, devices: int, real: Tensor | None = None) -> Any:
+    """`device_loss` without its scores."""
+    often = _often(indices, num_experts, real)
+    of_devices = often.reshape(*often.shape[:-1], devices, -1).mean(-1)
+    return _cost(_of_each(of_devices, num_experts), indices, real)
 
 
 def device_loss(
@@ -316,14 +330,24 @@ def device_loss(
 
     Shapes as for load_balancing_loss. Source: DeepSeek-V2, equations 26 to 28.
     """
-    experts = scores.shape[-1]
-    often = _often(scores, indices, real).reshape(*scores.shape[:-2], devices, -1).mean(-1)
-    return _weighed(_of_each(often, experts), scores, real)
+    return _expected(scores, device_cost(indices, scores.shape[-1], devices, real))
 
 
-def _of_each(often: Tensor, experts: int) -> Tensor:
+def _of_each(often: Any, experts: int) -> Any:
     """What holds for a device for each of its experts: (..., devices) -> (..., experts)."""
-    return often.repeat_interleave(experts // often.shape[-1], -1)
+    return often.repeat(experts // often.shape[-1], -1)
+
+
+def communication_cost(
+    indices: Tensor, num_experts: int, devices: int, limit: int, real: Tensor | None = None
+) -> Any:
+    """`communication_loss` without its scores."""
+    every = to_device(np.arange(devices), device_of(indices.data))
+    sent = ((indices.data // (num_experts // devices))[..., None] == every).any(-2)
+    if real is not None:
+        sent = sent & real.data[..., None]
+    often = sent.sum(-2) * (devices / limit) / _tokens(indices, real)
+    return _cost(_of_each(often, num_experts), indices, real)
 
 
 def communication_loss(
@@ -334,11 +358,7 @@ def communication_loss(
     limit: how many devices a token may be sent to. Source: DeepSeek-V2, equations 29 to 31.
     """
     experts = scores.shape[-1]
-    sent = F.one_hot(indices // (experts // devices), devices).sum(-2) > 0
-    if real is not None:
-        sent = sent & real.unsqueeze(-1)
-    often = sent.to(scores.dtype).sum(-2) * (devices / limit) / _tokens(scores, real)
-    return _weighed(_of_each(often, experts), scores, real)
+    return _expected(scores, communication_cost(indices, experts, devices, limit, real))
 
 
 def router_z_loss(logits: Tensor, real: Tensor | None = None) -> Tensor:
@@ -347,7 +367,7 @@ def router_z_loss(logits: Tensor, real: Tensor | None = None) -> Tensor:
     logits: (tokens, experts); real: (tokens,) bool, the tokens that are meant, None for all.
     """
     squares = F.logsumexp(logits, -1).square()
-    return squares.mean() if real is None else (squares * real).sum() / _tokens(logits, real).sum()
+    return squares.mean() if real is None else (squares * real).sum() / real.sum().clamp(min=1)
 
 
 def share(factor: float, indices: Tensor, places: int, real: Tensor | None = None) -> int:

@@ -157,3 +157,20 @@ def test_latent_attention_of_parts_that_do_not_fit(shapes):
     query, made, key, table = (mt.ones(*shape) for shape in shapes)
     with pytest.raises(ShapeError, match="latent_attention: expected query"):
         F.latent_attention(query, made, key, table, table, 2, scale=1.0)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 3, 8), (1, 3, 4), (1, 3, 4), (2, 2)],
+        [(1, 3, 8), (1, 2, 4), (1, 3, 4), (3, 2)],
+        [(1, 3, 8), (1, 3, 2), (1, 3, 4), (3, 1)],
+        [(1, 3, 8), (1, 3, 4), (1, 3, 4), (3, 3)],
+    ],
+    ids=str,
+)
+def test_rotary_attention_of_parts_that_do_not_fit(shapes):
+    """Tables and keys of other times, keys of another width, angles for more than there is."""
+    query, key, value, table = (mt.ones(*shape) for shape in shapes)
+    with pytest.raises(ShapeError, match="rotary_attention: expected query"):
+        F.rotary_attention(query, key, value, table, table, 2, 1)

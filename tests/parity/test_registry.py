@@ -114,6 +114,18 @@ def packed(qkv, sinks, heads, kv_heads, **options):
     return attention(q, k, v, None, sinks, **options).transpose(1, 2).flatten(2)
 
 
+def rotary_attention(query, key, value, cos, sin, heads, kv_heads, interleaved, **options):
+    def turn(x):
+        moving, still = x.tensor_split([2 * cos.shape[1]], -1)
+        return torch.cat([rotary(moving, cos, sin, interleaved, False), still], -1)
+
+    q, k, v = (
+        x.unflatten(-1, (count, -1)).transpose(1, 2)
+        for x, count in ((query, heads), (key, kv_heads), (value, kv_heads))
+    )
+    return attention(turn(q), turn(k), v, None, None, **options).transpose(1, 2).flatten(2)
+
+
 def varlen(query, key, value, sinks, starts_q, starts_k, **options):
     parts = []
     for a, b, c, d in zip(starts_q, starts_q[1:], starts_k, starts_k[1:], strict=False):
@@ -242,6 +254,11 @@ def routing_weights(x, indices, score_function, norm_topk_prob, scaling_factor):
     return weights * scaling_factor
 
 
+def expected_cost(logits, cost, score_function):
+    scores = getattr(torch, score_function)(logits, *[-1] * (score_function == "softmax"))
+    return (F.normalize(scores, p=1, dim=-1) * cost).sum()
+
+
 def moe_swiglu(x, weights, gate_up, down, places, offs):
     expert = torch.searchsorted(offs, places, right=True)
     gate, up = (gate_up[expert] @ x[:, None, :, None]).squeeze(-1).chunk(2, -1)
@@ -304,6 +321,7 @@ PEERS = {
     "scaled_dot_product_attention": attention,
     "attention_qkvpacked": packed,
     "latent_attention": latent_attention,
+    "rotary_attention": rotary_attention,
     "lightning_attention": lightning,
     "varlen_attention": varlen,
     "paged_attention": paged,
@@ -337,6 +355,7 @@ PEERS = {
     "moe_swiglu": moe_swiglu,
     "unit_experts": unit_experts,
     "routing_weights": routing_weights,
+    "expected_cost": expected_cost,
     "topk": lambda x, k, dim, largest: torch.topk(x, k, dim, largest).indices,
     "einsum": lambda *xs, terms, out: torch.einsum(f"{','.join(terms)}->{out}", *xs),
 }

@@ -265,21 +265,36 @@ static Compute<T> swiglu_row_backward(const T* u, const T* both, Compute<T> weig
 // The gradient of an expert's matrix (m, n): Σ a[r]ᵀ b[r] over its rows, a (rows, m), b (rows, n).
 template <typename T>
 struct Outer {
-    const T *a, *b;
     T* out;  // (experts, m, n), or null: not wanted
     long m, n;
 
     static constexpr long kPart = 16 * kRows;  // rows of the result that one thread computes
     long parts() const { return out ? ceil_div(m, kPart) : 0; }
 
-    void part(long e, long i, long begin, long end) const {
+    void part(long e, long i, long rows, const T* a, const T* b) const {
         const long from = i * kPart, count = m - from < kPart ? m - from : kPart;
         T* to = out + (e * m + from) * n;
-        if (begin == end)
+        if (rows == 0)
             __builtin_memset(to, 0, sizeof(T) * count * n);
         else
-            product<T, T>(count, n, end - begin, Matrix<const T>{a + begin * m + from, 1, m},
-                          Matrix<const T>{b + begin * n, n, 1}, Matrix<T>{to, n, 1}, {}, nullptr);
+            product<T, T>(count, n, rows, Matrix<const T>{a + from, 1, m},
+                          Matrix<const T>{b, n, 1}, Matrix<T>{to, n, 1}, {}, nullptr);
+    }
+};
+
+// Of rows of one expert, what the gradients of its matrices are made of.
+template <typename T>
+struct Room {
+    T *grads, *inputs, *dboth, *units;  // (rows, width) twice, (rows, 2 hidden), (rows, hidden)
+
+    Room from(long row, long width, long hidden) const {
+        return {grads + row * width, inputs + row * width, dboth + row * 2 * hidden,
+                units + row * hidden};
+    }
+    // For so many rows, of this thread.
+    static Room own(long rows, long width, long hidden) {
+        T* at = scratch<T>(6, rows * (2 * width + 3 * hidden));
+        return {at, at + rows * width, at + rows * 2 * width, at + rows * 2 * (width + hidden)};
     }
 };
 
@@ -302,50 +317,62 @@ KERNEL(moe_swiglu_backward) {
                     fits(16, arrays[4].size),
                 "moe_swiglu: arrays that do not fit");
         const auto at = [&](int i) { return arrays[i].as<T>(); };
-        T *both = at(7), *grads = at(8), *inputs = at(9), *drows = at(10), *dboth = at(11);
-        T *units = at(12), *dx = at(13), *dweights = at(14), *dgate_up = at(15), *ddown = at(16);
+        const T* both = at(7);
+        T *drows = at(10), *dx = at(13), *dweights = at(14), *dgate_up = at(15);
         const long* choice = layer.choices();
-        const auto through_layer = [&](long e, long begin, long end) {
+        const auto through_layer = [&](long e, long begin, long end, const Room<T>& room) {
             const long m = end - begin;
             T* u = scratch<T>(5, m * hidden);
-            layer.gather(grad.as<T>(), choice, begin, end, grads + begin * width);
-            product<T, T>(m, hidden, width, Matrix<const T>{grads + begin * width, width, 1},
+            layer.gather(grad.as<T>(), choice, begin, end, room.grads);
+            product<T, T>(m, hidden, width, Matrix<const T>{room.grads, width, 1},
                           Matrix<const T>{layer.down + e * width * hidden, hidden, 1},
                           Matrix<T>{u, hidden, 1}, {}, nullptr);
-            for (long row = begin; row < end; ++row) {
+            for (long i = 0; i < m; ++i) {
+                const long row = begin + i;
                 const auto weight =
                     weights ? load_one(weights.as<T>() + choice[row]) : Compute<T>(1);
                 const auto dot = swiglu_row_backward<T>(
-                    u + (row - begin) * hidden, both + row * 2 * hidden, weight,
-                    dboth + row * 2 * hidden, units + row * hidden, hidden);
+                    u + i * hidden, both + row * 2 * hidden, weight, room.dboth + i * 2 * hidden,
+                    room.units + i * hidden, hidden);
                 if (dweights) store_one(dweights + choice[row], dot);
             }
-            if (dgate_up) layer.gather(x.as<T>(), choice, begin, end, inputs + begin * width);
+            if (dgate_up) layer.gather(x.as<T>(), choice, begin, end, room.inputs);
             if (dx)
                 product<T, T>(m, width, 2 * hidden,
-                              Matrix<const T>{dboth + begin * 2 * hidden, 2 * hidden, 1},
+                              Matrix<const T>{room.dboth, 2 * hidden, 1},
                               Matrix<const T>{layer.gate_up + e * 2 * hidden * width, width, 1},
                               Matrix<T>{drows + begin * width, width, 1}, {}, nullptr);
         };
-        const Outer<T> first{dboth, inputs, dgate_up, 2 * hidden, width};
-        const Outer<T> second{grads, units, ddown, width, hidden};
+        const Outer<T> first{dgate_up, 2 * hidden, width}, second{at(16), width, hidden};
         const long parts = first.parts() + second.parts();
-        const auto part_of_matrices = [&](long e, long part) {
+        const auto part_of_matrices = [&](long e, long part, const Room<T>& room) {
             const Block rows = rows_of(ends, e);
+            const long m = rows.end - rows.begin;
             if (part < first.parts())
-                first.part(e, part, rows.begin, rows.end);
+                first.part(e, part, m, room.dboth, room.inputs);
             else
-                second.part(e, part - first.parts(), rows.begin, rows.end);
+                second.part(e, part - first.parts(), m, room.grads, room.units);
         };
         if (shared_evenly(ends)) {  // an expert's rows are near when its matrices' turn comes
             parallel_for(ends.size, [&](long e) {
-                in_blocks(rows_of(ends, e),
-                          [&](Block rows) { through_layer(e, rows.begin, rows.end); });
-                for (long part = 0; part < parts; ++part) part_of_matrices(e, part);
+                const Block all = rows_of(ends, e);
+                const Room<T> room = Room<T>::own(all.end - all.begin, width, hidden);
+                in_blocks(all, [&](Block rows) {
+                    through_layer(e, rows.begin, rows.end,
+                                  room.from(rows.begin - all.begin, width, hidden));
+                });
+                for (long part = 0; part < parts; ++part) part_of_matrices(e, part, room);
             });
         } else {
-            for_blocks(ends, through_layer);
-            parallel_for(ends.size * parts, [&](long i) { part_of_matrices(i / parts, i % parts); });
+            const Room<T> room{at(8), at(9), at(11), at(12)};
+            for_blocks(ends, [&](long e, long begin, long end) {
+                through_layer(e, begin, end, room.from(begin, width, hidden));
+            });
+            parallel_for(ends.size * parts, [&](long i) {
+                const long e = i / parts;
+                part_of_matrices(e, i % parts,
+                                 room.from(rows_of(ends, e).begin, width, hidden));
+            });
         }
         if (dx) layer.sum_by_token(drows, nullptr, dx);
     });
