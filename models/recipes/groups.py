@@ -6,8 +6,6 @@ from functools import cached_property
 
 import numpy as np
 
-import minitorch as mt
-from minitorch import rl
 from models.recipes.prompts import Prompt
 from models.recipes.recipe import Metrics
 from models.recipes.supervision import Scores
@@ -30,12 +28,12 @@ class Group:
     given: Mapping[str, Sequence[float | None]]
     steps: Sequence[Scores] = ()
 
-    @property
+    @cached_property
     def teaches(self) -> bool:
         """Whether what is compared differs; one reward, which is not compared, counts as such."""
         scores = [score for steps in self.steps for score in steps.values()]
         compared = np.array(scores) if scores else self.rewards
-        return len(compared) == 1 or rl.informative_groups(mt.from_numpy(compared[None])).item()
+        return len(compared) == 1 or bool(np.ptp(compared) > 0)
 
 
 @dataclass(frozen=True)

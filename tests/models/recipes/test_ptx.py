@@ -113,6 +113,6 @@ def test_settings_that_do_not_fit(text):
         PpoConfig(**SMALL, ptx_weight=1.0)
     with pytest.raises(ConfigError, match="ptx_length: expected at most the model's context of 14"):
         run_of(text, ptx_length=15)
+    config = PpoConfig(**SMALL, ptx_text=text)
     with pytest.raises(ConfigError, match="ptx_text: this run has"):
-        config = PpoConfig(**SMALL, ptx_text=text)
         config.resumed(config, {"ptx_text": "embedded"})

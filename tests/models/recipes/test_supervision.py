@@ -178,7 +178,14 @@ def test_the_command_line_with_a_function_and_with_a_model(cli, tmp_path):
     )
     rows = [{"prompt": f"{a}{b}{c}="} for a in "ab" for b in "ab" for c in "ab"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {**SMALL, "max_tokens": 5, "beta": 0.0, "advantage": "process", "step_end": "b"}
+    settings = {
+        **SMALL,
+        "steps": 2,
+        "max_tokens": 5,
+        "beta": 0.0,
+        "advantage": "process",
+        "step_end": "b",
+    }
     pairs = [x for item in settings.items() for x in ("--set", "{}={}".format(*item))]
     arguments = ["grpo", "--model", base, "--data", tmp_path / "rows.jsonl", *pairs]
     arguments += ["--reward", f"{tmp_path / 'rewards.py'}:some", "--json"]
