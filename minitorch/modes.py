@@ -16,7 +16,7 @@ from minitorch.errors import DtypeError
 class Mode:
     """What the tape of a thread does at the moment."""
 
-    __slots__ = ("anomaly", "inference", "keep", "lower", "observers", "record")
+    __slots__ = ("anomaly", "inference", "keep", "lower", "observers", "record", "scaled")
 
     def __init__(self) -> None:
         self.record = True
@@ -24,6 +24,7 @@ class Mode:
         self.anomaly = False
         self.keep: Callable[[Any], Any] | None = None  # checkpointing: what to save in its place
         self.lower: Any = None  # autocast: the dtype that float32 is lowered to
+        self.scaled = False  # autocast: linear layers multiply numbers of 8 bits
         self.observers: tuple[Any, ...] = ()  # profilers and tracers, see `observe`
 
 
@@ -92,8 +93,11 @@ class detect_anomaly(_Switch):
 class autocast(_Switch):
     """Mixed precision: matrix products and attention take and give `dtype` instead of float32.
 
-    dtype: "bfloat16" (the default) or "float16", or the dtype itself. Parameters stay float32, and
-    so do their gradients: what is lowered is a copy, made where it is used. That of a parameter is
+    dtype: "bfloat16" (the default) or "float16", or the dtype itself; or "float8": as bfloat16, and
+    the products of `Linear` and `mlp`, all three of them, are of operands rounded to e4m3 with a
+    scale for each block (DeepSeek-V3 2024, section 3.3), which only Hopper has hardware for;
+    everything else, the head with its loss too, stays in bfloat16. Parameters stay float32, and so
+    do their gradients: what is lowered is a copy, made where it is used. That of a parameter is
     kept until the parameter changes, and optimizers write it as they change the parameter: no cast
     in a step of training or for a token that is sampled. Losses raise what they are given back to
     float32; everything else follows its inputs, computes in float32 and rounds once. float64 is
@@ -102,10 +106,11 @@ class autocast(_Switch):
 
     def __init__(self, dtype: Any = "bfloat16"):
         super().__init__()
-        lower = backend.as_dtype(dtype)
+        scaled = isinstance(dtype, str) and dtype == "float8"
+        lower = backend.bfloat16 if scaled else backend.as_dtype(dtype)
         if not backend.half_precision(lower):
-            raise DtypeError(f"autocast: expected bfloat16 or float16; got {lower}")
-        self.fields = {"lower": lower}  # type: ignore[misc]
+            raise DtypeError(f"autocast: expected bfloat16, float16 or float8; got {lower}")
+        self.fields = {"lower": lower, "scaled": scaled}  # type: ignore[misc]
 
 
 def is_grad_enabled() -> bool:

@@ -55,7 +55,7 @@ class TrainingSettings(Settings):
     )
     precision: str = option(
         "float32", "of matrix products and attention; weights and losses stay float32",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "float8"),
     )  # fmt: skip
 
     eval_interval: int = option(100, "steps between evaluations", at_least=1)

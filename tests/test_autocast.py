@@ -44,8 +44,37 @@ def test_gradients_follow_those_of_float32():
         assert 0 < np.linalg.norm(lowered - full) < 0.02 * np.linalg.norm(full)
 
 
+def test_8_bits_in_linear_layers_and_mlp_alone():
+    """All three products, whatever the context when gradients are asked for."""
+    x, layer = mt.randn(6, 130), nn.Linear(130, 4)
+    with mt.autocast():
+        expected = layer(x)
+        hidden = F.mlp(x, layer.weight, layer.weight.mT)
+    with mt.autocast("float8"):
+        plain = F.linear(x, layer.weight, layer.bias)
+        scaled = layer(x)
+        assert (F.mlp(x, layer.weight, layer.weight.mT) != hidden).any()
+        with mt.autocast():
+            assert (layer(x) == expected).all()
+    assert (plain == expected).all()
+    assert scaled.dtype == mt.bfloat16
+    gradients = []
+    for out in (expected, scaled):
+        layer.zero_grad()
+        (out.float() * mt.arange(4.0)).sum().backward()
+        gradients.append(layer.weight.grad.numpy().copy())
+    full, rounded = gradients
+    assert rounded.dtype == np.float32
+    assert 0.001 < np.linalg.norm(rounded - full) / np.linalg.norm(full) < 0.05
+    with mt.autocast("float8"):
+        again = mt.jvp(
+            lambda x: layer(x), (x,), (x,)
+        )  # derivatives of any order: the product's own
+    np.testing.assert_allclose(again[1].float().detach(), (x @ layer.weight.mT).detach(), atol=0.1)
+
+
 def test_a_dtype_that_is_not_lower_is_refused():
-    with pytest.raises(DtypeError, match="expected bfloat16 or float16; got float64"):
+    with pytest.raises(DtypeError, match="expected bfloat16, float16 or float8; got float64"):
         mt.autocast("float64")
 
 

@@ -5,8 +5,9 @@
 //
 // Blocks are 1 x 128, for what changes from token to token, or 128 x 128, for weights. A block of zeros
 // has the smallest normal number for a scale. A warp reads 128 neighbours at a time, and keeps what it has
-// read until it knows the scale: x is read once. sm_80 and later, where it has no instruction for it
-// the conversion is a function of cuda_fp8.h.
+// read until it knows the scale: x is read once. Where not those but the rows are neighbours, as in the
+// operands of a weight's gradient, they are turned in shared memory; blocks of 128 x 128 are read twice
+// then. sm_80 and later, where it has no instruction for it the conversion is a function of cuda_fp8.h.
 //
 // Source: DeepSeek-V3, 2024 (arXiv 2412.19437), section 3.3.2.
 
@@ -39,6 +40,20 @@ __device__ float4 read(const Matrix<const T>& x, long row, long column, long row
     return make_float4(found[0], found[1], found[2], found[3]);
 }
 
+__device__ float larger(float largest, const float4& a) {
+    largest = Larger()(Larger()(largest, fabsf(a.x)), Larger()(fabsf(a.y), fabsf(a.z)));
+    return Larger()(largest, fabsf(a.w));
+}
+
+__device__ float scale_of(float largest) {
+    return Larger()(largest / kLargest, FLT_MIN);
+}
+
+__device__ void put(const Matrix<uint8_t>& out, long row, long column, const float4& a, float scale) {
+    const __nv_fp8x4_e4m3 four(make_float4(a.x / scale, a.y / scale, a.z / scale, a.w / scale));
+    *reinterpret_cast<uint32_t*>(&out(row, column)) = reinterpret_cast<const uint32_t&>(four);
+}
+
 // `lines` rows to a warp: 1 of a block of its own, or 16 of the 128 that warps share.
 template <typename T, int lines>
 __global__ void __launch_bounds__(kThreads)
@@ -55,22 +70,56 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < lines; ++i) {
         kept[i] = read(x, row_of(i), column, rows, columns, vectors);
-        const float4 a = kept[i];
-        largest = Larger()(Larger()(largest, fabsf(a.x)), Larger()(fabsf(a.y), fabsf(a.z)));
-        largest = Larger()(largest, fabsf(a.w));
+        largest = larger(largest, kept[i]);
     }
     largest = shared ? reduce_block<Larger>(largest, 0.0f) : reduce_warp<Larger>(largest);
     if (row_of(0) >= rows && !shared) return;
-    const float scale = Larger()(largest / kLargest, FLT_MIN);
+    const float scale = scale_of(largest);
     if (threadIdx.x % 32 == 0 && (warp == 0 || !shared)) scales(down, block % across) = scale;
 #pragma unroll
-    for (int i = 0; i < lines; ++i) {
-        const float4 a = kept[i];
-        const __nv_fp8x4_e4m3 four(
-            make_float4(a.x / scale, a.y / scale, a.z / scale, a.w / scale));
-        if (row_of(i) < rows && column < columns)
-            *reinterpret_cast<uint32_t*>(&out(row_of(i), column)) =
-                reinterpret_cast<const uint32_t&>(four);
+    for (int i = 0; i < lines; ++i)
+        if (row_of(i) < rows && column < columns) put(out, row_of(i), column, kept[i], scale);
+}
+
+// Of x whose rows are neighbours: 128 x 128 to a block of threads, 32 rows of them at a time through
+// shared memory. `shared`: they have one scale.
+template <typename T, bool shared>
+__global__ void __launch_bounds__(kThreads)
+    quantize_turned(Matrix<const T> x, Matrix<uint8_t> out, Matrix<float> scales, long rows,
+                    long columns) {
+    SHARED(float, tile, [32][kBlock + 1]);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const long across = (columns + kBlock - 1) / kBlock;
+    const long down = blockIdx.x / across, first = blockIdx.x % across * kBlock;
+    const auto at = [&](long row, long column) {
+        return row < rows && column < columns ? float(x(row, column)) : 0.0f;
+    };
+    float scale = 0;
+    if constexpr (shared) {
+        float largest = 0;
+#pragma unroll 2
+        for (int i = warp; i < kBlock; i += kWarps)
+#pragma unroll
+            for (int j = lane; j < kBlock; j += 32)
+                largest = Larger()(largest, fabsf(at(down * kBlock + j, first + i)));
+        scale = scale_of(reduce_block<Larger>(largest, 0.0f));
+        if (threadIdx.x == 0) scales(down, blockIdx.x % across) = scale;
+    }
+    for (long strip = down * kBlock; strip < min(rows, (down + 1) * kBlock); strip += 32) {
+#pragma unroll 4
+        for (int i = warp; i < kBlock; i += kWarps) tile[lane][i] = at(strip + lane, first + i);
+        __syncthreads();
+#pragma unroll 1
+        for (int i = warp; i < 32 && strip + i < rows; i += kWarps) {
+            const float* const four = &tile[i][4 * lane];
+            const float4 a = make_float4(four[0], four[1], four[2], four[3]);
+            if constexpr (!shared) {
+                scale = scale_of(reduce_warp<Larger>(larger(0, a)));
+                if (lane == 0) scales(strip + i, blockIdx.x % across) = scale;
+            }
+            if (first + 4 * lane < columns) put(out, strip + i, first + 4 * lane, a, scale);
+        }
+        __syncthreads();
     }
 }
 
@@ -84,6 +133,13 @@ DEVICE_KERNEL(quantize_blocks) {
     const auto run = [&](auto kind) {
         using T = decltype(kind);
         const Matrix<const T> from = matrix_of<const T>(x);
+        if (from.row_stride == 1 && from.column_stride != 1) {
+            const auto turned = numbers[0] == 1 ? quantize_turned<T, false> : quantize_turned<T, true>;
+            launch(turned, ceil_div(x.shape[0], kBlock) * unsigned(scales.shape[1]), kThreads, 0,
+                   stream, from, matrix_of<uint8_t>(out), matrix_of<float>(scales), x.shape[0],
+                   x.shape[1]);
+            return;
+        }
         const bool vectors = from.template has_vectors<4>();
         const auto start = [&](auto kernel, unsigned blocks) {
             launch(kernel, blocks, kThreads, 0, stream, from, matrix_of<uint8_t>(out),

@@ -3,6 +3,9 @@
 //
 //     out[m, n] = Σ over blocks b of 128 steps of k:  left[m, b] right[n / 128, b] Σ_k a[m, k] b[n, k]
 //
+// In the gradient of a weight both operands change from one end to the other: there each column has
+// scales of its own, right[n, b].
+//
 // Tensor cores keep about 14 bits of a sum of such products. So sums of one block alone are left to
 // them. Then they are scaled, and added in float32 by the threads, who hold both: with 64 x 128 sums to a
 // warpgroup, 64 and 64 of a thread's registers. A tile of 128 bytes is 128 steps: a stage of the ring is a
@@ -25,24 +28,46 @@ struct Scales {
     Matrix<const float> left, right;
 };
 
-// A warpgroup's 64 rows from `row` on, of which those before `end` have scales.
-__device__ inline void accumulate_scaled(Sums<ScaledPlan::columns>& sums, Ring<ScaledPlan>& ring,
-                                         int consumer, int row, int column, long end, int steps,
-                                         const Scales& scales) {
+// Those of a thread's columns, from `column` on: one of all 128, or of each its own.
+template <bool by_column>
+struct RightScales {
+    float of[by_column ? ScaledPlan::columns / 4 : 1];
+
+    __device__ RightScales(const Scales& scales, int column, long end, int block) {
+        if constexpr (by_column) {
+            column += Sums<ScaledPlan::columns>::column();
+#pragma unroll
+            for (int i = 0; i < ScaledPlan::columns / 4; ++i)
+                of[i] = scales.right(min(long(column + i / 2 * 8 + i % 2), end - 1), block);
+        } else {
+            of[0] = scales.right(column / kScaledBlock, block);
+        }
+    }
+    // That of sum e.
+    __device__ float operator[](int e) const { return of[by_column ? e / 4 * 2 + e % 2 : 0]; }
+};
+
+// A warpgroup's 64 rows from `row` on, of which those before `end` have scales; so do columns before
+// `right_end`, where each has its own.
+template <bool by_column = false>
+__device__ void accumulate_scaled(Sums<ScaledPlan::columns>& sums, Ring<ScaledPlan>& ring,
+                                  int consumer, int row, int column, long end, int steps,
+                                  const Scales& scales, long right_end = 0) {
     using P = ScaledPlan;
     Sums<P::columns> product;
     sums.clear();
     const long first = row + sums.row();
     for (int k = 0, block = 0; k < steps; k += kScaledBlock, ++block, ring.advance()) {
-        const float right = scales.right(column / kScaledBlock, block);
-        const float both[2] = {scales.left(min(first, end - 1), block) * right,
-                               scales.left(min(first + 8, end - 1), block) * right};
+        const RightScales<by_column> right(scales, column, right_end, block);
+        const float left[2] = {scales.left(min(first, end - 1), block),
+                               scales.left(min(first + 8, end - 1), block)};
         ptx::mbarrier_wait(&ring.full[ring.slot], ring.parity);
         product.template add_product<Number, P::A, P::B>(ring.a(), consumer, ring.b(), false);
         ptx::wgmma_wait<0>(product.x);
         ring.release(ring.slot);
 #pragma unroll
-        for (int e = 0; e < P::columns / 2; ++e) sums.x[e] += both[e / 2 % 2] * product.x[e];
+        for (int e = 0; e < P::columns / 2; ++e)
+            sums.x[e] += left[e / 2 % 2] * right[e] * product.x[e];
     }
 }
 

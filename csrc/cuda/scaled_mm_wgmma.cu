@@ -16,29 +16,32 @@ namespace {
 
 using P = ScaledPlan;
 
-template <typename O>
+template <typename O, bool by_column>
 __global__ void __launch_bounds__(P::threads, 1)
     scaled(const __grid_constant__ Maps maps, Batch<Number, O> batch, Order order, Scales scales) {
-    const long rows = batch.first.m;
+    const long rows = batch.first.m, columns = batch.first.n;
     const int steps = int(batch.first.k);
     make_tiles<P>(maps, batch, order,
                   [&](auto& sums, auto& ring, int consumer, int row, int column) {
-                      accumulate_scaled(sums, ring, consumer, row, column, rows, steps, scales);
+                      accumulate_scaled<by_column>(sums, ring, consumer, row, column, rows, steps,
+                                                   scales, columns);
                   });
 }
 
 template <typename O>
 void start(const Array* arrays, const double* numbers, cudaStream_t stream) {
     const Scales scales{matrix_of<const float>(arrays[6]), matrix_of<const float>(arrays[7])};
-    launch_persistent<P>(scaled<O>, arrays, batch_of<Number, O>(arrays, numbers), 16, true, stream,
-                         scales);
+    const Batch<Number, O> batch = batch_of<Number, O>(arrays, numbers);
+    by_flag(arrays[7].shape[0] == batch.first.n, [&](auto by_column) {
+        launch_persistent<P>(scaled<O, by_column.value>, arrays, batch, 16, true, stream, scales);
+    });
 }
 
 }  // namespace
 
 // As batch_of, of one product: a (m, k) and b (k, n) of uint8 that are the bits of e4m3, along k, lines
-// at multiples of 16 bytes; out of 16 bits or float32. left (m, blocks) and right (blocks of n, blocks)
-// of float32.
+// at multiples of 16 bytes; out of 16 bits or float32. left (m, blocks) and right (blocks of n, blocks),
+// or (n, blocks), of float32.
 DEVICE_KERNEL(scaled_mm_wgmma) {
     if (arrays[2].dtype == Dtype::float32) return start<float>(arrays, numbers, stream);
     by_half(arrays[2], [&](auto kind) { start<decltype(kind)>(arrays, numbers, stream); });

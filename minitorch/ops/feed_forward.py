@@ -31,7 +31,20 @@ def _forward(
 def _reference(
     x: Tensor, weight_1: Tensor, bias_1: Any, weight_2: Tensor, bias_2: Any, *, activation: str
 ) -> Tensor:
-    return linear(_REFERENCES[activation](linear(x, weight_1, bias_1)), weight_2, bias_2)
+    return _composed(x, weight_1, bias_1, weight_2, bias_2, activation, scaled=False)
+
+
+def _composed(
+    x: Tensor,
+    weight_1: Tensor,
+    bias_1: Any,
+    weight_2: Tensor,
+    bias_2: Any,
+    activation: str,
+    scaled: bool,
+) -> Tensor:
+    hidden = _REFERENCES[activation](linear(x, weight_1, bias_1, scaled=scaled))
+    return linear(hidden, weight_2, bias_2, scaled=scaled)
 
 
 _mlp = fused(
@@ -101,4 +114,6 @@ def mlp(
             f"mlp: expected tensors of one dtype; got {', '.join(sorted(map(str, dtypes)))}; "
             "convert them with .to(dtype)"
         )
+    if modes.thread.mode.scaled:
+        return _composed(x, weight_1, bias_1, weight_2, bias_2, activation, scaled=True)
     return apply(_mlp, inputs, {"activation": activation})

@@ -202,15 +202,27 @@ def apply_rotary_emb(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = Fa
     return apply(_rotary, [x, cos, sin], {"interleaved": interleaved, "inverse": False})
 
 
+def _linear_forward(x: Any, weight: Any, bias: Any, *, scaled: bool = False) -> Any:
+    return _kernel("scaled_linear" if scaled else "linear")(x, weight, bias)
+
+
+def _linear_backward(grad: Any, x: Any, weight: Any, needs: Any, scaled: bool) -> Any:
+    kernel = _kernel("scaled_linear_backward" if scaled else "linear_backward")
+    return kernel(grad, x, weight, needs=needs)
+
+
+def _linear_reference(x: Tensor, weight: Tensor, bias: Any, scaled: bool = False) -> Tensor:
+    """The product itself, also of what the kernel rounds to 8 bits."""
+    return x @ weight.mT if bias is None else x @ weight.mT + bias
+
+
 _linear = fused(
     "linear",
-    _kernel("linear"),
+    _linear_forward,
     kernel="linear",
     autocast="lower",
-    reference=lambda x, weight, bias: x @ weight.mT if bias is None else x @ weight.mT + bias,
-    backward=lambda grad, x, weight, needs: _kernel("linear_backward")(
-        grad, x, weight, needs=needs
-    ),
+    reference=_linear_reference,
+    backward=_linear_backward,
     inputs=("x", "weight", "bias"),
     formula=r"x W^\top + b",
     jacobian=r"\begin{pmatrix} W & I \otimes x^\top & I \end{pmatrix}",
@@ -222,8 +234,14 @@ _linear = fused(
 )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b. x: (..., in), weight: (out, in), bias: (out,). Returns (..., out)."""
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scaled: bool = False
+) -> Tensor:
+    """x Wᵀ + b. x: (..., in), weight: (out, in), bias: (out,). Returns (..., out).
+
+    scaled: operands of this product and of its gradients' are rounded to 8 bits, with a scale for
+    each block, as in `autocast("float8")`.
+    """
     if (
         weight.ndim != 2
         or x.shape[-1:] != weight.shape[1:]
@@ -235,7 +253,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     same = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
     if same or modes.thread.mode.lower is not None:
-        return apply(_linear, [x, weight, bias], {})
+        return apply(_linear, [x, weight, bias], {"scaled": True} if scaled else {})
     out = x @ weight.mT
     return out if bias is None else out + bias
 

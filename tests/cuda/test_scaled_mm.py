@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch import kernels
+from minitorch import kernels, nn, optim
 from minitorch.backend import SimtArray
 from minitorch.errors import ShapeError
 from minitorch.kernels.cuda.extension import checked
 from minitorch.kernels.cuda.ladder import matmul_step
 from minitorch.kernels.reference.scaled_mm import BLOCK, LARGEST
+from minitorch.nn import functional as F
 from tests.cuda.conftest import ORDERS, wide
 
 E4M3 = ml_dtypes.float8_e4m3fn
@@ -77,6 +78,69 @@ def test_product(hold, m, n, k):
         rng.uniform(1, 2, (rows, -(-k // BLOCK))).astype(np.float32) for rows in (m, -(-n // BLOCK))
     )
     hold("scaled_mm", a, b, left, right, like=mt.float32)
+
+
+def test_product_of_columns_with_scales_of_their_own(hold):
+    """As in the gradient of a weight."""
+    rng = np.random.default_rng(8)
+    a, b = bits(rng, 70, 150), bits(rng, 130, 150)
+    left, right = (rng.uniform(1, 2, (n, 2)).astype(np.float32) for n in (70, 130))
+    hold("scaled_mm", a, b, left, right, like=mt.float32)
+
+
+def test_an_affine_map_and_its_gradients(hold):
+    """Of rows that are no multiple of anything, and of sizes that change from block to block."""
+    rng = np.random.default_rng(9)
+    x, weight, bias, grad = (
+        rng.standard_normal(shape).astype(mt.bfloat16)
+        for shape in ((2, 65, 12), (20, 12), (20,), (2, 65, 20))
+    )
+    x[1] *= np.asarray(100, x.dtype)
+    hold("scaled_linear", x, weight, bias)
+    hold("scaled_linear_backward", grad, x, weight, needs=(True, True, True))
+
+
+def test_the_gradient_of_a_weight_within_its_bound():
+    """In float64: half a unit of the last place of each operand, along the tokens."""
+    rng = np.random.default_rng(10)
+    grad, x = (numbers(rng, "float32", n, 260).T.copy() for n in (40, 24))
+    with checked("random", 4):
+        _, found, _ = device("scaled_linear_backward")(
+            *(a.view(SimtArray) for a in (grad, x, np.zeros((40, 24), np.float32))),
+            needs=(False, True, False),
+        )
+    left, right = np.abs(wide(grad.T)), np.abs(wide(x))
+    left_step, right_step = step_of(grad.T, 1), step_of(x.T, 1).T
+    bound = left_step @ right + (left + left_step) @ right_step
+    assert (
+        np.abs(wide(found) - wide(grad).T @ wide(x)) <= 1.01 * bound + 1e-6 * left @ right
+    ).all()
+
+
+@pytest.mark.parametrize("place", ["cpu", "simt"])
+def test_a_net_learns_as_in_bfloat16(place):
+    """By the NumPy reference, and by the kernels: the curve of the loss."""
+
+    def losses(precision):
+        mt.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 24), nn.GELU(), nn.Linear(24, 4)).to(place)
+        optimizer = optim.AdamW(model.parameters(), 0.02)
+        x = mt.randn(40, 12, generator=mt.Generator(0))
+        target = x[:, :4].argmax(-1).to(device=place)
+        found = []
+        for _ in range(6):
+            optimizer.zero_grad()
+            with mt.autocast(precision):
+                loss = F.cross_entropy(model(x.to(device=place)), target)
+            loss.backward()
+            assert model[0].weight.grad.dtype == mt.float32
+            optimizer.step()
+            found.append(loss.item())
+        return np.array(found)
+
+    full, scaled = losses("bfloat16"), losses("float8")
+    assert full[-1] < 0.7 * full[0]
+    assert 0 < np.abs(scaled - full).max() < 0.02
 
 
 def bits(rng, *shape):
@@ -151,7 +215,7 @@ def test_what_they_do_not_take():
         device("quantize_blocks")(x, rows=64)
     q, scales = device("quantize_blocks")(x)
     with pytest.raises(ShapeError, match=r"scaled_mm: expected a \(m, k\), b \(n, k\)"):
-        device("scaled_mm")(q, q, scales, scales)
+        device("scaled_mm")(q, q, scales, scales[:2])
     with pytest.raises(ShapeError, match=r"grouped_scaled_mm: expected x \(rows, k\), weight"):
         device("grouped_scaled_mm")(q, q[None], scales, scales, np.array([4]))
     many = np.zeros((2, 8, 8), np.float16).view(SimtArray)

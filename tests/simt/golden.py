@@ -6,7 +6,8 @@ compute or move numbers; `cases` are inputs for it. On a GPU
     python -m tests.gpu --only golden RESULT.json
 
 compiles it with nvcc, runs every case and writes inputs and outputs to RESULT.golden.safetensors; a
-test holds the emulator against each such file in tests/simt/golden. What moves numbers must be the same bits. Sums are made
+test holds the emulator against each such file in tests/simt/golden. What moves numbers must be the
+same bits. Sums are made
 in another order there than here, and by tensor cores with fewer bits, so they may differ a little.
 """
 

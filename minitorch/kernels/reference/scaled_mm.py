@@ -3,7 +3,7 @@
 e4m3 has three bits for the fraction and four for the exponent: 256 numbers from -448 to 448, with
 2^-9 the smallest above 0. Arrays of them are uint8, their bits. A block's scale makes its largest
 number 448; blocks are 1 x 128 of activations, 128 x 128 of weights, so that one large number spoils
-its neighbours alone. Source: DeepSeek-V3 2024 (arXiv 2412.19437), section 3.3.2.
+its neighbours alone. Source: DeepSeek-V3 2024 (arXiv 2412.19437), sections 3.3.1 and 3.3.2.
 """
 
 from typing import Any
@@ -60,8 +60,9 @@ def scaled_mm(
     """out[m, n] = Σ over blocks i of a_scales[m, i] b_scales[n / 128, i] Σ_k a[m, k] b[n, k].
 
     a: (m, k), b: (n, k), the bits of e4m3; a_scales: (m, ⌈k / 128⌉), b_scales: (⌈n / 128⌉,
-    ⌈k / 128⌉); or as many of each, (batch, ...). Returns (m, n), or (batch, m, n), in dtype. In
-    PyTorch: scaled_mm with BlockWise1x128 and 128x128.
+    ⌈k / 128⌉), or (n, ⌈k / 128⌉) where each row of b has its own; or as many of each, (batch, ...).
+    Returns (m, n), or (batch, m, n), in dtype. In PyTorch: scaled_mm with BlockWise1x128 and
+    128x128, or both 1x128.
     """
     if a.ndim == 3:
         arrays = zip(a, b, a_scales, b_scales, strict=True)
@@ -69,7 +70,7 @@ def scaled_mm(
     check_shapes(a, b, a_scales, b_scales)
     xp = array_module(a)
     values = xp.asarray(_VALUES, dtype=a_scales.dtype)
-    right_scales = b_scales.repeat(BLOCK, 0)[: len(b)]
+    right_scales = b_scales if len(b_scales) == len(b) else b_scales.repeat(BLOCK, 0)[: len(b)]
     out = xp.zeros((len(a), len(b)), a_scales.dtype)
     for i in range(a_scales.shape[1]):
         block = slice(i * BLOCK, (i + 1) * BLOCK)
@@ -81,11 +82,12 @@ def scaled_mm(
 def check_shapes(a: Array, b: Array, a_scales: Array, b_scales: Array) -> None:
     """Raises ShapeError unless these are operands along k and their scales."""
     blocks = -(-a.shape[1] // BLOCK)
-    expected = (len(a), blocks), (-(-len(b) // BLOCK), blocks)
-    if a.shape[1] != b.shape[1] or (a_scales.shape, b_scales.shape) != expected:
+    right = (-(-len(b) // BLOCK), blocks), (len(b), blocks)
+    fit = a_scales.shape == (len(a), blocks) and b_scales.shape in right
+    if a.shape[1] != b.shape[1] or not fit:
         raise ShapeError(
             f"scaled_mm: expected a (m, k), b (n, k) and scales (m, ⌈k / {BLOCK}⌉), "
-            f"(⌈n / {BLOCK}⌉, ⌈k / {BLOCK}⌉); got {a.shape}, {b.shape}, "
+            f"(⌈n / {BLOCK}⌉, ⌈k / {BLOCK}⌉) or (n, ⌈k / {BLOCK}⌉); got {a.shape}, {b.shape}, "
             f"{a_scales.shape} and {b_scales.shape}"
         )
 
