@@ -20,6 +20,7 @@ from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, sof
 from minitorch.ops.experts import (
     expected_cost,
     grouped_mm,
+    moe_feed_forward,
     moe_permute,
     moe_swiglu,
     moe_unpermute,
@@ -83,6 +84,7 @@ __all__ = [
     "logsumexp",
     "max_pool2d",
     "mlp",
+    "moe_feed_forward",
     "moe_permute",
     "moe_swiglu",
     "moe_unpermute",

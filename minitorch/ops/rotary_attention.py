@@ -151,7 +151,7 @@ def rotary_attention(
         or 2 * cos.shape[1] > query.shape[2] // heads
     ):
         raise ShapeError(
-            f"{name}: expected query (batch, time, heads dim), key and value (batch, time, kv_heads "
+            f"{name}: expected query (batch, time, heads dim), key, value (batch, time, kv_heads "
             f"dim) for {num_heads} and {num_kv_heads} heads, and cos, sin (time, turned / 2); got "
             f"{query.shape}, {key.shape}, {value.shape}, {cos.shape} and {sin.shape}"
         )

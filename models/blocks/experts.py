@@ -14,13 +14,14 @@ hidden, width) and down_proj (experts, width, hidden).
 
 import numpy as np
 
-from minitorch import nn
-from minitorch.backend import DEFAULT_FLOAT
+from minitorch import modes, nn
+from minitorch.backend import DEFAULT_FLOAT, half_precision
 from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
 from models.blocks.context import Context
+from models.blocks.feed_forward import GatedFeedForward
 from models.blocks.routing import INIT_STD, Balance, Router, RouterConfig, expert_choice
 
 
@@ -79,6 +80,8 @@ class MixtureOfExperts(nn.Module):
         )
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        if (out := self._at_once(x)) is not None:
+            return out
         flat, real = x.reshape(-1, x.shape[-1]), context.counted()
         routing = self.gate(flat, real, sequences=len(x))
         stacked = self.experts.gate_up_proj, self.experts.down_proj
@@ -93,6 +96,32 @@ class MixtureOfExperts(nn.Module):
         if self.shared_expert_gate is not None:
             shared = self.shared_expert_gate(x).sigmoid() * shared
         return out + shared
+
+    def _at_once(self, x: Tensor) -> Tensor | None:
+        """All in one call, where nothing is learnt and all parts are of the plain kind."""
+        if (
+            self.training
+            or modes.is_grad_enabled()
+            or modes.thread.mode.lower is not None
+            or type(x.data) is not np.ndarray
+            or half_precision(x.dtype)
+        ):
+            return None
+        shared, scale = self.shared_experts, self.shared_expert_gate
+        weights = shared.swiglu_weights() if isinstance(shared, GatedFeedForward) else None
+        adapted = scale is not None and type(scale) is not nn.Linear
+        if adapted or (shared is not None and weights is None):
+            return None
+        out = F.moe_feed_forward(
+            x.reshape(-1, x.shape[-1]),
+            self.gate.weight,
+            self.experts.gate_up_proj,
+            self.experts.down_proj,
+            **self.gate.options(),
+            shared=weights,
+            shared_scale=None if scale is None else scale.weight,
+        )
+        return out.reshape(x.shape)
 
 
 def active_parameters(model: nn.Module) -> int:

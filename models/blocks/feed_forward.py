@@ -75,6 +75,15 @@ class GatedFeedForward(nn.Module):
             return self.down_proj(F.swiglu(gate, up))
         return self.down_proj(ACTIVATIONS[self.activation](gate) * up)
 
+    def swiglu_weights(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Of gate, up and down; None where there is more: another activation, biases, adapters."""
+        layers = self.gate_proj, self.up_proj, self.down_proj
+        if self.activation != "silu" or any(
+            type(layer) is not nn.Linear or layer.bias is not None for layer in layers
+        ):
+            return None
+        return layers[0].weight, layers[1].weight, layers[2].weight
+
 
 def _known(activation: str) -> str:
     if activation not in ACTIVATIONS:

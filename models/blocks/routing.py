@@ -139,23 +139,27 @@ class Router(nn.Module):
         """
         config = self.config
         logits = _wide(F.linear(_wide(x), _wide(self.weight)))
-        routed = F.route(
-            logits,
-            config.k,
-            config.score_function,
-            config.norm_topk_prob,
-            self.e_score_correction_bias if config.bias else None,
-            config.scaling_factor,
-            config.groups,
-            config.kept_groups,
-            config.group_best,
-        )
+        routed = F.route(logits, **self.options())
         routing = Routing(*routed, logits, config.score_function)
         if not self.training:
             return routing
         if config.bias:
             self.load.data += counts(routing.indices, config.num_experts, real).data
         return routing._replace(weights=self._bounded(routing, real, sequences))
+
+    def options(self) -> dict[str, Any]:
+        """Of `F.route`."""
+        config = self.config
+        return {
+            "k": config.k,
+            "score_function": config.score_function,
+            "norm_topk_prob": config.norm_topk_prob,
+            "expert_bias": self.e_score_correction_bias if config.bias else None,
+            "scaling_factor": config.scaling_factor,
+            "groups": config.groups,
+            "kept_groups": config.kept_groups,
+            "group_best": config.group_best,
+        }
 
     def _bounded(self, routing: Routing, real: Tensor | None, sequences: int) -> Tensor:
         """The weights, 0 for what an expert or a device has no room for."""

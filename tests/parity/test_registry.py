@@ -266,6 +266,21 @@ def moe_swiglu(x, weights, gate_up, down, places, offs):
     return (out * (1 if weights is None else weights[..., None])).sum(1)
 
 
+def moe_feed_forward(x, router, bias, gate_up, down, *shared, k, groups, kept_groups, group_best,
+                     **weighing):  # fmt: skip
+    logits = x @ router.T
+    softmax = weighing["score_function"] == "softmax"
+    ranks = logits.softmax(-1) if softmax else logits.sigmoid()
+    chosen = (ranks if bias is None else ranks + bias).topk(k).indices
+    gate, up = (gate_up[chosen] @ x[:, None, :, None]).squeeze(-1).chunk(2, -1)
+    out = (down[chosen] @ (F.silu(gate) * up).unsqueeze(-1)).squeeze(-1)
+    out = (out * routing_weights(logits, chosen, **weighing).unsqueeze(-1)).sum(1)
+    if shared[0] is None:
+        return out
+    gate, up, down, scale = shared
+    return out + (x @ scale.T).sigmoid() * ((F.silu(x @ gate.T) * (x @ up.T)) @ down.T)
+
+
 def unit_experts(x, weights, down, up, index):
     units = F.gelu((down[index] * x[:, None]).sum(-1)) * weights
     return F.embedding_bag(index, up, per_sample_weights=units, mode="sum")
@@ -353,6 +368,7 @@ PEERS = {
         [a.T @ b for a, b in zip(groups(x, offs), groups(y, offs), strict=True)]
     ),
     "moe_swiglu": moe_swiglu,
+    "moe_feed_forward": moe_feed_forward,
     "unit_experts": unit_experts,
     "routing_weights": routing_weights,
     "expected_cost": expected_cost,

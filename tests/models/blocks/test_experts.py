@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch.errors import ConfigError
+from minitorch.errors import ConfigError, ShapeError
 from minitorch.nn import functional as F
 from models.blocks import experts as blocks
 from models.blocks.context import place
@@ -58,6 +58,33 @@ def loop(made, x):
     if made.shared_experts is not None:
         out = out + made.shared_expert_gate(flat).sigmoid() * made.shared_experts(flat)
     return out.reshape(x.shape)
+
+
+@pytest.mark.parametrize("time", [1, TIME])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_without_gradients_one_call_is_the_loop(config, shared, time):
+    """Also for one token; what is trained, adapted or half precision goes the long way."""
+    made, x = layer(config, shared).eval(), mt.Tensor(inputs().detach().numpy()[:, :time])
+    with mt.inference_mode():
+        assert made._at_once(x) is not None
+        np.testing.assert_allclose(
+            made(x, context(time)).numpy(), loop(made, x).numpy(), atol=1e-11
+        )
+        assert made._at_once(x.to(mt.bfloat16)) is None
+        if shared:
+            made.shared_expert_gate = ScaledLinear(WIDTH, 1, False, np.float64)
+            assert made._at_once(x) is None
+    assert made._at_once(x) is None
+
+
+class ScaledLinear(mt.nn.Linear):
+    """Another kind of layer, as an adapter makes it."""
+
+
+def test_the_one_call_refuses_weights_that_disagree():
+    with pytest.raises(ShapeError, match="moe_feed_forward: expected x"):
+        F.moe_feed_forward(mt.ones(2, 4), mt.ones(3, 4), mt.ones(3, 4, 4), mt.ones(3, 4, 3), 2)
 
 
 @pytest.mark.parametrize("shared", [False, True])
