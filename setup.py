@@ -44,7 +44,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ["-DMT_VECTOR_BYTES=64", *AVX512],
         "avx512_bf16": ["-DMT_VECTOR_BYTES=64", *AVX512, "-mavx512bf16"],
     }
-PAIRED = {"attention", "experts", "matmul"}
+PAIRED = {"attention", "decoding", "experts", "matmul"}
 """The kernels with products in them: to all others avx512_bf16 adds nothing."""
 EMULATED = ["-x", "c++", "-O1", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi"]
 CHECKED = ["-g", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]
