@@ -162,9 +162,7 @@ class Grpo(Writing):
         config = self.config
         self.model.eval()
         self.optimizer.zero_grad()
-        mask = (completions.mask if config.learn_earlier else completions.fresh)[rows]
-        if config.overlong_filter:
-            mask = mask & np.array([batch.rollouts[i].finished for i in rows])[:, None]
+        mask = self.counted(rows, completions, batch)
         total = self.objective.total(mask)
         metrics: Metrics = dict.fromkeys(("loss", "clip_fraction", "mismatch"), 0.0)
         for piece in _pieces(len(rows), _whole_groups(config.batch_size, config.group_size)):
@@ -189,6 +187,13 @@ class Grpo(Writing):
         metrics |= self.mix_in()
         metrics["grad_norm"] = self.descend(metrics["loss"])
         return metrics
+
+    def counted(self, rows: np.ndarray, completions: Completions, batch: Batch) -> np.ndarray:
+        """Which tokens of some of the completions are learnt from: (rows, time)."""
+        mask = (completions.mask if self.config.learn_earlier else completions.fresh)[rows]
+        if self.config.overlong_filter:
+            mask = mask & np.array([batch.rollouts[i].finished for i in rows])[:, None]
+        return mask
 
     def mix_in(self) -> Metrics:
         """What a relative adds to the gradient of an optimizer step, and its metrics."""

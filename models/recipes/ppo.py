@@ -284,12 +284,15 @@ class Ppo(Grpo):
         found = scores.float().gather(1, mt.from_numpy(at).to(scores.device))
         return mt.where(mt.from_numpy(completions.mask).to(scores.device), found, 0.0)
 
-    def _minibatch(self, rows: np.ndarray, completions: Completions, *rest: Any) -> Metrics:
+    def _minibatch(
+        self, rows: np.ndarray, completions: Completions, batch: Batch, *rest: Any
+    ) -> Metrics:
         if self.critic_alone:
             metrics = dict.fromkeys(("loss", "clip_fraction", "mismatch", "grad_norm"), 0.0)
         else:
-            self._right_tokens = self._count_right(rows, completions)
-            metrics = super()._minibatch(rows, completions, *rest)
+            right, mask = self._targets.right, self.counted(rows, completions, batch)
+            self._right_tokens = 0 if right is None else int(mask[right[rows]].sum())
+            metrics = super()._minibatch(rows, completions, batch, *rest)
         return {**metrics, "value_loss": self._learn_values(rows, completions)}
 
     def mix_in(self) -> Metrics:
@@ -318,10 +321,6 @@ class Ppo(Grpo):
         counted = mt.from_numpy(mask & right[rows, None]).to(found.device)
         average = rl.share_of(self._right_tokens)
         return self.config.positive_weight * average(-found, counted)
-
-    def _count_right(self, rows: np.ndarray, completions: Completions) -> int:
-        right = self._targets.right
-        return 0 if right is None else int(completions.mask[rows][right[rows]].sum())
 
     def _learn_values(self, rows: np.ndarray, completions: Completions) -> float:
         """One step of the critic; its loss before."""

@@ -14,6 +14,7 @@ from models.recipes.grpo_config import GrpoConfig
 from models.rollouts import begin, extend
 from models.sampling import Sampler
 from tests.models.recipes.reinforced import LETTERS, SMALL, build, recipe, weights
+from tests.models.recipes.test_ppo import recipe as ppo
 
 LONG = {"segment_tokens": 2, "group_size": 2, "beta": 0.0}
 
@@ -175,3 +176,11 @@ def test_settings_that_do_not_fit(changes, message):
 def test_a_call_of_a_tool_is_not_torn():
     with pytest.raises(ConfigError, match="segment_tokens: expected 0 where there is a tool"):
         recipe(task=TASKS["calculator"](), segment_tokens=2, beta=0.0)
+
+
+def test_ppo_carries_completions_too():
+    run = ppo("ppo", segment_tokens=1, learn_earlier=False, positive_weight=0.1)
+    found = [run.train_step() for _ in range(5)]
+    assert all(np.isfinite(value) for metrics in found for value in metrics.values())
+    assert max(metrics["earlier"] for metrics in found) > 0
+    assert max(metrics["mismatch"] for metrics in found) < 1e-5

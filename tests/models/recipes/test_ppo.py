@@ -183,8 +183,10 @@ def test_values_that_move_too_far_are_held():
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_correct_completions_are_imitated_over_their_tokens():
+@pytest.mark.parametrize("overlong_filter", [False, True])
+def test_correct_completions_are_imitated_over_their_tokens(overlong_filter):
     settings = {"positive_weight": 0.1, "beta": 0.0, "epochs": 1, "minibatches": 1}
+    settings |= {"prompts": 12, "overlong_filter": overlong_filter}
     right = lambda prompts, completions, **columns: [  # noqa: E731
         float(i % 2 == 0) for i in range(len(completions))
     ]
@@ -194,6 +196,11 @@ def test_correct_completions_are_imitated_over_their_tokens():
     plain = recipe(rewards=[(right, 1.0)], **{**settings, "positive_weight": 0.0})
     batch, completions, _, _ = advantages_of(recipe(rewards=[(right, 1.0)], **settings))
     mask = completions.mask & (batch.rewards.reshape(-1, 1) == 1)
+    if overlong_filter:
+        ended = np.array([rollout.finished for rollout in batch.rollouts])
+        assert ended[::2].any()
+        assert not ended[::2].all()
+        mask &= ended[:, None]
     imitated = -completions.log_probs[mask].mean()
     assert one["loss"] - plain.train_step()["loss"] == pytest.approx(0.1 * imitated, abs=1e-4)
 
