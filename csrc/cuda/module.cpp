@@ -145,16 +145,18 @@ void bind_emulator(py::module_& extension) {
     extension.def(
         "set_schedule",
         [](const std::string& order, uint64_t seed, unsigned processors,
-           const std::vector<unsigned>& choices, int capability) {
+           const std::vector<unsigned>& choices, int capability, int patience) {
             simt::options() = {order == "reversed" ? simt::Order::reversed
                                : order == "random" ? simt::Order::random
                                                    : simt::Order::forward,
-                               seed, processors, choices, capability};
+                               seed, processors, choices, capability, patience};
         },
         py::arg("order"), py::arg("seed") = 0, py::arg("processors") = 0,
         py::arg("choices") = std::vector<unsigned>{}, py::arg("capability") = 90,
+        py::arg("patience") = 0,
         "In which order threads that could all run do: forward, reversed or random, after `choices`; "
-        "and of which compute capability the device says it is.");
+        "of which compute capability the device says it is; and for how many milliseconds they wait "
+        "for what another process writes.");
     extension.def(
         "count_traffic",
         [](bool on) {

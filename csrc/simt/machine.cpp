@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -67,7 +68,7 @@ public:
             if (go_round()) {
                 idle = 0;
                 if (options().order == Order::random && random() % 8 == 0) land_one();
-            } else if (!land_one() && ++idle > kPatience) {
+            } else if (!land_one() && !waits_on(++idle)) {
                 report_deadlock();
                 break;
             }
@@ -97,6 +98,14 @@ public:
 
 private:
     static constexpr int kPatience = 100;  // rounds in which threads only look for a change
+
+    // Whether something may still change after so many rounds.
+    static bool waits_on(int idle) {
+        if (idle <= kPatience) return true;
+        if (idle > kPatience + options().patience) return false;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return true;
+    }
 
     static void prepare(Block& block, const Grid& grid, uint3 index) {
         block.grid = &grid;

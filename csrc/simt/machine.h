@@ -165,6 +165,9 @@ struct Options {
     // the rest.
     std::vector<unsigned> choices{};
     int capability = 90;  // of the device, as host code is told: kernels find all there is
+    // Milliseconds for which threads that only look for a change are no deadlock: memory that other
+    // processes write.
+    int patience = 0;
 };
 
 Options& options();

@@ -1,7 +1,8 @@
 """Ranks in processes: handles, order and end of their memory, on the stand-in for CuPy.
 
-Its memory is files that all processes map, so that what one writes the others read; kernels are
-those of test_collectives.py.
+Its memory is files that all processes map, so that what one writes the others read, kernels too:
+those of each rank run in the emulator of its process. What order they need between them is tested
+in test_collectives.py, where all ranks are in one.
 """
 
 import gc
@@ -11,8 +12,10 @@ import os
 import numpy as np
 import pytest
 
+import minitorch as mt
 from minitorch.distributed import peer_group
 from minitorch.errors import ConfigError, DeviceError
+from minitorch.kernels.cuda.collectives import ALGORITHMS
 from tests.cuda.conftest import stand_in  # noqa: F401
 
 BYTES = 16384
@@ -73,6 +76,48 @@ def test_all_reach_all_until_the_end(stand_in):  # noqa: F811
         return seen, misuse(stand_in)
 
     assert together(3, body) == [([10, 11, 12], ([], []))] * 3
+
+
+@pytest.fixture
+def patience():
+    """Threads of the emulator wait for what another process writes."""
+    emulator = pytest.importorskip("minitorch._simt", reason="no C++20 compiler at installation")
+    emulator.set_schedule("forward", patience=20_000)
+    yield
+    emulator.set_schedule("forward")
+
+
+def test_collectives_between_processes(stand_in, patience):  # noqa: F811
+    """Each with every rank's numbers in it, rounds of several steps, and the same bits for all."""
+    size, count = 3, 700
+
+    def given(rank):
+        return mt.Tensor(np.random.default_rng(rank).standard_normal((size, count), np.float32))
+
+    def body(rank, exchange):
+        with peer_group(rank, size, exchange, space_bytes=BYTES) as group:
+            found = []
+            for algorithm in ALGORITHMS:
+                x = given(rank).to(device="cuda")
+                group.all_reduce([x], "avg", algorithm=algorithm)
+                found.append(x.numpy())
+            parts = group.reduce_scatter([given(rank).to(device="cuda")])
+            (whole,) = group.all_gather(parts)
+            x = given(rank).to(device="cuda")
+            group.broadcast([x], src=1)
+        return [*found, whole.numpy(), x.numpy()], misuse(stand_in)
+
+    ranks = together(size, body)
+    assert [left for _, left in ranks] == [([], [])] * size
+    arrays = [given(rank).numpy() for rank in range(size)]
+    exact = sum(x.astype(np.float64) for x in arrays)
+    for outs in zip(*(found for found, _ in ranks), strict=True):
+        assert len({x.tobytes() for x in outs}) == 1
+    *means, whole, sent = ranks[0][0]
+    for mean in means:
+        np.testing.assert_allclose(mean, exact / size, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(whole, exact, rtol=0, atol=3e-6)
+    np.testing.assert_array_equal(sent, arrays[1])
 
 
 @pytest.mark.parametrize("when", ["share", "begin", "finish"])
