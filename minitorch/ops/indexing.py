@@ -348,8 +348,11 @@ def _along(index: np.ndarray, dim: int) -> tuple[np.ndarray, ...]:
 def _scatter_add_forward(
     x: np.ndarray, source: np.ndarray, index: np.ndarray, *, dim: int
 ) -> np.ndarray:
-    out = x.copy()
-    np.add.at(out, _along(index, dim), source)
+    out, places, step = x.copy(), np.zeros_like(index, dtype=np.int64), 1
+    for length, at in zip(x.shape[::-1], _along(index, dim)[::-1], strict=True):
+        places += at * step
+        step *= length
+    np.add.at(out.reshape(-1), places.reshape(-1), source.reshape(-1))  # faster than by dimensions
     return out
 
 
