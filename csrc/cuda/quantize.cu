@@ -49,7 +49,8 @@ __device__ float scale_of(float largest) {
     return Larger()(largest / kLargest, FLT_MIN);
 }
 
-__device__ void put(const Matrix<uint8_t>& out, long row, long column, const float4& a, float scale) {
+__device__ void put(const Matrix<uint8_t>& out, long row, long column, const float4& a,
+                    float scale) {
     const __nv_fp8x4_e4m3 four(make_float4(a.x / scale, a.y / scale, a.z / scale, a.w / scale));
     *reinterpret_cast<uint32_t*>(&out(row, column)) = reinterpret_cast<const uint32_t&>(four);
 }
@@ -134,7 +135,8 @@ DEVICE_KERNEL(quantize_blocks) {
         using T = decltype(kind);
         const Matrix<const T> from = matrix_of<const T>(x);
         if (from.row_stride == 1 && from.column_stride != 1) {
-            const auto turned = numbers[0] == 1 ? quantize_turned<T, false> : quantize_turned<T, true>;
+            const auto turned =
+                numbers[0] == 1 ? quantize_turned<T, false> : quantize_turned<T, true>;
             launch(turned, ceil_div(x.shape[0], kBlock) * unsigned(scales.shape[1]), kThreads, 0,
                    stream, from, matrix_of<uint8_t>(out), matrix_of<float>(scales), x.shape[0],
                    x.shape[1]);
