@@ -25,6 +25,7 @@ NAMES = (
     "distillation",
     "overoptimisation",
     "grpo_addition",
+    "critic",
     "length_bias",
     "short_answers",
     "r1",
