@@ -3,8 +3,9 @@
 //
 //     matmul_as_it_is(a, b, out)          a b, into out if it is not None
 //     linear_as_it_is(x, weight, bias)    x weightᵀ + bias; bias may be None
+//     decode_block_as_it_is(x, ...)       what kernels/decoding.cpp takes up to out, and its numbers
 //
-// Both return the result; or None where something has to be converted, copied, broadcast or refused,
+// They return the result; or None where something has to be converted, copied, broadcast or refused,
 // which minitorch/kernels/cpu/matmul.py does.
 
 #include "python.h"
@@ -111,6 +112,36 @@ PyObject* linear_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
     });
 }
 
+PyObject* decode_block_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+    return guarded([=]() -> PyObject* {
+        constexpr int kInputs = 15, kCaches = 13;
+        static const Implementations& kernel = implementations("decode_block");
+        PyArrayObject* x = as_array(arguments[0]);
+        if (!takes(x) || PyArray_NDIM(x) != 3 || PyArray_SIZE(x) == 0) Py_RETURN_NONE;
+        Array arrays[kInputs + 1];
+        for (int i = 0; i < kInputs; ++i) {
+            arrays[i] = kNone;
+            if (arguments[i] == Py_None && i > 0 && i < kCaches) continue;
+            PyArrayObject* array = as_array(arguments[i]);
+            if (!takes(array) || !same_dtype(array, x)) Py_RETURN_NONE;
+            const bool rows_lie = PyArray_NDIM(array) == 4 && PyArray_DIM(array, 3) > 0 &&
+                                  PyArray_STRIDE(array, 3) == PyArray_ITEMSIZE(array);
+            if (i < kCaches ? !PyArray_IS_C_CONTIGUOUS(array) : !rows_lie || !PyArray_ISWRITEABLE(array))
+                Py_RETURN_NONE;
+            arrays[i] = view(arguments[i]);
+        }
+        if (!takes_products(arrays[0].dtype) || PyArray_DIM(x, 1) != 1) Py_RETURN_NONE;
+        py::object out = py::reinterpret_steal<py::object>(empty(3, PyArray_DIMS(x), x));
+        arrays[0] = as_rows(arrays[0]);
+        arrays[kInputs] = as_rows(view(out.ptr()));
+        const double numbers[] = {PyFloat_AsDouble(arguments[kInputs]),
+                                  PyFloat_AsDouble(arguments[kInputs + 1])};
+        if (PyErr_Occurred()) throw py::error_already_set();
+        call(kernel, arrays, kInputs + 1, numbers);
+        return out.release().ptr();
+    });
+}
+
 using Function = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 
 template <Function function, Py_ssize_t expected>
@@ -127,6 +158,9 @@ PyMethodDef methods[] = {
     {"linear_as_it_is",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<linear_as_it_is, 3>)),
      METH_FASTCALL, "x weightᵀ + bias, if nothing has to be prepared; else None"},
+    {"decode_block_as_it_is",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<decode_block_as_it_is, 17>)),
+     METH_FASTCALL, "a new token through a block, if nothing has to be prepared; else None"},
     {}};
 
 }  // namespace

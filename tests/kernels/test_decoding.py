@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 import minitorch as mt
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.nn import functional as F
-from minitorch.ops.decoding import Affine
 
 FIXTURES = settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -72,7 +71,7 @@ def test_it_is_the_composition_and_fills_the_cache(instruction_set, dtype):
 
 def run(given, **options):
     x, *others, keys, values = (None if a is None else mt.from_numpy(a) for a in given)
-    pairs = [Affine(*others[i : i + 2]) for i in range(0, 12, 2)]
+    pairs = [tuple(others[i : i + 2]) for i in range(0, 12, 2)]
     norms, attention = (pairs[0], pairs[3]), (pairs[1], pairs[2])
     return F.decode_block(x, norms, attention, (pairs[4], pairs[5]), keys, values, **options)
 
@@ -89,5 +88,5 @@ def test_what_does_not_fit():
     with pytest.raises(ConfigError, match="among relu, silu, gelu, gelu_tanh; got 'tanh'"):
         run(given, activation="tanh")
     for place, changed in [(0, given[0][:, [0, 0]]), (3, given[5]), (14, given[14][:, :2])]:
-        with pytest.raises(ShapeError, match=r"decode_block: expected x \(batch, 1, width\)"):
+        with pytest.raises(ShapeError, match=r"decode_block: .*expected x \(batch, 1"):
             run([changed if i == place else x for i, x in enumerate(given)])

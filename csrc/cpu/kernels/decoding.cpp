@@ -5,8 +5,8 @@
 //
 // Every weight is read once for a token, and reading them is all the time that there has to be. But
 // whatever Python does between two products has to be fetched into the caches again, past which the
-// weights have streamed, and takes several times as long as it does in a loop of its own. Here there
-// is nothing between.
+// weights have streamed, and takes several times as long as it does in a loop of its own. Here
+// there is nothing between.
 
 #include "attention.h"
 #include "dispatch.h"
@@ -16,11 +16,11 @@ namespace minitorch::MT_INSTRUCTION_SET {
 
 // What a token of each sequence reads and writes; the order of the arrays.
 struct DecodedBlock {
-    const Array &x;
+    const Array& x;
     const Array &norm_1, &shift_1, &qkv, &qkv_bias, &proj, &proj_bias;
     const Array &norm_2, &shift_2, &up, &up_bias, &down, &down_bias;
     const Array &keys, &values;  // (batch, heads, time, head_dim): the last rows are written here
-    const Array &out;
+    const Array& out;
 
     long batch() const { return x.dim(0); }
     long width() const { return x.dim(-1); }
@@ -74,8 +74,8 @@ template <typename T>
 static void attend_last(const DecodedBlock& b, const T* qkv, T* out) {
     using C = Compute<T>;
     const long heads = b.heads(), dim = b.head_dim(), width = b.width(), time = b.keys.dim(2);
-    const Scores<C> s{1,        time, dim, dim, C(1) / square_root(C(dim)), 0,
-                      time - 1, -1,   -1,  nullptr, {}, {}};
+    const Scores<C> s{1,  time,    dim, dim, C(1) / square_root(C(dim)), 0, time - 1, -1,
+                      -1, nullptr, {},  {}};
     const auto rows_of = [](const Array& x, long i, long head) {
         return Head<T>{x.as<T>() + i * x.strides[0] + head * x.strides[1], x.strides[2], 1};
     };
@@ -119,16 +119,17 @@ static void decode(const DecodedBlock& b, Compute<T> eps, Activation activation)
 }
 
 // x (batch, width); weight and bias, or None, of the first norm, of the projection to queries, keys
-// and values, of that of the heads, of the second norm, and of both layers of the feed-forward part;
-// keys, values (batch, heads, time, head_dim), whose last rows are written; out, like x; eps, the
-// number of an Activation. All of one dtype.
+// and values, of that of the heads, of the second norm, and of both layers of the feed-forward
+// part; keys, values (batch, heads, time, head_dim), whose last rows are written; out, like x; eps,
+// the number of an Activation. All of one dtype.
 KERNEL(decode_block) {
     require(num_arrays == 16, "decode_block: expected 16 arrays");
     const DecodedBlock block = block_of(arrays);
     check(block);
     by_dtype(block.x, "decode_block: expected float32, float64 or bfloat16", [&](auto kind) {
         using T = decltype(kind);
-        decode<T>(block, Compute<T>(numbers[0]), static_cast<Activation>(static_cast<int>(numbers[1])));
+        decode<T>(block, Compute<T>(numbers[0]),
+                  static_cast<Activation>(static_cast<int>(numbers[1])));
     });
 }
 

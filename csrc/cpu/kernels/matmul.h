@@ -435,6 +435,23 @@ inline long columns_at_once(long k, long step) {
     return ceil_div(4 * rows_per_piece(k), step) * step;
 }
 
+// body(begin, end) over [0, count) in pieces that begin at multiples of `step` and grow shorter, down
+// to `least`: so threads have few jumps, and all end at nearly the same time. How many threads there
+// are decides about the pieces: only for loops whose results do not depend on those.
+template <typename Body>
+void parallel_shrinking(long count, long step, long least, Body&& body) {
+    constexpr long kMost = 2048;
+    long ends[kMost], pieces = 0;
+    for (long end = 0; end < count; ++pieces) {
+        long length = (count - end) / (2 * num_threads());
+        if (length < least) length = least;
+        end += (length + step - 1) / step * step;
+        if (end > count || pieces == kMost - 1) end = count;
+        ends[pieces] = end;
+    }
+    parallel_for(pieces, [&](long i) { body(i ? ends[i - 1] : 0L, ends[i]); });
+}
+
 // B's columns contiguous along k: every element of the result is a product of two vectors.
 template <typename T, typename O, long rows>
 void few_rows_by_dots(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
@@ -442,7 +459,7 @@ void few_rows_by_dots(long m, long n, long k, Matrix<const T> a, Matrix<const T>
     using C = Compute<T>;
     constexpr long lanes = Lanes<C>::count;
     constexpr long together = rows <= 4 && lanes >= 4 ? 4 : 2;
-    parallel_ranges(n, columns_at_once(k, lanes), [&](long begin, long end) {
+    parallel_shrinking(n, lanes, rows_per_piece(k), [&](long begin, long end) {
         for (long j = begin; j < end; j += lanes) {
             const long count = end - j < lanes ? end - j : lanes;
             Vector<C> dots[rows][lanes] = {};

@@ -21,7 +21,7 @@ HALF = (bfloat16, float16)
 
 
 @register("decode_block", "numpy", half=HALF)
-def decode_block(x: Array, *others: Array | None, eps: float, activation: str) -> Array:
+def decode_block(x: Array, *others: Any, eps: float, activation: str) -> Array:
     """y + W_2 f(W_1 norm(y) + b_1) + b_2, where y = x + W_o attention(norm(x)) + b_o.
 
     x: (batch, 1, width). others: weight and bias of the first norm, (width,) both; of the
@@ -31,10 +31,9 @@ def decode_block(x: Array, *others: Array | None, eps: float, activation: str) -
     written: those of the new token. Half precision is computed in float32. Returns the shape of x.
     """
     *parameters, keys, values = others
+    _check(x, parameters, keys, values)
     x_wide, *wide = (_wide(array) for array in (x, *parameters))
     norm_1, shift_1, qkv, qkv_bias, proj, proj_bias, norm_2, shift_2, *feed_forward = wide
-    assert keys is not None
-    assert values is not None
     normed, _, _ = layer_norm(x_wide, norm_1, shift_1, eps=eps)
     heads = keys.shape[1]
     query, key, value = unpack_qkv(linear(normed, qkv, qkv_bias), heads, heads)
@@ -44,6 +43,26 @@ def decode_block(x: Array, *others: Array | None, eps: float, activation: str) -
     normed, _, _ = layer_norm(y, norm_2, shift_2, eps=eps)
     out, _ = mlp(normed, *feed_forward, activation=activation)
     return (y + out).astype(x.dtype, copy=False)
+
+
+def _check(x: Array, parameters: list[Any], keys: Array, values: Array) -> None:
+    weights, biases = parameters[::2], parameters[1::2]
+    width, hidden = x.shape[-1], weights[4].shape[0]
+    expected = [(width,), (3 * width, width), (width, width), (width,), (hidden, width)]
+    expected.append((width, hidden))
+    given = [weight.shape for weight in weights]
+    pairs = zip(biases, expected, strict=True)
+    if (
+        x.shape[1:] != (1, width)
+        or given != expected
+        or any(bias is not None and bias.shape != shape[:1] for bias, shape in pairs)
+        or keys.shape != values.shape
+        or keys.shape != (len(x), keys.shape[1], max(keys.shape[2], 1), width // keys.shape[1])
+    ):
+        raise ValueError(
+            f"expected x (batch, 1, width), weights of the shapes {', '.join(map(str, expected))}, "
+            "a bias for each row of them or None, keys and values (batch, heads, time, head_dim)"
+        )
 
 
 def _wide(x: Array | None) -> Any:
