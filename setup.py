@@ -35,6 +35,8 @@ KERNELS = SOURCES / "kernels"
 EMULATOR = ROOT / "csrc" / "simt"
 CUDA = ROOT / "csrc" / "cuda"
 FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FEWER = {"matmul": ["-O2"]}
+"""Flags for a kernel's file that takes far longer to compile with -O3, and runs no faster."""
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 INSTRUCTION_SETS = {"portable": ["-DMT_VECTOR_BYTES=16"]}
@@ -172,7 +174,7 @@ def cpu_units(includes):
         sources = sorted(KERNELS.glob("*.cpp"))
         if name == "avx512_bf16":
             sources = [source for source in sources if source.stem in PAIRED]
-        units += [(source, name, selected) for source in sources]
+        units += [(source, name, [*selected, *FEWER.get(source.stem, [])]) for source in sources]
     return units
 
 

@@ -164,6 +164,14 @@ def test_a_query_that_sees_nothing_gets_zeros(instruction_set):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
+def test_a_query_of_which_all_is_masked_by_the_least_finite_number_takes_the_mean(instruction_set):
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, 40, 8), np.float32)
+    mask = np.zeros((40, 40), np.float32)
+    mask[3] = np.finfo(np.float32).min
+    out, _ = compiled("scaled_dot_product_attention")(q, k, v, mask)
+    np.testing.assert_allclose(out[0, 0, 3], v[0, 0].mean(0), atol=1e-6)
+
+
 @pytest.mark.parametrize("time", [1, 3])
 def test_a_sink_takes_what_nothing_else_wants(instruction_set, time):
     """Against a sink alone the output is zero; one at -inf is as good as none."""
@@ -189,6 +197,26 @@ def test_nan_reaches_the_queries_that_see_it(instruction_set, time, bad):
     np.testing.assert_array_equal(np.isnan(forward(q, k, v)[0]), np.isnan(expected))
     assert np.isfinite(forward(q, k, v, causal=True)[0]).all()
     assert np.isnan(forward(q, k, v, causal=True, lower_right=True)[0][0, 0, -1]).any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_scores_far_apart(instruction_set, causal):
+    """Weights from 1 down to what no float holds, the largest score in any block of keys."""
+    q, k, v, grad = np.random.default_rng(0).standard_normal((4, 1, 2, 150, 32), np.float32)
+    inputs = [50 * q, k, v, None, None]
+    exact = [wide(x) for x in inputs]
+    expected, lse = reference.scaled_dot_product_attention(*exact, causal=causal)
+    found, found_lse = compiled("scaled_dot_product_attention")(*inputs, causal=causal)
+    close(found, expected, 2e-4)
+    np.testing.assert_allclose(found_lse, lse, rtol=1e-6, atol=1e-4)
+    gradients = reference.scaled_dot_product_attention_backward(
+        wide(grad), *exact, expected, lse, causal=causal
+    )
+    ours = compiled("scaled_dot_product_attention_backward")(
+        grad, *inputs, found, found_lse, causal=causal
+    )
+    for one, other in zip(ours[:3], gradients[:3], strict=True):
+        close(one, other, 1e-3)
 
 
 def test_memory_is_linear_in_time():

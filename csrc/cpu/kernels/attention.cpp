@@ -94,10 +94,8 @@ struct Forward {
     Head<const T> keys(const Array& x, const Sequence& one, long head) const {
         return p.template keys_of<const T>(x, one, head);
     }
-    // A block of queries; the last of a sequence has number 0, since under a causal mask it is the
-    // longest.
     void attend_block(const Sequence& one, long head, long block, const C* packed) const {
-        const long first = (blocks(one) - 1 - block) * columns, key_head = head / p.group();
+        const long first = block * columns, key_head = head / p.group();
         const Scores<C> s = p.scores(one, head);
         const Head<const T> queries = p.template queries_of<const T>(p.q, one, head);
         const Head<T> to = p.template queries_of<T>(out, one, head);
@@ -145,7 +143,8 @@ struct Forward {
                 while (plan[at + 1].blocks * heads <= i) ++at;
                 const Sequence& one = plan[at];
                 const long own = plan[at + 1].blocks - one.blocks, rest = i - one.blocks * heads;
-                attend_block(one, rest / own, rest % own, place(one, rest / own / p.group()));
+                // The last block first, since under a causal mask it is the longest.
+                attend_block(one, rest / own, own - 1 - rest % own, place(one, rest / own / p.group()));
             }
         });
     }

@@ -76,6 +76,7 @@ inline long round_up(long a, long b) {
 
 constexpr long kKeys = 8 * kRows;     // keys in a block, forward
 constexpr long kQueries = 8 * kRows;  // queries in a block, backward
+constexpr long kNearBlocks = 4;       // of keys, that share a block of queries while it is near
 
 // What all blocks of queries read: K in panels of keys, Vᵀ in panels of value dimensions.
 template <typename C>
@@ -137,41 +138,60 @@ struct Sight {
     }
 };
 
+// Scores are here logarithms to the base 2: a power of 2 costs less than one of e.
+template <typename C>
+constexpr C kLog2E = 1.4426950408889634074;
+template <typename C>
+constexpr C kLargest = sizeof(C) == sizeof(float) ? __FLT_MAX__ : __DBL_MAX__;
+
 // The softmax of a row that comes in pieces, for a block of queries, a query to a lane.
 template <typename C>
 struct OnlineSoftmax {
     static constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
     Vector<C> peak[2];   // the largest score so far
-    Vector<C> total[2];  // the sum of exp(score - peak)
+    Vector<C> total[2];  // the sum of 2^(score - peak)
 
     explicit OnlineSoftmax(const Scores<C>& s) {
         for (long h = 0; h < 2; ++h) {
-            peak[h] = broadcast(s.has_sink() ? *s.sink : -kInfinity<C>);
+            peak[h] = broadcast(s.has_sink() ? *s.sink * kLog2E<C> : -kInfinity<C>);
             total[h] = broadcast(C(s.has_sink()));
         }
     }
-    // Makes exp(score - peak) of a block (keys, queries). What was added up before is to be
+    // Makes 2^(score - peak) of a block (keys, queries). What was added up before is to be
     // multiplied by `shrink`.
     void take(C* block, long keys, Vector<C>* shrink) {
-        for (long h = 0; h < 2; ++h, block += lanes) {
-            Vector<C> now = peak[h];
-            for (long i = 0; i < keys; ++i) now = maximum<C>(load(block + i * columns), now);
-            // Where nothing was seen yet the shift is 0, so that exp(-inf) and not NaN comes out.
-            const Vector<C> shift = now > -kInfinity<C> ? now : Vector<C>{};
-            shrink[h] = exp_nonpositive<C>(peak[h] - shift);
+        Vector<C> shift[2], added[2] = {};
+        for (long h = 0; h < 2; ++h) {
+            const Vector<C> now = largest(block + h * lanes, keys, peak[h]);
+            // Where nothing was seen yet the shift is 0, so that 2^-inf and not NaN comes out.
+            shift[h] = now > -kInfinity<C> ? now : Vector<C>{};
+            shrink[h] = exp2_nonpositive<C>(peak[h] - shift[h]);
             peak[h] = now;
-            Vector<C> added{};
-            for (long i = 0; i < keys; ++i) {
-                const Vector<C> p = exp_nonpositive<C>(load(block + i * columns) - shift);
-                store(block + i * columns, p);
-                added += p;
-            }
-            total[h] = total[h] * shrink[h] + added;
         }
+        for (long i = 0; i < keys; ++i)
+#pragma GCC unroll 2
+            for (long h = 0; h < 2; ++h) {
+                C* at = block + i * columns + h * lanes;
+                const Vector<C> p = exp2_nonpositive<C>(load(at) - shift[h]);
+                store(at, p);
+                added[h] += p;
+            }
+        for (long h = 0; h < 2; ++h) total[h] = total[h] * shrink[h] + added[h];
+    }
+    // Of a column of vectors; four at a time, since each comparison waits for the one before.
+    static Vector<C> largest(const C* column, long keys, Vector<C> now) {
+        Vector<C> four[4] = {now, now, now, now};
+        long i = 0;
+        for (; i + 4 <= keys; i += 4)
+#pragma GCC unroll 4
+            for (long j = 0; j < 4; ++j)
+                four[j] = maximum<C>(load(column + (i + j) * columns), four[j]);
+        for (; i < keys; ++i) four[0] = maximum<C>(load(column + i * columns), four[0]);
+        return maximum<C>(maximum<C>(four[0], four[1]), maximum<C>(four[2], four[3]));
     }
     Vector<C> inverse(long h) const { return total[h] == C(0) ? Vector<C>{} : C(1) / total[h]; }
     Vector<C> log_normaliser(long h) const {
-        return total[h] == C(0) ? broadcast(kInfinity<C>) : peak[h] + log<C>(total[h]);
+        return total[h] == C(0) ? broadcast(kInfinity<C>) : peak[h] / kLog2E<C> + log<C>(total[h]);
     }
 };
 
@@ -188,12 +208,18 @@ void change_scores(const Scores<C>& s, const Sight<C>* sight, long first, long c
                 store(at, f(load(at), i, h));
             }
     };
-    if (s.softcap != 0) change([&](Vector<C> x, long, long) { return s.capped(x); });
+    if (s.softcap != 0)
+        change([&](Vector<C> x, long, long) { return s.capped(x) * kLog2E<C>; });
     if (s.bias.data) {
         pack_panel<C, C, columns>({s.bias.at(first, key), s.bias.row, s.bias.column}, count, keys,
                                   bias);
         change(
-            [&](Vector<C> x, long i, long h) { return x + load(bias + i * columns + h * lanes); });
+            [&](Vector<C> x, long i, long h) {
+                const Vector<C> b = load(bias + i * columns + h * lanes);
+                // The least finite number stays finite: a row of nothing else weighs all alike.
+                const Vector<C> scaled = maximum<C>(broadcast(-kLargest<C>), b * kLog2E<C>);
+                return x + (b == -kInfinity<C> ? b : scaled);
+            });
     }
     if (!s.sees(first, key + keys - 1) || !s.sees(first + count - 1, key))
         change([&](Vector<C> x, long i, long h) { return sight[h].hide(x, key + i); });
@@ -236,7 +262,7 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     C* block = sums + out_rows * columns;  // Sᵀ, then Pᵀ: (keys, queries)
     C* bias = block + kKeys * columns;     // that of the block
     pack_panel<T, C, columns>({q.at(first, 0), q.row, q.column}, count, s.dim, query);
-    const C factor = s.factor();
+    const C factor = s.softcap != 0 ? s.factor() : s.factor() * kLog2E<C>;
     for (long i = 0; i < s.dim * columns; i += lanes) store(query + i, load(query + i) * factor);
     const Sight<C> sight[2] = {{s, first}, {s, first + lanes}};
     OnlineSoftmax<C> softmax(s);
@@ -245,7 +271,7 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     for (long key = begin; key < end; key += kKeys) {
         const long keys = end - key < kKeys ? end - key : kKeys;
         for (long i = 0; i < keys; i += kRows)
-            compute_tile<C, false>(keys - i < kRows ? keys - i : kRows, columns, s.dim,
+            set_tile<C>(keys - i < kRows ? keys - i : kRows, columns, s.dim,
                                    packed.keys + (key + i) * s.dim, query, block + i * columns,
                                    columns);
         change_scores(s, sight, first, count, key, keys, block, bias);
@@ -256,12 +282,10 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
             const C* values = packed.values + i * s.time_k + key * kRows;
             C* to = sums + i * columns;
             if (key == begin) {
-                compute_tile<C, false>(rows, columns, keys, values, block, to, columns);
+                set_tile<C>(rows, columns, keys, values, block, to, columns);
                 continue;
             }
-            for (long r = 0; r < rows * columns; r += lanes)
-                store(to + r, load(to + r) * shrink[r / lanes % 2]);
-            compute_tile<C, true>(rows, columns, keys, values, block, to, columns);
+            compute_tile<C, true>(rows, columns, keys, values, block, to, columns, shrink);
         }
     }
     if (begin >= end) __builtin_memset(sums, 0, sizeof(C) * s.value_dim * columns);
@@ -387,11 +411,29 @@ struct PackedQueries {
     }
 };
 
-// The block of keys [key, key + count), count at most kColumns, in the layouts of a B.
+// The block of keys [first, first + count), count at most kColumns, in the layouts of a B, and its
+// gradients.
 template <typename C>
 struct KeyBlock {
-    C *keys, *values;  // Kᵀ and Vᵀ: (dim, keys)
-    C* rows;           // K: for each kColumns dimensions (keys, dimensions)
+    long first, count;
+    C *keys, *values;    // Kᵀ and Vᵀ: (dim, keys)
+    C* rows;             // K: for each kColumns dimensions (keys, dimensions)
+    C *dkeys, *dvalues;  // dKᵀ and dVᵀ: (dim, keys)
+
+    static long size(const Scores<C>& s) {
+        return (s.dim + s.value_dim + round_up(s.dim, kColumns<C>)) * kColumns<C>;
+    }
+    template <typename T>
+    static KeyBlock pack(const Scores<C>& s, Head<const T> k, Head<const T> v, long first, C* to,
+                         C* dkeys, C* dvalues) {
+        constexpr long columns = kColumns<C>;
+        const long count = s.time_k - first < columns ? s.time_k - first : columns;
+        C *values = to + s.dim * columns, *rows = values + s.value_dim * columns;
+        pack_panel<T, C, columns>({k.at(first, 0), k.row, k.column}, count, s.dim, to);
+        pack_panel<T, C, columns>({v.at(first, 0), v.row, v.column}, count, s.value_dim, values);
+        pack_rows<T, C, columns>({k.at(first, 0), k.column, k.row}, s.dim, count, rows);
+        return {first, count, to, values, rows, dkeys, dvalues};
+    }
 };
 
 // A row of at most a vector, wherever its elements are.
@@ -416,65 +458,105 @@ void gradient_of_scores(const Scores<C>& s, long query, long key, long count, C 
                         C* ds) {
     constexpr long lanes = Lanes<C>::count;
     using Int = typename ExpConstants<C>::Int;
+    const C factor = s.factor();
+    const auto weight = [&](Vector<C> score) {
+        const Vector<C> exponent = (score - lse) * kLog2E<C>;  // above 0 by rounding errors alone
+        return exp2_nonpositive<C>(exponent > C(0) ? Vector<C>{} : exponent);
+    };
+    const bool whole = count == kColumns<C> && s.sees(query, key) && s.sees(query, key + count - 1);
+    if (whole && s.softcap == 0 && !s.bias.data && !s.dbias.data) {
+        for (long j = 0; j < kColumns<C>; j += lanes) {
+            const Vector<C> w = weight(load(p + j) * factor);
+            store(p + j, w);
+            store(ds + j, w * (load(ds + j) - delta) * s.scale);
+        }
+        return;
+    }
     Vector<Int> place = places<C>();
     const long limit = s.end_of_keys(query) - key;
     const Vector<Int> begin = broadcast(Int(s.first_key(query) - key));
     const Vector<Int> end = broadcast(Int(limit < count ? limit : count));
     for (long j = 0; j < count; j += lanes, place += Int(lanes)) {
         const long part = count - j < lanes ? count - j : lanes;
-        Vector<C> score = load(p + j) * s.factor(), slope = broadcast(s.scale);
+        Vector<C> score = load(p + j) * factor, slope = broadcast(s.scale);
         if (s.softcap != 0) {
             const Vector<C> t = tanh<C>(score);
             score = s.softcap * t;
             slope *= 1 - t * t;
         }
         if (s.bias.data) score += load_row(s.bias, query, key + j, part);
-        const Vector<C> exponent = score - lse;  // above 0 by rounding errors alone
-        const Vector<C> weight = exp_nonpositive<C>(exponent > C(0) ? Vector<C>{} : exponent);
+        const Vector<C> w = weight(score);
         const auto seen = (place >= begin) & (place < end);
-        const Vector<C> dscore = seen ? weight * (load(ds + j) - delta) : Vector<C>{};
+        const Vector<C> dscore = seen ? w * (load(ds + j) - delta) : Vector<C>{};
         if (s.dbias.data) add_row(s.dbias, query, key + j, part, dscore);
-        store(p + j, seen ? weight : Vector<C>{});
+        store(p + j, seen ? w : Vector<C>{});
         store(ds + j, dscore * slope);
     }
 }
 
-// What one head of queries adds to dKᵀ and dVᵀ (dim, keys) of a block of keys, and to its own dQ.
+// Room for what a block of queries and one of keys share.
 template <typename C>
-void backward_block(const Scores<C>& s, const PackedQueries<C>& packed, const C* lse,
-                    const KeyBlock<C>& b, long key, long count, C* dk, C* dv, C* dq, long dq_stride,
-                    C* probabilities, C* dscores, C* turned) {
+struct SharedBlock {
+    C *probabilities, *dscores;  // (queries, keys)
+    C* turned;                   // dscores, in panels of queries
+
+    static constexpr long size = 3 * kQueries * kColumns<C>;
+    explicit SharedBlock(C* to)
+        : probabilities(to),
+          dscores(to + kQueries * kColumns<C>),
+          turned(to + 2 * kQueries * kColumns<C>) {}
+};
+
+// What the queries [query, query + queries) of one head add to dKᵀ and dVᵀ (dim, keys) of a block
+// of keys, and to their own dQ.
+template <typename C>
+void backward_block(const Scores<C>& s, const PackedQueries<C>& packed, const C* lse, long query,
+                    long queries, const KeyBlock<C>& b, const SharedBlock<C>& shared, C* dq,
+                    long dq_stride) {
     constexpr long columns = kColumns<C>;
-    const long begin = s.first_query(key) / kRows * kRows, end = s.end_of_queries(key + count - 1);
-    for (long query = begin; query < end; query += kQueries) {
-        const long queries = end - query < kQueries ? end - query : kQueries;
-        for (long i = 0; i < queries; i += kRows) {
-            const long rows = queries - i < kRows ? queries - i : kRows;
-            compute_tile<C, false>(rows, columns, s.dim, packed.queries + (query + i) * s.dim,
-                                   b.keys, probabilities + i * columns, columns);
-            compute_tile<C, false>(rows, columns, s.value_dim,
-                                   packed.grads + (query + i) * s.value_dim, b.values,
-                                   dscores + i * columns, columns);
-        }
-        for (long i = 0; i < queries; ++i)
-            gradient_of_scores(s, query + i, key, count, lse[query + i], packed.delta[query + i],
-                               probabilities + i * columns, dscores + i * columns);
-        for (long i = 0; i < s.value_dim; i += kRows)
-            compute_tile<C, true>(s.value_dim - i < kRows ? s.value_dim - i : kRows, columns,
-                                  queries, packed.grads_turned + i * s.time_q + query * kRows,
-                                  probabilities, dv + i * columns, columns);
-        for (long i = 0; i < s.dim; i += kRows)
-            compute_tile<C, true>(s.dim - i < kRows ? s.dim - i : kRows, columns, queries,
-                                  packed.queries_turned + i * s.time_q + query * kRows, dscores,
-                                  dk + i * columns, columns);
-        pack_rows<C, C, kRows>({dscores, columns, 1}, queries, count, turned);
-        for (long i = 0; i < queries; i += kRows)
-            for (long d = 0; d < s.dim; d += columns)
-                compute_tile<C, true>(queries - i < kRows ? queries - i : kRows,
-                                      s.dim - d < columns ? s.dim - d : columns, count,
-                                      turned + i * count, b.rows + d * count,
-                                      dq + (query + i) * dq_stride + d, dq_stride);
+    const auto [probabilities, dscores, turned] = shared;
+    for (long i = 0; i < queries; i += kRows) {
+        const long rows = queries - i < kRows ? queries - i : kRows;
+        set_tile<C>(rows, columns, s.dim, packed.queries + (query + i) * s.dim, b.keys,
+                        probabilities + i * columns, columns);
+        set_tile<C>(rows, columns, s.value_dim, packed.grads + (query + i) * s.value_dim,
+                        b.values, dscores + i * columns, columns);
     }
+    for (long i = 0; i < queries; ++i)
+        gradient_of_scores(s, query + i, b.first, b.count, lse[query + i], packed.delta[query + i],
+                           probabilities + i * columns, dscores + i * columns);
+    for (long i = 0; i < s.value_dim; i += kRows)
+        add_tile<C>(s.value_dim - i < kRows ? s.value_dim - i : kRows, columns, queries,
+                    packed.grads_turned + i * s.time_q + query * kRows, probabilities,
+                    b.dvalues + i * columns, columns);
+    for (long i = 0; i < s.dim; i += kRows)
+        add_tile<C>(s.dim - i < kRows ? s.dim - i : kRows, columns, queries,
+                    packed.queries_turned + i * s.time_q + query * kRows, dscores,
+                    b.dkeys + i * columns, columns);
+    pack_rows<C, C, kRows>({dscores, columns, 1}, queries, b.count, turned);
+    for (long i = 0; i < queries; i += kRows)
+        for (long d = 0; d < s.dim; d += columns)
+            add_tile<C>(queries - i < kRows ? queries - i : kRows,
+                        s.dim - d < columns ? s.dim - d : columns, b.count, turned + i * b.count,
+                        b.rows + d * b.count, dq + (query + i) * dq_stride + d, dq_stride);
+}
+
+// The same of all queries and of `count` blocks of keys, a block of queries with each of them while
+// it is near.
+template <typename C>
+void backward_blocks(const Scores<C>& s, const PackedQueries<C>& packed, const C* lse,
+                     const KeyBlock<C>* blocks, long count, const SharedBlock<C>& shared, C* dq,
+                     long dq_stride) {
+    const auto begin_of = [&](const KeyBlock<C>& b) { return s.first_query(b.first) / kRows * kRows; };
+    const auto end_of = [&](const KeyBlock<C>& b) { return s.end_of_queries(b.first + b.count - 1); };
+    const long last = end_of(blocks[count - 1]);
+    for (long query = begin_of(blocks[0]); query < last; query += kQueries)
+        for (const KeyBlock<C>* b = blocks; b < blocks + count; ++b) {
+            const long begin = begin_of(*b) > query ? begin_of(*b) : query;
+            const long end = end_of(*b) < query + kQueries ? end_of(*b) : query + kQueries;
+            if (begin < end)
+                backward_block(s, packed, lse, begin, end - begin, *b, shared, dq, dq_stride);
+        }
 }
 
 template <typename C>
@@ -513,36 +595,26 @@ void backward_group(Scores<Compute<T>> s, Head<const T> k, Head<const T> v, Head
     C* values_sum = keys_sum + key_blocks * dim_rows * columns;
     C* dq = values_sum + key_blocks * value_rows * columns;
     C* queries = scratch<C>(1, PackedQueries<C>::size(s));
-    C* work = scratch<C>(2, (s.dim + s.value_dim + dq_stride + 3 * kQueries) * columns + 64);
-    const KeyBlock<C> b{work, work + s.dim * columns, work + (s.dim + s.value_dim) * columns};
-    C* probabilities = b.rows + dq_stride * columns;
-    C* dscores = probabilities + kQueries * columns;
-    C* turned = dscores + kQueries * columns;
+    const long block_size = KeyBlock<C>::size(s);
+    C* work = scratch<C>(2, kNearBlocks * block_size + SharedBlock<C>::size + 64);
+    const SharedBlock<C> shared(work + kNearBlocks * block_size);
 
+    __builtin_memset(keys_sum, 0, sizeof(C) * key_blocks * (dim_rows + value_rows) * columns);
     for (long g = 0; g < group; ++g) {
         const BackwardHead<T> one = head(g);
         s.sink = one.sink, s.bias = one.bias, s.dbias = one.dbias;
         const auto packed =
             PackedQueries<C>::template pack<T>(s, one.q, one.grad, one.out, queries);
         __builtin_memset(dq, 0, sizeof(C) * dq_size);
-        for (long block = 0; block < key_blocks; ++block) {
-            const long key = block * columns;
-            const long count = s.time_k - key < columns ? s.time_k - key : columns;
-            pack_panel<T, C, columns>({k.at(key, 0), k.row, k.column}, count, s.dim, b.keys);
-            pack_panel<T, C, columns>({v.at(key, 0), v.row, v.column}, count, s.value_dim,
-                                      b.values);
-            for (long d = 0; d < s.dim; d += columns)
-                pack_panel<T, C, columns>({k.at(key, d), k.column, k.row},
-                                          s.dim - d < columns ? s.dim - d : columns, count,
-                                          b.rows + d * count);
-            C* dk_block = keys_sum + block * dim_rows * columns;
-            C* dv_block = values_sum + block * value_rows * columns;
-            if (g == 0) {
-                __builtin_memset(dk_block, 0, sizeof(C) * dim_rows * columns);
-                __builtin_memset(dv_block, 0, sizeof(C) * value_rows * columns);
-            }
-            backward_block(s, packed, one.lse, b, key, count, dk_block, dv_block, dq, dq_stride,
-                           probabilities, dscores, turned);
+        for (long block = 0; block < key_blocks; block += kNearBlocks) {
+            KeyBlock<C> near[kNearBlocks];
+            long count = 0;
+            for (; count < kNearBlocks && block + count < key_blocks; ++count)
+                near[count] = KeyBlock<C>::template pack<T>(
+                    s, k, v, (block + count) * columns, work + count * block_size,
+                    keys_sum + (block + count) * dim_rows * columns,
+                    values_sum + (block + count) * value_rows * columns);
+            backward_blocks(s, packed, one.lse, near, count, shared, dq, dq_stride);
         }
         write_rows<T, C>(dq, dq_stride, s.time_q, s.dim, one.dq);
         if (one.dsink) *one.dsink = sink_gradient(s, one.lse, packed.delta);

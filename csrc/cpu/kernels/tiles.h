@@ -15,6 +15,7 @@
 
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "vector.h"
@@ -73,37 +74,142 @@ template <typename C, long step>
     }
 }
 
+#if MT_VECTOR_BYTES == 64
+template <typename Element>
+using Vector64 [[gnu::vector_size(64)]] = Element;
+
+// 16 bytes from each of `rows` / 4 places, `apart` bytes from each other: a quarter of a vector each.
+template <long rows>
+[[gnu::always_inline]] inline __m512i quarters(const char* from, long apart) {
+    const auto place = [=](long i) __attribute__((always_inline)) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * apart));
+    };
+    __m512i out = _mm512_maskz_broadcast_i32x4(0xffff, place(0));
+    out = _mm512_mask_broadcast_i32x4(out, 0x00f0, place(1));
+    out = _mm512_mask_broadcast_i32x4(out, 0x0f00, place(2));
+    if constexpr (rows == 16) out = _mm512_mask_broadcast_i32x4(out, 0xf000, place(3));
+    return out;
+}
+
+// In each quarter, the first (or second) halves of both, an element of one after one of the other.
+template <typename Element, bool second>
+[[gnu::always_inline]] inline __m512i interleave(__m512i a, __m512i b) {
+    constexpr int count = 64 / sizeof(Element), part = count / 4;
+    return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+        return (__m512i)__builtin_shufflevector(
+            (Vector64<Element>)a, (Vector64<Element>)b,
+            (i / part * part + (second ? part / 2 : 0) + i % part / 2 + i % 2 * count)...);
+    }(std::make_integer_sequence<int, count>());
+}
+
+// `out` gets a and b interleaved, 2 * pairs vectors: those of a[0] and b[0], then a[1] and b[1], ...
+template <typename Element, long pairs>
+[[gnu::always_inline]] inline void interleave_all(const __m512i* a, const __m512i* b, __m512i* out) {
+#pragma GCC unroll 4
+    for (long i = 0; i < pairs; ++i) {
+        out[2 * i] = interleave<Element, false>(a[i], b[i]);
+        out[2 * i + 1] = interleave<Element, true>(a[i], b[i]);
+    }
+}
+
+// What vectors of a quarter from each row hold, turned: 4 columns of floats, or 8 of bfloat16, which
+// are floats with 16 zeros below. row[i] holds rows i, i + 4, i + 8, ...
+template <typename T>
+[[gnu::always_inline]] inline void turn_quarters(const __m512i* row, __m512i* columns) {
+    constexpr bool half = __is_same(T, bfloat16);
+    using Once = std::conditional_t<half, uint16_t, uint32_t>;
+    using Twice = std::conditional_t<half, uint32_t, uint64_t>;
+    __m512i low[2], high[2];
+    interleave_all<Once, 1>(row, row + 1, low);
+    interleave_all<Once, 1>(row + 2, row + 3, high);
+    if constexpr (half) {
+        constexpr __m512i zeros[4] = {};
+        __m512i two[4];
+        interleave_all<Twice, 2>(low, high, two);
+        interleave_all<uint16_t, 4>(zeros, two, columns);
+    } else {
+        interleave_all<Twice, 2>(low, high, columns);
+    }
+}
+
+// `rows` rows of `from`, turned; to[p * full] receives column p, and the rows `full` further on are
+// fetched. Quarters of a vector, each from a row of its own, take half as many shuffles as whole rows.
+template <typename T, long rows, long full>
+void turn_rows_by_quarters(Matrix<const T> from, long depth, float* to) {
+    constexpr long at_once = 16 / sizeof(T);
+    const long row = from.row * static_cast<long>(sizeof(T)), apart = 4 * row;
+    const char* source[4];
+#pragma GCC unroll 4
+    for (long i = 0; i < 4; ++i) source[i] = reinterpret_cast<const char*>(from.at(i, 0));
+    const char* ahead = source[0] + full * row;
+    for (long p = 0; p < depth; p += at_once) {
+        __m512i lines[4], columns[at_once];
+        // Each time another four rows' lines: there are four times to a line.
+        const char* later = ahead + p / at_once % 4 * apart;
+#pragma GCC unroll 4
+        for (long i = 0; i < 4; ++i) {
+            lines[i] = quarters<rows>(source[i], apart);
+            __builtin_prefetch(later);
+            later += row;
+            source[i] += 16;
+            asm("" : "+r"(source[i]));  // or the compiler keeps a pointer for every row, and spills
+        }
+        ahead += 16;
+        turn_quarters<T>(lines, columns);
+#pragma GCC unroll 8
+        for (long j = 0; j < at_once; ++j, to += full) {
+            if constexpr (rows == 16)
+                _mm512_storeu_si512(to, columns[j]);
+            else
+                _mm512_mask_storeu_epi32(to, (1u << rows) - 1, columns[j]);
+        }
+    }
+}
+#endif
+
+// `rows` rows of a panel, at most a vector's lanes, `depth` a multiple of those; if not `all` of them
+// are there, zeros stand for those beyond `width`.
+template <typename T, typename C, long full, long rows, bool all>
+void turn_rows(Matrix<const T> from, long width, long depth, C* to) {
+    constexpr long lanes = Lanes<C>::count;
+#if MT_VECTOR_BYTES == 64
+    if constexpr (__is_same(C, float) && all)
+        return turn_rows_by_quarters<T, rows, full>(from, depth, to);
+#endif
+    for (long p = 0; p < depth; p += lanes) {
+        Vector<C> v[lanes];
+#pragma GCC unroll 16
+        for (long i = 0; i < lanes; ++i) {
+            v[i] = i < (all ? rows : width) ? load(from.at(i, p)) : Vector<C>{};
+            if (i < rows) __builtin_prefetch(from.at(i + full, p));
+        }
+        turn_blocks<C, 1>(v);
+#pragma GCC unroll 16
+        for (long j = 0; j < lanes; ++j)
+            __builtin_memcpy(to + (p + j) * full, &v[j], rows * sizeof(C));  // no call: of a known length
+    }
+}
+
 // One panel: `width` of at most `full` rows of `from` (rows, depth), turned to (depth, full) and
 // filled up with zeros.
 template <typename T, typename C, long full>
 void pack_panel(Matrix<const T> from, long width, long depth, C* to) {
-    constexpr long lanes = Lanes<C>::count;
+    constexpr long lanes = Lanes<C>::count, group = full < lanes ? full : lanes;
     long p = 0;
     if (from.column == 1) {
-        const auto turn = [&](auto all) __attribute__((always_inline)) {
-            for (; p + lanes <= depth; p += lanes) {
-#pragma GCC unroll 2
-                for (long begin = 0; begin < full; begin += lanes) {
-                    Vector<C> v[lanes];
-#pragma GCC unroll 16
-                    for (long i = 0; i < lanes; ++i) {
-                        const bool some = begin + i < (all ? full : width);
-                        v[i] = some ? load(from.at(begin + i, p)) : Vector<C>{};
-                        if (begin + i < full) __builtin_prefetch(from.at(begin + i + full, p));
-                    }
-                    turn_blocks<C, 1>(v);
-#pragma GCC unroll 16
-                    for (long j = 0; j < lanes; ++j) {
-                        C* row = to + (p + j) * full + begin;
-                        if (begin + lanes <= full)
-                            store(row, v[j]);
-                        else  // of a length that the compiler knows: no call
-                            __builtin_memcpy(row, &v[j], full % lanes * sizeof(C));
-                    }
-                }
-            }
+        p = depth / lanes * lanes;
+        const auto turn = [&](auto count, long begin) {
+            constexpr long rows = count;
+            const Matrix<const T> some{from.at(begin, 0), from.row, 1};
+            if (width >= begin + rows)
+                turn_rows<T, C, full, rows, true>(some, rows, p, to + begin);
+            else
+                turn_rows<T, C, full, rows, false>(some, width - begin, p, to + begin);
         };
-        width < full ? turn(std::false_type()) : turn(std::true_type());
+        long begin = 0;
+        for (; begin + group <= full; begin += group)
+            turn(std::integral_constant<long, group>(), begin);
+        if constexpr (full % group) turn(std::integral_constant<long, full % group>(), begin);
     }
     for (; p < depth; ++p)
         for (long i = 0; i < full; ++i)
@@ -113,24 +219,33 @@ void pack_panel(Matrix<const T> from, long width, long depth, C* to) {
 // The same of (rows, depth) with consecutive elements of a column next to each other: a few panels
 // at a time, so that more than a cache line is read from each place.
 template <typename T, typename C, long full>
-void pack_columns(Matrix<const T> from, long panels, long depth, C* to) {
+void pack_columns(Matrix<const T> from, long rows, long depth, C* to) {
     constexpr long lanes = Lanes<C>::count;
     constexpr long ahead = 16, line = 64 / sizeof(T);
+    const long whole = rows / full * full;
     for (long p = 0; p < depth; ++p) {
         const T* source = from.at(0, p);
         const T* later = from.at(0, p + ahead < depth ? p + ahead : p);
-        for (long i = 0; i < panels * full; i += line) __builtin_prefetch(later + i);
-        for (long panel = 0; panel < panels; ++panel, source += full) {
-            C* row = to + (panel * depth + p) * full;
+        for (long i = 0; i < rows; i += line) __builtin_prefetch(later + i);
+        C* row = to + p * full;
+        for (long panel = 0; panel < whole; panel += full, source += full, row += depth * full) {
             long i = 0;
 #pragma GCC unroll 4
             for (; i + lanes <= full; i += lanes) store(row + i, load(source + i));
-            if constexpr (__is_same(T, C)) {
+            if constexpr (sizeof(T) == sizeof(C)) {
                 __builtin_memcpy(row + i, source + i, full % lanes * sizeof(C));
+            } else if constexpr (kMasked && full % lanes) {
+                store_part(row + i, load_part(source + i, full % lanes, C(0)), full % lanes);
             } else {
 #pragma GCC unroll 16
                 for (; i < full; ++i) row[i] = load_one(source + i);
             }
+        }
+        for (long i = 0; whole < rows && i < full; i += lanes) {
+            const long left = rows - whole - i, wide = full - i;
+            const long some = left < 0 ? 0 : left < lanes ? left : lanes;
+            const Vector<C> x = some == lanes ? load(source + i) : load_part(source + i, some, C(0));
+            wide >= lanes ? store(row + i, x) : store_part(row + i, x, wide);
         }
     }
 }
@@ -138,12 +253,8 @@ void pack_columns(Matrix<const T> from, long panels, long depth, C* to) {
 // Copy (rows, depth) into panels of `full` rows.
 template <typename T, typename C, long full>
 void pack_rows(Matrix<const T> from, long rows, long depth, C* to) {
-    long i = 0;
-    if (from.row == 1) {
-        i = rows / full * full;
-        pack_columns<T, C, full>(from, rows / full, depth, to);
-    }
-    for (; i < rows; i += full)
+    if (from.row == 1) return pack_columns<T, C, full>(from, rows, depth, to);
+    for (long i = 0; i < rows; i += full)
         pack_panel<T, C, full>({from.at(i, 0), from.row, from.column},
                                rows - i < full ? rows - i : full, depth, to + i * depth);
 }
@@ -248,9 +359,10 @@ template <typename C, long rows, long vectors, Layout layout, bool masked = fals
     }
 }
 
-// to[i * stride + j] (+)= the product of two panels.
+// to[i * stride + j] = the product of two panels, or with `add` that and keep[j] to[i * stride + j].
 template <typename C, long rows, long vectors, bool add>
-[[gnu::noinline]] void panel_product(long depth, const C* a, const C* b, C* to, long stride) {
+[[gnu::noinline]] void panel_product(long depth, const C* a, const C* b, C* to, long stride,
+                                     const Vector<C>* keep) {
     constexpr long lanes = Lanes<C>::count;
     Vector<C> sum[rows][vectors];
     outer_products<C, rows, vectors, Layout::panels>(depth, Operands<C>::panels(a, b), sum, [](long) {});
@@ -258,7 +370,7 @@ template <typename C, long rows, long vectors, bool add>
     for (long i = 0; i < rows; ++i, to += stride)
 #pragma GCC unroll 2
         for (long v = 0; v < vectors; ++v) {
-            if constexpr (add) sum[i][v] += load(to + v * lanes);
+            if constexpr (add) sum[i][v] += load(to + v * lanes) * keep[v];
             store(to + v * lanes, sum[i][v]);
         }
 }
@@ -266,13 +378,23 @@ template <typename C, long rows, long vectors, bool add>
 // The tile of up to kRows rows and two vectors of columns; panels hold zeros where the matrices
 // end, so that more than is asked for may be written.
 template <typename C, bool add>
-void compute_tile(long rows, long columns, long depth, const C* a, const C* b, C* to, long stride) {
+void compute_tile(long rows, long columns, long depth, const C* a, const C* b, C* to, long stride,
+                  const Vector<C>* keep) {
     if (columns <= Lanes<C>::count)
-        panel_product<C, kRows, 1, add>(depth, a, b, to, stride);
+        panel_product<C, kRows, 1, add>(depth, a, b, to, stride, keep);
     else if (rows > kRows / 2)
-        panel_product<C, kRows, 2, add>(depth, a, b, to, stride);
+        panel_product<C, kRows, 2, add>(depth, a, b, to, stride, keep);
     else
-        panel_product<C, kRows / 2, 2, add>(depth, a, b, to, stride);
+        panel_product<C, kRows / 2, 2, add>(depth, a, b, to, stride, keep);
+}
+template <typename C>
+void set_tile(long rows, long columns, long depth, const C* a, const C* b, C* to, long stride) {
+    compute_tile<C, false>(rows, columns, depth, a, b, to, stride, nullptr);
+}
+template <typename C>
+void add_tile(long rows, long columns, long depth, const C* a, const C* b, C* to, long stride) {
+    const Vector<C> all[2] = {broadcast<C>(1), broadcast<C>(1)};
+    compute_tile<C, true>(rows, columns, depth, a, b, to, stride, all);
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

@@ -280,9 +280,16 @@ inline void in_register(Vector<T>& value) {
 #endif
 }
 
-// Lane by lane; b where either is NaN.
+// Lane by lane; b where either is NaN. (Of the comparison compilers make two instructions.)
 template <typename T>
 Vector<T> maximum(Vector<T> a, Vector<T> b) {
+#if MT_VECTOR_BYTES == 64
+    if constexpr (__is_same(T, float)) return (Vector<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+    if constexpr (__is_same(T, double)) return (Vector<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+#elif MT_VECTOR_BYTES == 32
+    if constexpr (__is_same(T, float)) return (Vector<T>)_mm256_max_ps((__m256)a, (__m256)b);
+    if constexpr (__is_same(T, double)) return (Vector<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+#endif
     return a > b ? a : b;
 }
 
@@ -328,7 +335,7 @@ struct ExpConstants<float> {
     using Int = int32_t;
     static constexpr int mantissa_bits = 23;
     static constexpr Bits exponent_bias = 127;
-    static constexpr float smallest = -87.33654f;
+    static constexpr float smallest = -87.33654f, smallest_power = -126;
     static constexpr float shift = 0x1.8p23f;
     static constexpr float ln2_head = 0.693359375f;
     static constexpr float ln2_tail = -2.12194440e-4f;
@@ -348,7 +355,7 @@ struct ExpConstants<double> {
     using Int = int64_t;
     static constexpr int mantissa_bits = 52;
     static constexpr Bits exponent_bias = 1023;
-    static constexpr double smallest = -708.39641853226408;
+    static constexpr double smallest = -708.39641853226408, smallest_power = -1022;
     static constexpr double shift = 0x1.8p52;
     static constexpr double ln2_head = 6.93145751953125e-1;
     static constexpr double ln2_tail = 1.42860682030941723212e-6;
@@ -410,6 +417,42 @@ Vector<T> exp_nonpositive(Vector<T> x, Vector<T> tail) {
     const Reduced<T> reduced(maximum<T>(broadcast<T>(C::smallest), x), tail);
     const Vector<T> power = Reduced<T>::power((Vector<typename C::Bits>)reduced.shifted);
     return x < C::smallest ? Vector<T>{} : (reduced.q + T(1)) * power;
+}
+
+// 2^x for x <= 0, with n = round(x), r = x - n and the same polynomial, whose coefficients take in the
+// powers of ln 2; cheaper, since r is exact. What is said above of exp holds here.
+template <typename T>
+Vector<T> exp2_nonpositive(Vector<T> x) {
+    using C = ExpConstants<T>;
+    constexpr double ln2 = 0.69314718055994530942;
+    constexpr int degree = sizeof C::polynomial / sizeof(T) + 1;
+    const auto coefficient = [](int power) constexpr {
+        double value = power < 2 ? 1 : C::polynomial[degree - power];
+        for (int i = 0; i < power; ++i) value *= ln2;
+        return static_cast<T>(value);
+    };
+#if MT_VECTOR_BYTES != 64
+    const Vector<T> whole = x;
+    x = maximum<T>(broadcast<T>(C::smallest_power), x);
+#endif
+    const Vector<T> shifted = x + C::shift;
+    const Vector<T> n = shifted - C::shift;
+    const Vector<T> r = x - n;
+    Vector<T> p = broadcast<T>(coefficient(degree));
+#pragma GCC unroll 12
+    for (int i = degree - 1; i >= 0; --i) p = p * r + coefficient(i);
+#if MT_VECTOR_BYTES == 64
+    if constexpr (__is_same(T, float)) {
+        const auto some = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(C::smallest_power), _CMP_NLT_UQ);
+        return (Vector<T>)_mm512_maskz_scalef_ps(some, (__m512)p, (__m512)n);
+    } else {
+        const auto some = _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(C::smallest_power), _CMP_NLT_UQ);
+        return (Vector<T>)_mm512_maskz_scalef_pd(some, (__m512d)p, (__m512d)n);
+    }
+#else
+    const Vector<T> power = Reduced<T>::power((Vector<typename C::Bits>)shifted);
+    return whole < C::smallest_power ? Vector<T>{} : p * power;
+#endif
 }
 
 // exp(x) for all x, through the subnormal numbers to 0 and to infinity: 2^n in two factors, since
