@@ -4,8 +4,9 @@
 
 One step of training (loss, backward, gradients clipped, AdamW) of models of one width, depth and
 number of heads (`sized`), all in turns. Parameters that a token meets are all but the embedding's
-table, of which it reads a row, and of experts those that it is sent to. The score of a family is
-its tokens per second times these, over GPT-2's: 1 where a step costs as its parameters do.
+table, of which it reads a row, and of experts those that it is sent to; a head that predicts two
+tokens is met twice. The score of a family is its tokens per second times these, over GPT-2's: 1
+where a step costs as its parameters do.
 """
 
 import argparse
@@ -49,12 +50,17 @@ class Step:
 
     @property
     def met(self) -> int:
-        """The parameters that a token meets; a tied table is met by the head."""
+        """The parameters that a token meets, as often as it does.
+
+        A tied table is met by the head, and the head once for each token ahead that is predicted.
+        """
         tables = {"embed_tokens.weight", "wte.weight", "wpe.weight"}
         tied = self.model.config.model_type == "gpt2" or self.model.config.tie_word_embeddings
         free = {"wpe.weight"} if tied else tables
-        named = self.model.named_parameters()
-        return active_parameters(self.model) - sum(p.data.size for n, p in named if n in free)
+        sizes = {name: p.data.size for name, p in self.model.named_parameters()}
+        again = getattr(self.model.config, "num_nextn_predict_layers", 0)
+        heads = again * sizes.get("lm_head.weight", 0)
+        return active_parameters(self.model) + heads - sum(sizes.get(name, 0) for name in free)
 
 
 def all_steps(sizes: dict[str, int]) -> dict[str, Callable[[], Any]]:
