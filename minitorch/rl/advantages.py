@@ -13,6 +13,9 @@ Nothing here is differentiated. Rewards that are NaN or infinite raise DataError
 
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import DTypeLike
+
 from minitorch.errors import ConfigError, DataError, ShapeError
 from minitorch.modes import no_grad
 from minitorch.ops.joining import stack
@@ -189,15 +192,17 @@ def decoupled_gae(
     return Advantages(actor.advantages, critic.returns)
 
 
-def length_adaptive_lambda(mask: Tensor, *, alpha: float = 0.05) -> Tensor:
+def length_adaptive_lambda(
+    mask: Tensor, *, alpha: float = 0.05, dtype: DTypeLike = np.float32
+) -> Tensor:
     """1 - 1 / (alpha * length), so that errors of alpha * length steps add up; 0 where negative.
 
-    mask: (batch, time). Returns (batch,). Source: Yue et al. 2025, "VAPO" (arXiv 2504.05118),
-    whose formula is below 0 for sequences shorter than 1 / alpha.
+    mask: (batch, time). Returns (batch,) of the dtype, that of the values. Source: Yue et al. 2025,
+    "VAPO" (arXiv 2504.05118), whose formula is below 0 for sequences shorter than 1 / alpha.
     """
     if not alpha > 0:
         raise ConfigError(f"length_adaptive_lambda: expected alpha above 0; got {alpha}")
-    lengths = checked_mask("length_adaptive_lambda", mask).sum(1).clamp(min=1)
+    lengths = checked_mask("length_adaptive_lambda", mask).sum(1).clamp(min=1).to(dtype)
     return (1 - 1 / (alpha * lengths)).clamp(min=0.0)
 
 

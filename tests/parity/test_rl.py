@@ -32,15 +32,15 @@ def compare(ours, theirs, *arrays, tolerance=1e-9):
     cotangent = rand(*out.shape, seed=5)
     out.backward(mt.tensor(cotangent))
     expected.backward(torch.tensor(cotangent))
-    np.testing.assert_allclose(out.detach().numpy(), expected.detach().numpy(), atol=tolerance)
+    agree(out.detach(), expected.detach(), tolerance)
     for one, two in zip(mine, his, strict=True):
         zeros = np.zeros(two.shape)
         gradients = [zeros if x.grad is None else x.grad.numpy() for x in (one, two)]
-        np.testing.assert_allclose(*gradients, atol=tolerance)
+        np.testing.assert_allclose(*gradients, rtol=0, atol=tolerance)
 
 
 def agree(found, expected, tolerance=1e-9):
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=tolerance)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=tolerance)
 
 
 def ours(array):
@@ -149,12 +149,15 @@ def test_gae(gamma, lam):
         agree(found.advantages[i, : int(length)], torch.tensor(expected, dtype=torch.float64))
 
 
-def test_whitening():
-    values = theirs(rand(B, T))
+def whitened(values):
     kept = values[theirs(MASK)]
-    expected = torch.zeros(B, T, dtype=torch.float64)
-    expected[theirs(MASK)] = (kept - kept.mean()) / (kept.var() + 1e-8).sqrt()
-    agree(rl.whiten(ours(values.numpy()), ours(MASK)), expected)
+    result = torch.zeros(B, T, dtype=torch.float64)
+    result[theirs(MASK)] = (kept - kept.mean()) / (kept.var() + 1e-8).sqrt()
+    return result
+
+
+def test_whitening():
+    agree(rl.whiten(ours(rand(B, T)), ours(MASK)), whitened(theirs(rand(B, T))))
 
 
 def test_advantages_of_groups():
@@ -164,6 +167,57 @@ def test_advantages_of_groups():
     agree(rl.grpo_advantages(ours(rewards)), centred / (his.std(1, keepdim=True) + 1e-4))
     agree(rl.dr_grpo_advantages(ours(rewards)), centred)
     agree(rl.rloo_advantages(ours(rewards)), his - (his.sum(1, keepdim=True) - his) / 3)
+
+
+def test_returns_with_two_lambdas():
+    """The actor's from one lambda for each length, the critic's from whole returns."""
+    rewards, values, lam = rand(B, T) * MASK, rand(B, T, seed=1), [5 / 6, 3 / 4, 0.0, 0.0]
+    found = rl.length_adaptive_lambda(ours(MASK), alpha=1.0, dtype=np.float64)
+    agree(found, theirs(np.array(lam)))
+    found = rl.decoupled_gae(
+        *map(ours, (rewards, values, MASK)), gamma=0.9, actor_lam=ours(np.array(lam))
+    )
+    for i, length in enumerate(MASK.sum(1)):
+        discounts = 0.9 ** torch.arange(length, dtype=torch.float64)
+        r, v = theirs(rewards[i, :length]), theirs(np.append(values[i, :length], 0.0))
+        deltas = r + 0.9 * v[1:] - v[:-1]
+        for t in range(length):
+            rest = int(length) - t
+            weights = (0.9 * lam[i]) ** torch.arange(rest, dtype=torch.float64)
+            agree(found.advantages[i, t], (deltas[t:] * weights).sum())
+            agree(found.returns[i, t], (r[t:] * discounts[:rest]).sum())
+
+
+def test_reinforce_plus_plus():
+    rewards = rand(B, T) * MASK
+    to_go = theirs(rewards).flip(1).cumsum(1).flip(1)
+    found = rl.reinforce_plus_plus_advantages(ours(rewards), ours(MASK))
+    agree(found, whitened(to_go))
+    groups = rand(2, 2)
+    centred = theirs(groups - groups.mean(1, keepdims=True)).reshape(B, 1).expand(B, T)
+    found = rl.reinforce_plus_plus_baseline_advantages(ours(groups), ours(MASK))
+    agree(found, whitened(centred))
+
+
+def test_advantages_of_steps():
+    """Normalised over all steps of a group, then summed from the end."""
+    scores = rand(2, B, T)
+    ends = MASK & (np.random.default_rng(2).random((2, B, T)) < 0.6)
+    expected = torch.zeros(2, B, T, dtype=torch.float64)
+    for group in range(2):
+        kept = theirs(scores[group][ends[group]])
+        normal = (theirs(scores[group]) - kept.mean()) / (kept.std() + 1e-4)
+        for t in range(T):
+            expected[group, :, t] = (normal * theirs(ends[group]))[:, t:].sum(1)
+    agree(rl.process_advantages(ours(scores), ours(ends)), expected)
+
+
+def test_rewards_with_the_penalty_of_tokens():
+    scores, p, q = rand(3, seed=3), rand(3, T), rand(3, T, seed=1)
+    expected = -0.3 * (theirs(p) - theirs(q)) * theirs(MASK[:3])
+    expected[torch.arange(3), theirs(MASK[:3]).sum(1) - 1] += theirs(scores).clamp(-0.5, 0.5)
+    found = rl.kl_shaped_rewards(*map(ours, (scores, p, q, MASK[:3])), beta=0.3, limit=0.5)
+    agree(found, expected)
 
 
 ADVANTAGES = rand(B, seed=7)
@@ -229,6 +283,90 @@ def test_policy_losses(name):
     )
 
 
+def test_policy_gradients_without_a_ratio():
+    right = np.array([True, False, True, True])
+    A, m = theirs(ADVANTAGES)[:, None], theirs(MASK)
+    compare(
+        lambda p: rl.reinforce_loss(p, ours(ADVANTAGES), ours(MASK)),
+        lambda p: token_mean(-A * p),
+        rand(B, T),
+    )
+    compare(
+        lambda p: rl.positive_example_loss(p, ours(right), ours(MASK)),
+        lambda p: -p[m & theirs(right)[:, None]].mean(),
+        rand(B, T),
+    )
+
+
+def test_the_correction_of_the_sampler():
+    p, q = rand(B, T), rand(B, T, seed=1)
+    expected = (theirs(p) - theirs(q)).exp().clamp(max=1.5) * theirs(MASK)
+    agree(rl.sampler_correction(*map(ours, (p, q, MASK)), cap=1.5), expected)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_grpo_with_a_reference(name):
+    old, reference = rand(B, T, seed=1), rand(B, T, seed=2)
+    compare(
+        lambda p: rl.grpo_loss(
+            p,
+            *map(ours, (old, ADVANTAGES, MASK)),
+            reference=ours(reference),
+            beta=0.3,
+            kl=getattr(rl, name),
+        ),
+        lambda p: mean_of_means(
+            surrogate((p - theirs(old)).exp()) + 0.3 * ESTIMATORS[name](p, theirs(reference))
+        ),
+        rand(B, T),
+    )
+
+
+def test_the_whole_loss_of_ppo():
+    """Of logits and values, with the entropy's bonus."""
+    old, returns = rand(B, T, seed=1), rand(B, T, seed=2)
+
+    def mine(z, v):
+        policy = rl.ppo_loss(
+            rl.token_log_probs(z, ours(TOKENS)), *map(ours, (old, ADVANTAGES, MASK))
+        )
+        critic = rl.value_loss(v, ours(returns), ours(MASK))
+        return policy + 0.5 * critic - 0.01 * rl.token_mean(rl.entropy(z), ours(MASK))
+
+    def his(z, v):
+        categorical = torch.distributions.Categorical(logits=z)
+        policy = token_mean(surrogate((categorical.log_prob(theirs(TOKENS)) - theirs(old)).exp()))
+        critic = token_mean((v - theirs(returns)) ** 2) / 2
+        return policy + 0.5 * critic - 0.01 * token_mean(categorical.entropy())
+
+    compare(mine, his, rand(B, T, V), rand(B, T))
+
+
+def test_the_fisher_matrix_times_a_vector_and_the_direction_of_trpo():
+    """By torch's own second derivatives of the divergence, and by solving with the whole matrix."""
+    x, weight, vector = rand(B, 3, seed=4), rand(3, V), rand(3, V, seed=1)
+
+    def mine(w):
+        now = (ours(x) @ w).log_softmax(-1)
+        return rl.kl_divergence((ours(x) @ ours(weight)).log_softmax(-1), now).mean()
+
+    def his(w):
+        p, q = (torch.distributions.Categorical(logits=theirs(x) @ w) for w in (theirs(weight), w))
+        return torch.distributions.kl_divergence(p, q).mean()
+
+    def product(v):
+        return rl.fisher_vector_product(mine, ours(weight), v, damping=0.1)
+
+    _, expected = torch.autograd.functional.hvp(his, theirs(weight), theirs(vector))
+    agree(product(ours(vector)), expected + 0.1 * theirs(vector))
+    size = weight.size
+    matrix = torch.autograd.functional.hessian(his, theirs(weight)).reshape(size, size)
+    matrix += 0.1 * torch.eye(size, dtype=torch.float64)
+    solution = torch.linalg.solve(matrix, theirs(vector).reshape(-1)).reshape(3, V)
+    found = rl.conjugate_gradient(product, ours(vector), iterations=2 * size, tolerance=1e-24)
+    agree(found, solution)
+
+
 def test_value_loss():
     old, returns = rand(B, T, seed=1), rand(B, T, seed=2)
 
@@ -245,7 +383,7 @@ def test_value_loss():
 
 
 def test_mirror_descent():
-    """The gradient as the paper writes it, from the two terms of its equation 3."""
+    """The squared residual, and the gradient as the paper writes it in its equation 3."""
     old, rewards = rand(2, 4, seed=1), rand(2, 4, seed=2)
     x = ours(rand(2, 4)).requires_grad_()
     rl.mirror_descent_loss(x, ours(old), ours(rewards), tau=0.4).backward()
@@ -254,6 +392,11 @@ def test_mirror_descent():
     objective = centred * his - 0.2 * (his - theirs(old)) ** 2
     (-objective.mean()).backward()
     agree(x.grad, his.grad)
+    compare(
+        lambda p: rl.mirror_descent_loss(p, ours(old), ours(rewards), tau=0.4),
+        lambda p: (centred - 0.4 * (p - theirs(old))).square().mean() / 0.8,
+        rand(2, 4),
+    )
 
 
 TRL_LOSSES = {
@@ -490,6 +633,16 @@ def test_distillation(name):
         ),
         lambda z: 1.7**2 * token_mean(his(*distributions(z, theirs(teacher), 1.7))),
         rand(B, T, V),
+    )
+
+
+def test_distillation_of_the_students_own_tokens():
+    """The policy gradient of -log q + log p, the weight held constant."""
+    teacher = rand(B, T, seed=1)
+    compare(
+        lambda q: rl.reinforce_loss(q, rl.on_policy_advantages(q, ours(teacher)), ours(MASK)),
+        lambda q: token_mean((q - theirs(teacher)).detach() * q),
+        rand(B, T),
     )
 
 

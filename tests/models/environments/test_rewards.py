@@ -15,6 +15,7 @@ from models.environments.rewards import (
     numeric_match,
     weighted,
 )
+from models.environments.sandbox import passes_tests
 
 
 def score(reward, completion, **columns):
@@ -146,6 +147,28 @@ def test_countdown(completion, expected):
     assert score(reward, completion, target=16, numbers=[2, 3, 5]) == expected
 
 
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        "{}",
+        "<answer></answer>",
+        "<answer>{}</answer><answer>{}</answer>",
+        "<answer>{}</answer><answer>0</answer>",
+        "<think><answer>{}</answer></think>",
+        "<think>{}</think><answer></answer>",
+    ],
+)
+def test_nothing_two_answers_and_one_in_the_thinking_earn_nothing_anywhere(completion):
+    """Not a number, not an expression, not a program: the program's process is not even begun."""
+    for reward, answer, columns in (
+        (numeric_match(tagged_answer), "42", {"answer": 42}),
+        (countdown_match(tagged_answer), "40+2", {"target": 42, "numbers": [40, 2]}),
+        (passes_tests(part=tagged_answer), "def solve(a): return a", {"tests": [[[7], 7]]}),
+    ):
+        assert score(reward, completion.format(answer, answer), **columns) == 0.0
+
+
 def test_countdown_does_not_round():
     reward = countdown_match(whole)
     assert score(reward, "8/3*3", target=8, numbers=[8, 3, 3]) == 1.0
@@ -161,6 +184,17 @@ def test_parts():
 def test_ends_and_brevity():
     assert ends()(["?"] * 2, ["a", "b"], finished=[True, False]) == [1.0, 0.0]
     assert brevity(10, 4)(["?"] * 4, ["x" * n for n in (6, 8, 10, 50)]) == [0.0, -0.5, -1.0, -1.0]
+
+
+def test_saying_nothing_earns_nothing_for_being_short():
+    assert brevity(10, 4)(["?"] * 2, ["", "x"]) == [0.0, 0.0]
+    total, _ = weighted(
+        [(exact_match(), 1.0), (brevity(10, 4), 1.0)],
+        ["?"] * 3,
+        ["", "42", "42" + " " * 20],
+        {"answer": ["42"] * 3},
+    )
+    assert total.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_a_weighted_sum():

@@ -320,10 +320,16 @@ def reward_file(tmp_path):
         "calls = 0\n\n"
         "def evens(prompts, completions, **columns):\n"
         "    return [sum(x in '02468' for x in c) / max(len(c), 1) for c in completions]\n\n"
-        "def late(prompts, completions, **columns):\n"
+        "def late(completions, then):\n"
         "    global calls\n"
         "    calls += 1\n"
-        "    return [1.0 if calls < 5 else float('nan')] * len(completions)\n\n"
+        "    return [1.0 if calls < 5 else then()] * len(completions)\n\n"
+        "def late_nan(prompts, completions, **columns):\n"
+        "    return late(completions, lambda: float('nan'))\n\n"
+        "def late_none(prompts, completions, **columns):\n"
+        "    return late(completions, lambda: None)\n\n"
+        "def late_raise(prompts, completions, **columns):\n"
+        "    return late(completions, lambda: [][0])\n\n"
         "def nothing(prompts, completions, **columns):\n"
         "    return [None] * len(completions)\n\n"
         "def breaks(prompts, completions, **columns):\n"
@@ -389,10 +395,15 @@ def failed(result, *parts):
     assert "Traceback" not in result.stderr
 
 
+GO_ON = ["last good checkpoint", "--resume"]
+
+
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("late", ["reward late", "got nan for completion 0", "last good checkpoint", "--resume"]),
+        ("late_nan", ["reward late_nan", "got nan for completion 0", *GO_ON]),
+        ("late_none", ["no function gave sample 0 a reward", *GO_ON]),
+        ("late_raise", ["reward late_raise: raised IndexError: list index out of range", *GO_ON]),
         ("nothing", ["no function gave sample 0"]),
         ("breaks", ["reward breaks: raised KeyError: 'solution'"]),
         ("absent", ["has no function 'absent'"]),
@@ -402,11 +413,45 @@ def failed(result, *parts):
 def test_rewards_that_fail(cli, arguments, reward_file, tmp_path, name, parts):
     result = cli(*arguments, "--task", "addition", "--reward", f"{reward_file}:{name}")
     failed(result, *parts)
-    if name == "late":
+    if name.startswith("late"):
         folder = tmp_path / "run" / "checkpoints"
         kept = sorted(path.name for path in folder.iterdir())
         assert kept == ["step-00000001", "step-00000002"]
+    if name == "late_nan":
         assert cli("sample", "--checkpoint", tmp_path / "run").exit_code == 0
+        reward_file.write_text(reward_file.read_text().replace("calls < 5", "True"))
+        again = cli("grpo", "--resume", tmp_path / "run")
+        assert again.exit_code == 0, again.stderr
+
+
+def test_bad_input_leaves_an_earlier_run_as_it_is(cli, arguments, reward_file, tmp_path):
+    """Whether it is to be replaced or to go on."""
+    good = [{"prompt": f"{n}+1=", "answer": "1"} for n in range(10, 20)]
+    data = rows_file(tmp_path, good)
+    reward = ["--reward", f"{reward_file}:evens"]
+    begun = [*arguments, "--data", data, *reward, "--set", "max_tokens=3", "--set", "steps=1"]
+    assert cli(*begun).exit_code == 0
+    run = tmp_path / "run"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    build(TASKS["counting"]()).save_pretrained(tmp_path / "other")
+    TASKS["counting"]().tokenizer().save(tmp_path / "other" / "tokenizer.json")
+    resumed = ["grpo", "--resume", run, "--set", "steps=2"]
+    for rows, options, message in (
+        ([*good, {"prompt": "10+12="}], [], "rows.jsonl:11: expected the keys of the first row"),
+        ([*good, {"prompt": "1" * 40, "answer": "1"}], [], "rows.jsonl:11: expected a prompt of"),
+        (good, ["--reference", tmp_path / "other"], "expected the vocabulary of the model"),
+        (good, ["--set", "advantage=rloo", "--set", "group_size=1"], "group_size: with advantage"),
+    ):
+        rows_file(tmp_path, rows)
+        failed(cli(*begun, *options, "--overwrite"), message)
+        if rows != good:
+            failed(cli(*resumed), message)
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    rows_file(tmp_path, good[::-1])
+    failed(cli(*resumed), "changed since")
+    rows_file(tmp_path, good)
+    result = cli(*resumed)
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_file_that_is_no_reward(cli, arguments, tmp_path):
