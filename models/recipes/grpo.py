@@ -7,7 +7,8 @@ One step, of groups that were written and judged (models/recipes/writing.py):
 
 The members of the family are choices of advantage, loss and average; see grpo_config.py there.
 Dropout is off throughout: with it the ratio to the policy that sampled would be noise. With LoRA
-one copy of the weights is policy and reference.
+one copy of the weights is policy and reference. With reference_interval the reference follows the
+policy (iterative GRPO: Shao et al. 2024, arXiv 2402.03300, algorithm 1).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from minitorch import rl
 from minitorch.errors import ConfigError
 from minitorch.tensor import Tensor
 from minitorch.tokenizers import Tokenizer
-from models import lora
+from models import checkpoints, lora
 from models.environments.rewards import Reward
 from models.environments.tasks import Task
 from models.families import Model
@@ -82,6 +83,7 @@ class Grpo(Writing):
 
     def update(self) -> Metrics:
         """Write, judge, and learn; "tokens" are those that were written and learnt from."""
+        self._renew_reference()
         batch, metrics = self.sample()
         completions = Completions.of(batch.rollouts, batch.earlier)
         reference = self._reference_log_probs(completions)
@@ -106,6 +108,21 @@ class Grpo(Writing):
             log_ratio = (reference - completions.log_probs)[mask].astype(np.float64)
             metrics["kl"] = float((np.expm1(log_ratio) - log_ratio).mean())
         return metrics
+
+    def _renew_reference(self) -> None:
+        interval = self.config.reference_interval
+        if interval and self.step and self.step % interval == 0 and self.reference is not None:
+            self.reference.load_state_dict(self.model.state_dict())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        if not self.config.reference_interval or self.reference is None:
+            return super().arrays()
+        return super().arrays() | checkpoints.named({"reference": self.reference.state_dict()})
+
+    def restore(self, saved: checkpoints.Checkpoint) -> None:
+        super().restore(saved)
+        if self.config.reference_interval and self.reference is not None:
+            self.reference.load_state_dict(saved.part("reference"))
 
     def _reference_log_probs(self, completions: Completions) -> np.ndarray | None:
         if not self.config.beta:

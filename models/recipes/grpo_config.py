@@ -72,6 +72,10 @@ class GrpoConfig(AdapterSettings):
     minibatches: int = option(1, "optimizer steps of one epoch", at_least=1)
 
     beta: float = option(0.04, "weight of the KL divergence from the reference", at_least=0)
+    reference_interval: int = option(
+        0, "steps after which the policy of then is the reference; 0: it stays as it is",
+        at_least=0, fixed=True,
+    )  # fmt: skip
     kl: str = option("k3", "its estimator", choices=("k1", "k2", "k3", "k3_with_gradient_of_k2"))
     kl_ratio: bool = option(False, "multiply the estimate by p / p_sampled, for its true gradient")
     kl_in_reward: bool = option(False, "take beta k1 from the rewards, not from the loss")
@@ -179,6 +183,12 @@ class GrpoConfig(AdapterSettings):
             )
         if self.dual_clip and self.dual_clip <= 1:
             raise ConfigError(f"dual_clip: expected 0, or more than 1; got {self.dual_clip}")
+        if self.reference_interval and (self.lora_rank or not self.beta):
+            raise ConfigError(
+                "reference_interval: expected a beta above 0 and lora_rank=0, as with LoRA the "
+                "reference is the model without its adapters; got "
+                f"beta={self.beta} and lora_rank={self.lora_rank}"
+            )
         if self.segment_tokens:
             self._check_segments()
         self._check_process()

@@ -9,6 +9,7 @@ import pytest
 import minitorch as mt
 from minitorch import rl
 from minitorch.errors import ConfigError
+from models.checkpoints import load
 from models.environments.tasks import TASKS, addition
 from models.gpt2 import GPT2Config
 from models.llama import LlamaConfig
@@ -117,6 +118,29 @@ def test_the_loss_of_grpo_is_the_papers():
         beta=0.3,
     )
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_the_reference_follows_the_policy():
+    still, run = (
+        recipe(rewards=[(evens, 1.0)], learning_rate=0.02, reference_interval=n) for n in (0, 2)
+    )
+    for step in range(3):
+        before = weights(run.model)
+        one, two = run.train_step(), still.train_step()
+        if step < 2:
+            assert one == two
+    assert two["kl"] > 1e-4 > 1e-6 > one["kl"]
+    after = weights(run.reference)
+    assert all((after[name] == value).all() for name, value in before.items())
+
+
+def test_a_reference_that_moved_is_in_the_checkpoint(tmp_path):
+    options = {"rewards": [(evens, 1.0)], "learning_rate": 0.02, "reference_interval": 2}
+    whole, again = recipe(**options), recipe(**options)
+    for _ in range(3):
+        whole.train_step()
+    again.restore(load(whole.save(tmp_path, None)))
+    assert again.train_step() == whole.train_step()
 
 
 def test_equal_rewards_teach_nothing_at_all():
@@ -251,6 +275,8 @@ def test_the_tools_words_are_not_learnt():
         ({"minibatches": 3}, "minibatches: expected a divisor of prompts = 4"),
         ({"gradient_accumulation": 2}, "batch_size says"),
         ({"dual_clip": 0.5}, "dual_clip: expected 0, or more than 1"),
+        ({"reference_interval": 2, "beta": 0.0}, "reference_interval: expected a beta above 0"),
+        ({"reference_interval": 2, "lora_rank": 2}, "without its adapters"),
         ({"advantage": "reinforce++", "loss": "gspo"}, "one advantage for a completion"),
         ({"loss": "ppo"}, "unknown 'ppo'"),
         ({"temperature": 0.0}, "temperature: expected more than 0"),
