@@ -1,5 +1,6 @@
 """`minitorch dpo`: preferences without a reward model."""
 
+from models.commands.answers_page import write_answers
 from models.commands.running import Job, duration, training_command
 from models.recipes.dpo import DPO, DPOConfig
 
@@ -23,7 +24,7 @@ def dpo(job: Job) -> None:
 
     A row of the file is {"prompt": ..., "chosen": ..., "rejected": ...}. `chosen` and `rejected`
     are the log-probabilities of the two; `right` is the share of pairs in which the chosen one has
-    gained more on the reference.
+    gained more on the reference. OUT/rollouts.html shows pairs, token by token.
     """
     recipe = DPO(job.config)
     about = [
@@ -38,4 +39,6 @@ def dpo(job: Job) -> None:
             f"[bold]{100 * result['val_accuracy']:.1f} %[/] of the validation pairs are on the "
             "right side"
         )
+        pairs = [pair.answers[:2] for pair in recipe.validation]
+        write_answers(job.out, recipe.model, recipe.tokenizer, recipe.step, pairs)
         job.report(result, "sample --checkpoint")

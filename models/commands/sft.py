@@ -1,6 +1,7 @@
 """`minitorch sft`: a base model learns to answer."""
 
 from minitorch.io import atomic_write
+from models.commands.answers_page import write_answers
 from models.commands.running import Job, duration, training_command
 from models.recipes.sft import SFT, SFTConfig, answers
 
@@ -26,7 +27,8 @@ def sft(job: Job) -> None:
 
     A row of the file is {"messages": [{"role": "user", "content": ...}, ...]} or
     {"prompt": ..., "completion": ...}. `exact` is the share of validation questions whose answer,
-    written without drawing, is the expected one. Ctrl-C saves and stops; --resume goes on.
+    written without drawing, is the expected one. OUT/rollouts.html shows expected answers, and what
+    the model gives to each of their tokens. Ctrl-C saves and stops; --resume goes on.
     """
     recipe = SFT(job.config)
     about = [
@@ -43,6 +45,8 @@ def sft(job: Job) -> None:
             + ("" if exact is None else f", {100 * exact:.1f} % of the answers exact")
         )
         result["answers"] = _show(job, recipe)
+        judged = [[answer] for answer in recipe.judged]
+        write_answers(job.out, recipe.model, recipe.tokenizer, recipe.step, judged)
         job.report(result, "chat --checkpoint")
 
 

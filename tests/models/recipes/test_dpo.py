@@ -10,6 +10,7 @@ from minitorch.errors import ConfigError, DataError
 from models import checkpoints
 from models.recipes.dpo import DPO, LOSSES, DPOConfig
 from models.recipes.scoring import features
+from models.rollout_page import read_rollouts
 
 from .conftest import assert_going_on_changes_nothing, train, write_base, write_rows
 
@@ -119,6 +120,13 @@ def test_the_command(cli, answering, preferences, tmp_path):
     result = cli(*command, "--out", out, "--json")
     assert result.exit_code == 0, result.output
     assert {"val_accuracy", "chosen", "rejected"} <= json.loads(result.stdout).keys()
+    rows = read_rollouts(out / "rollouts.jsonl")
+    assert [row["group"] for row in rows[:4]] == [0, 0, 1, 1]
+    for row, sign in zip(rows, [1, -1] * len(rows), strict=False):
+        assert row["tokens"][-1] == "<|endoftext|>"
+        assert row["advantages"] == [sign] * len(row["tokens"])
+        assert row["reward"] == pytest.approx(sum(row["log_probs"]), abs=1e-4)
+    assert rows[0]["prompt"] in (out / "rollouts.html").read_text()
     assert cli("dpo", "--resume", out, "--set", "steps=8").exit_code == 0
     result = cli(*command, "--loss", "dpoo", "--out", tmp_path / "new")
     assert result.exit_code == 2

@@ -14,6 +14,7 @@ from models import checkpoints
 from models.chat import end_id
 from models.families import from_pretrained
 from models.recipes.sft import SFT, SFTConfig, answers, load_rows, noisy_embeddings
+from models.rollout_page import read_rollouts
 from models.runlog import read_log
 
 from .conftest import assert_going_on_changes_nothing, train, write_base, write_rows
@@ -211,6 +212,12 @@ def test_the_command_leaves_a_model_a_log_and_answers(cli, base, tmp_path):
     assert load_tokenizer(folder / "tokenizer.json").special_tokens == {"<|endoftext|>": 47}
     assert (out / "loss.png").is_file()
     assert "exact " in result.stderr
+    shown = read_rollouts(out / "rollouts.jsonl")
+    assert len(shown) == 3
+    assert all(row["tokens"][-1] == "<|endoftext|>" for row in shown)
+    losses = [-p for row in shown for p, own in zip(row["log_probs"], row["mask"]) if own]
+    assert np.mean(losses) == pytest.approx(rows[-1]["val_loss"], abs=1e-4)
+    assert "<html" in (out / "rollouts.html").read_text()
     assert cli("sample", "--checkpoint", out, "--prompt", "ab").exit_code == 0
 
 
