@@ -10,6 +10,7 @@ import minitorch as mt
 from minitorch import nn
 from minitorch.errors import ConfigError
 from minitorch.random import Generator
+from models import checkpoints
 from models.checkpoints import load
 from models.environments.tasks import addition
 from models.llama import LlamaConfig
@@ -363,6 +364,40 @@ def test_a_reward_model_that_is_none_and_one_of_other_tokens(cli, arguments, bas
     result = cli(*arguments, "--task", "addition", "--reward-model", judge)
     assert result.exit_code == 1
     assert "expected the vocabulary" in result.stderr
+
+
+def test_bad_input_leaves_the_last_checkpoint(cli, arguments, base, tmp_path):
+    (tmp_path / "rewards.py").write_text(
+        "calls = 0\n\n"
+        "def late(prompts, completions, **columns):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    return [1.0 if calls < 5 else float('nan')] * len(completions)\n"
+    )
+    data = tmp_path / "rows.jsonl"
+    good = [json.dumps({"prompt": f"{n}+1="}) + "\n" for n in range(10, 20)]
+    data.write_text("".join(good))
+    options = ["--data", data, "--reward", f"{tmp_path / 'rewards.py'}:late"]
+    options += ["--set", "max_tokens=3", "--set", "checkpoint_interval=1"]
+    result = cli(*arguments, *options)
+    assert result.exit_code == 1
+    assert "reward late: expected finite numbers or None; got nan" in result.stderr
+    newest = checkpoints.newest(tmp_path / "run")
+    assert newest.name == "step-00000002"
+    build().save_pretrained(tmp_path / "other")
+    tokens = (base / "tokenizer.json").read_text().replace('"+"', '"x"')
+    (tmp_path / "other" / "tokenizer.json").write_text(tokens)
+    for row, more, message in (
+        ({"answer": "1"}, [], "rows.jsonl:11: expected the keys of the first row"),
+        ({"prompt": "1" * 40}, [], "rows.jsonl:11: expected a prompt of at most"),
+        (None, ["--reference", tmp_path / "other"], "expected the vocabulary of the model"),
+    ):
+        data.write_text("".join(good) + (json.dumps(row) + "\n" if row else ""))
+        result = cli(*arguments, *options, *more, "--overwrite")
+        assert result.exit_code == 1
+        assert message in result.stderr.replace("\n", " ")
+        assert checkpoints.newest(tmp_path / "run") == newest
+    assert load(newest).step == 2
 
 
 def test_neither_a_task_nor_data(cli, arguments):
