@@ -14,8 +14,16 @@ from minitorch.tokenizers import Tokenizer
 from models.families import Model
 from models.recipes.data import Example, collate
 from models.recipes.scoring import next_token_losses
-from models.rollout_page import Record, record, write_page, write_rollouts
+from models.rollout_page import GREEN, RED, Legend, Record, record, write_both
 
+LEGEND = Legend(
+    {"log_probs": "log p", "advantages": "learnt"},
+    "advantages",
+    (GREEN, "to become likelier"),
+    (RED, "rarer"),
+    of="answer",
+    reward="log p",
+)
 SHOWN = 16  # questions
 
 
@@ -33,8 +41,7 @@ def write_answers(
         for number, group in enumerate(groups[:SHOWN])
         for place, answer in enumerate(group)
     ]
-    write_rollouts(out / "rollouts.jsonl", rows)
-    write_page(out / "rollouts.html", rows, f"{out.name}: answers")
+    write_both(out, rows, "answers", LEGEND)
 
 
 def _record(
@@ -51,8 +58,7 @@ def _record(
         tokenizer.decode(answer.ids[:start].tolist()),
         [tokenizer.decode([token]) for token in answer.ids[start:].tolist()],
         mask.tolist(),
-        log_probs.tolist(),
-        (sign * mask).tolist(),
+        {"log_probs": log_probs.tolist(), "advantages": (sign * mask).tolist()},
         float(log_probs.sum()),
         {},
         True,

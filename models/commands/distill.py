@@ -1,5 +1,6 @@
 """`minitorch distill`: a small model learns from a large one, on a text."""
 
+from models.commands.divergence_page import write_divergences
 from models.commands.running import Job, duration, training_command
 from models.recipes.distill import DistillConfig, prepared
 
@@ -23,8 +24,9 @@ def distill(job: Job) -> None:
     """Train a student to say about each next token of a text what its teacher says.
 
     It learns the teacher's whole distribution, softened, rather than the one token that came. The
-    vocabulary is the teacher's. Ctrl-C saves and stops; --resume goes on as if it never had
-    stopped.
+    vocabulary is the teacher's. OUT/rollouts.html shows what the student writes, and where the
+    teacher would have said something else. Ctrl-C saves and stops; --resume goes on as if it never
+    had stopped.
     """
     console = job.console
     with console.status(f"reading {job.config.teacher or 'the teacher'} and {job.config.data}"):
@@ -44,4 +46,5 @@ def distill(job: Job) -> None:
             f"[bold]{result['val_loss']:.4f}[/] nats per {corpus.unit}, "
             f"{result['to_teacher']:+.4f} to the teacher's"
         )
+        write_divergences(job.out, run)
         job.report({**result, "teacher_loss": run.teacher_loss}, "sample --checkpoint")

@@ -1,6 +1,7 @@
 """`minitorch reward`: a model that judges answers."""
 
 from models.commands.running import Job, duration, training_command
+from models.commands.scores_page import write_scores
 from models.recipes.reward import Reward, RewardConfig
 
 
@@ -23,6 +24,7 @@ def reward(job: Job) -> None:
     A row of the file is {"prompt": ..., "chosen": ..., "rejected": ...}, with a "margin" where
     people were more or less sure; of a process reward model {"prompt": ..., "steps": [...],
     "labels": [1, 0, ...]}. `right` is the share of pairs, or steps, that are judged right.
+    OUT/rollouts.html shows validation answers and their scores, token by token.
     """
     recipe = Reward(job.config)
     what = "pairs" if job.config.kind == "outcome" else "answers in steps"
@@ -37,4 +39,5 @@ def reward(job: Job) -> None:
             f"\n{recipe.step} steps in {duration(recipe.elapsed)}: "
             f"[bold]{100 * result['val_accuracy']:.1f} %[/] of the validation {what} judged right"
         )
+        write_scores(job.out, recipe.model, recipe.tokenizer, recipe.step, recipe.validation)
         job.report(result)

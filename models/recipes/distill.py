@@ -16,10 +16,11 @@ whose lambda is on_policy; on sequences, Kim and Rush 2016 (1606.07947).
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from models.config import LanguageModelSettings, TrainConfig
 from models.corpus import Corpus, prepare
 from models.families import Model, with_tokenizer
 from models.options import option
+from models.recipes.data import IGNORED
 from models.recipes.recipe import Metrics
 from models.recipes.start import check_same_vocabulary
 from models.rollouts import begin, extend
@@ -134,26 +136,55 @@ class Distillation(Run):
         """The student's continuations of the first tokens of ids; a prompt is nobody's word."""
         start, length = self.config.prompt_length, ids.shape[-1]
         prompts = ids[..., :start].reshape(-1, start).tolist()
+        written = self.continued(prompts, length, first=self.step * len(prompts))
+        self.model.train()
+        targets = np.full_like(written, IGNORED)
+        targets[:, start - 1 : -1] = written[:, start:]
+        return written.reshape(ids.shape), targets.reshape(ids.shape)
+
+    def continued(
+        self, prompts: Sequence[Sequence[int]], length: int, first: int = 0
+    ) -> np.ndarray:
+        """The prompts and what the student writes after them: (prompts, length).
+
+        first: the number of the first prompt, which decides what is drawn.
+        """
         rollouts = extend(
             self.model,
-            begin(prompts, first=self.step * len(prompts)),
-            max_tokens=length - start,
+            begin(prompts, first=first),
+            max_tokens=length - len(prompts[0]),
             sampler=Sampler(),
             seed=self.config.seed,
             vocab_size=self.tokenizer.vocab_size,
         )
-        self.model.train()
-        written = np.array([rollout.ids for rollout in rollouts])
-        targets = np.full_like(written, -100)
-        targets[:, start - 1 : -1] = written[:, start:]
-        return written.reshape(ids.shape), targets.reshape(ids.shape)
+        return np.array([rollout.ids for rollout in rollouts])
+
+    def compared(self, ids: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each token from `start` on: log p of student and teacher, and their divergence.
+
+        ids: (batch, time). Returns three arrays (batch, time - start). The divergence is the one
+        that the run makes small.
+        """
+        self.model.eval()
+        tokens = mt.from_numpy(ids).to(self.config.device)
+        with mt.no_grad(), self.precision():
+            logits = [
+                model(tokens)[0][:, start - 1 : -1].float() for model in (self.model, self.teacher)
+            ]
+        written = tokens[:, start:].unsqueeze(-1)
+        everything = tokens[:, start:] >= 0
+        student, teacher = (x.log_softmax(-1).gather(-1, written).squeeze(-1) for x in logits)
+        divergences = self.divergence(
+            logits[0], logits[1], everything, aggregate=lambda values, _: values
+        )
+        return student.numpy(), teacher.numpy(), divergences.numpy()
 
     def objective(self, ids: Tensor, targets: Tensor) -> Tensor:
         with self.precision():
             with mt.no_grad():
                 teacher = self.teacher(ids)[0].float()
             student, loss = self.model(ids, targets)
-        soft = self.divergence(student.float(), teacher, targets != -100)
+        soft = self.divergence(student.float(), teacher, targets != IGNORED)
         alpha = 1.0 if self.is_on_policy(self.step) else self.config.alpha
         return soft if alpha == 1 else (1 - alpha) * loss + alpha * soft
 
@@ -176,16 +207,28 @@ class Distillation(Run):
         return {**super().fingerprint, "teacher_crc32": crc}
 
 
-def _divergence(config: DistillConfig) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """(student's logits, teacher's, mask) -> a number."""
+class _Softened(Protocol):
+    """(student's logits, teacher's, mask) -> a number, or whatever aggregate makes of tokens."""
+
+    def __call__(
+        self, student: Tensor, teacher: Tensor, mask: Tensor, aggregate: rl.Aggregation = ...
+    ) -> Tensor: ...
+
+
+def _divergence(config: DistillConfig) -> _Softened:
     temperature = config.temperature
     if config.top_k:
 
-        def of_likeliest(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+        def of_likeliest(
+            student: Tensor,
+            teacher: Tensor,
+            mask: Tensor,
+            aggregate: rl.Aggregation = rl.token_mean,
+        ) -> Tensor:
             k = min(config.top_k, teacher.shape[-1])
             targets = rl.top_k_targets(teacher, k, temperature=temperature)
             found = rl.top_k_forward_kl(student, targets, temperature=temperature)
-            return rl.token_mean(found, mask) * temperature**2
+            return aggregate(found, mask) * temperature**2
 
         return of_likeliest
     kinds: dict[str, rl.Divergence] = {
@@ -193,9 +236,8 @@ def _divergence(config: DistillConfig) -> Callable[[Tensor, Tensor, Tensor], Ten
         "reverse": rl.reverse_kl,
         "jsd": rl.generalised_jsd(config.beta),
     }
-    chosen = kinds[config.divergence]
-    return lambda student, teacher, mask: rl.distillation_loss(
-        student, teacher, mask, temperature=temperature, divergence=chosen
+    return partial(
+        rl.distillation_loss, temperature=temperature, divergence=kinds[config.divergence]
     )
 
 

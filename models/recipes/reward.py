@@ -73,10 +73,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Steps:
-    """An answer in steps. labels: (tokens,), of a step where it ends, and NaN elsewhere."""
+    """An answer in steps. labels: (tokens,), of a step where it ends, and NaN elsewhere.
+
+    start: where the first step begins.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
+    start: int
 
 
 class Reward(Judged):
@@ -147,7 +151,8 @@ def make_steps(row: Row, tokenizer: Tokenizer, context: int) -> Steps:
             f"'labels'; got {steps!r:.80} and {labels!r:.80}"
         )
     ids = prompt_ids(row, tokenizer, context)
-    marks = [math.nan] * len(ids)
+    start = len(ids)
+    marks = [math.nan] * start
     for step, label in zip(steps, labels, strict=True):
         try:
             encoded = tokenizer.encode(step)
@@ -156,7 +161,7 @@ def make_steps(row: Row, tokenizer: Tokenizer, context: int) -> Steps:
         ids += encoded
         marks += [math.nan] * (len(encoded) - 1) + [float(label)]
     check_length(row, len(ids), context)
-    return Steps(np.array(ids), np.array(marks))
+    return Steps(np.array(ids), np.array(marks), start)
 
 
 def outcome_loss(

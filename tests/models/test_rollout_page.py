@@ -15,8 +15,7 @@ from models.rollout_page import (
 def rollout(step=1, group=0, tokens=("<b>", "7", "&"), mask=(True, False, True), **changes):
     values = {
         "prompt": "3+4=",
-        "log_probs": [-0.5, 0.0, -1.0],
-        "advantages": [1.5, 0.0, -0.5],
+        "values": {"log_probs": [-0.5, 0.0, -1.0], "advantages": [1.5, 0.0, -0.5]},
         "reward": 1.0,
         "rewards": {"exact": 1.0, "layout": None},
         "finished": False,

@@ -32,6 +32,11 @@ def write_rows(path, rows):
     return path
 
 
+def read_lines(path):
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     return write_base(tmp_path_factory.mktemp("base"))

@@ -15,6 +15,8 @@ from models.corpus import prepare
 from models.families import from_pretrained
 from models.recipes.distill import Distillation, DistillConfig, prepared
 
+from .conftest import read_lines
+
 SMALL = {
     "n_layer": 1,
     "n_head": 2,
@@ -197,6 +199,27 @@ def test_the_command_line(teacher, tmp_path, cli):
     model = from_pretrained(checkpoints.model_folder(tmp_path / "s"))
     assert model.config.hidden_size == 16
     assert "to the teacher" in result.stderr
+    shown = read_lines(tmp_path / "s" / "rollouts.jsonl")
+    assert len(shown) == 16
+    assert all(len(row["tokens"]) == len(row["divergences"]) == 5 for row in shown)
+    assert "far from the teacher" in (tmp_path / "s" / "rollouts.html").read_text()
+
+
+@pytest.mark.parametrize("changes", [{}, {"divergence": "reverse"}, {"top_k": 3}])
+def test_the_page_has_the_divergence_of_each_token(teacher, changes):
+    run = prepared(config_of(teacher, alpha=1.0, **changes))
+    ids, _ = (x[0] for x in run.batches())
+    student, taught, divergences = run.compared(ids, 3)
+    with mt.no_grad():
+        for model, found in ((run.model, student), (run.teacher, taught)):
+            p = softmax(model(mt.from_numpy(ids))[0].numpy().astype(np.float64))[:, 2:-1]
+            expected = np.log(np.take_along_axis(p, ids[:, 3:, None], -1))[..., 0]
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    targets = np.full_like(ids, -100)
+    targets[:, 2:-1] = ids[:, 3:]
+    whole = run.objective(mt.from_numpy(ids), mt.from_numpy(targets)).item()
+    assert divergences.mean() == pytest.approx(whole, rel=1e-5)
+    assert divergences.min() > 0
 
 
 def test_a_student_that_has_begun_elsewhere(teacher, tmp_path, cli):

@@ -9,12 +9,13 @@ import minitorch as mt
 from minitorch.errors import CheckpointError, DataError
 from minitorch.random import Generator
 from models import checkpoints
+from models.commands.scores_page import write_scores
 from models.families import from_pretrained
 from models.recipes.data import Row
 from models.recipes.reward import Reward, RewardConfig, make_steps, outcome_loss
 from models.reward_model import RewardModel
 
-from .conftest import assert_going_on_changes_nothing, train, write_rows
+from .conftest import assert_going_on_changes_nothing, read_lines, train, write_rows
 
 TINY = {"steps": 6, "batch_size": 4, "eval_interval": 2, "checkpoint_interval": 2}
 
@@ -104,6 +105,21 @@ def test_steps_end_where_their_last_token_is(make):
             make_steps(Row("f:1", {"prompt": "a", **bad}), tokenizer, 32)
 
 
+def test_the_page_of_steps_has_the_score_of_each(make, steps, tmp_path):
+    recipe = make(kind="process", data=steps)
+    write_scores(tmp_path, recipe.model, recipe.tokenizer, 3, recipe.validation)
+    row, item = read_lines(tmp_path / "rollouts.jsonl")[0], recipe.validation[0]
+    with mt.no_grad():
+        scores = recipe.model(item.ids[None])[0].numpy()[0]
+    ends = np.flatnonzero(~np.isnan(item.labels))
+    assert row["prompt"] + "".join(row["tokens"]) == recipe.tokenizer.decode(item.ids)
+    assert row["tokens"][::2] == ["b"] * 3  # each step is "b" and a digit
+    np.testing.assert_allclose(row["scores"], np.repeat(scores[ends], 2), atol=1e-5)
+    np.testing.assert_array_equal(row["labels"], np.repeat(item.labels[ends], 2))
+    assert row["reward"] == pytest.approx(scores[ends].min(), abs=1e-5)
+    assert "judged wrong" in (tmp_path / "rollouts.html").read_text()
+
+
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_what_is_saved_gives_the_same_scores(make, tmp_path, lora_rank):
     recipe = make(lora_rank=lora_rank)
@@ -130,6 +146,19 @@ def test_the_command(cli, answering, preferences, tmp_path):
     result = cli(*command, "--json")
     assert result.exit_code == 0, result.output
     assert {"val_accuracy", "val_loss", "val_score"} <= json.loads(result.stdout).keys()
+    shown = read_lines(out / "rollouts.jsonl")
+    pairs = list(zip(shown[::2], shown[1::2], strict=True))
+    assert all(one["prompt"] == other["prompt"] for one, other in pairs)
+    assert all(one["rewards"]["preferred"] > other["rewards"]["preferred"] for one, other in pairs)
+    assert [one["rewards"]["right"] for one, _ in pairs] == [
+        float(one["reward"] > other["reward"]) for one, other in pairs
+    ]
+    right = np.mean([one["rewards"]["right"] for one, _ in pairs])
+    assert right == pytest.approx(json.loads(result.stdout)["val_accuracy"])
+    for row in shown:
+        assert row["scores"][-1] == pytest.approx(row["reward"], abs=1e-4)
+        np.testing.assert_allclose(np.diff(row["scores"]), row["changes"][1:], atol=3e-5)
+    assert "raises the score" in (out / "rollouts.html").read_text()
     assert cli("reward", "--resume", out, "--set", "steps=8").exit_code == 0
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}] * 2)
     result = cli("reward", "--model", answering, "--data", bad, "--out", tmp_path / "new")
