@@ -110,7 +110,7 @@ class MixtureOfExperts(nn.Module):
         shared, scale = self.shared_experts, self.shared_expert_gate
         weights = shared.swiglu_weights() if isinstance(shared, GatedFeedForward) else None
         adapted = scale is not None and type(scale) is not nn.Linear
-        if adapted or (shared is not None and weights is None):
+        if adapted or type(self.gate) is not Router or (shared is not None and weights is None):
             return None
         out = F.moe_feed_forward(
             x.reshape(-1, x.shape[-1]),

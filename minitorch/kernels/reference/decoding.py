@@ -5,14 +5,8 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float16, float32
-from minitorch.kernels.reference.attention import (
-    join_heads,
-    scaled_dot_product_attention,
-    unpack_qkv,
-)
-from minitorch.kernels.reference.matmul import linear
-from minitorch.kernels.reference.mlp import mlp
-from minitorch.kernels.reference.norms import layer_norm
+from minitorch.kernels.reference.attention import join_heads, unpack_qkv
+from minitorch.kernels.reference.parts import part
 from minitorch.kernels.table import register
 
 Array = np.ndarray
@@ -33,12 +27,14 @@ def decode_block(x: Array, *others: Any, eps: float, activation: str) -> Array:
     *parameters, keys, values = others
     _check(x, parameters, keys, values)
     x_wide, *wide = (_wide(array) for array in (x, *parameters))
+    names = "layer_norm", "linear", "scaled_dot_product_attention", "mlp"
+    layer_norm, linear, attention, mlp = (part(name, x_wide) for name in names)
     norm_1, shift_1, qkv, qkv_bias, proj, proj_bias, norm_2, shift_2, *feed_forward = wide
     normed, _, _ = layer_norm(x_wide, norm_1, shift_1, eps=eps)
     heads = keys.shape[1]
     query, key, value = unpack_qkv(linear(normed, qkv, qkv_bias), heads, heads)
     keys[:, :, -1:], values[:, :, -1:] = key, value
-    mixed, _ = scaled_dot_product_attention(query, _wide(keys), _wide(values))
+    mixed, _ = attention(query, _wide(keys), _wide(values))
     y = x_wide + linear(join_heads(mixed), proj, proj_bias)
     normed, _, _ = layer_norm(y, norm_2, shift_2, eps=eps)
     out, _ = mlp(normed, *feed_forward, activation=activation)

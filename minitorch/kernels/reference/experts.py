@@ -18,7 +18,6 @@ import numpy as np
 from minitorch.errors import ShapeError
 from minitorch.kernels.reference.parts import part
 from minitorch.kernels.reference.softmax import softmax
-from minitorch.kernels.reference.topk import topk
 from minitorch.kernels.table import register
 
 Array = Any
@@ -177,20 +176,21 @@ def route(
         ranks = ranks + bias
     if kept_groups < groups:
         ranks = _within_groups(ranks, groups, kept_groups, group_best)
-    indices = topk(ranks, k=k)[1]
-    weights = routing_weights(
+    indices = part("topk", ranks)(ranks, k=k)[1]
+    weights = part("routing_weights", ranks)(
         logits,
         indices,
         score_function=score_function,
         norm_topk_prob=norm_topk_prob,
         scaling_factor=scaling_factor,
     )
-    return weights, indices, *moe_places(indices, num_experts=logits.shape[1])
+    return weights, indices, *part("moe_places", ranks)(indices, num_experts=logits.shape[1])
 
 
 def _within_groups(ranks: Array, groups: int, kept: int, best: int) -> Array:
     """ranks, but -inf outside of the kept groups."""
     by_group = ranks.reshape(len(ranks), groups, -1)
+    topk = part("topk", ranks)
     strength = topk(by_group, k=best)[0].sum(-1)
     out = np.full_like(by_group, -np.inf)
     chosen = topk(strength, k=kept)[1][:, :, None]
