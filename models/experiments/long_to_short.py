@@ -198,6 +198,7 @@ class _Toy:
             {
                 "advantage": "grpo",
                 "loss": "clip",
+                "optimizer_interval": 0,
                 "model": str(model),
                 "steps": setup.rl_steps,
                 "prompts": setup.prompts,

@@ -81,6 +81,7 @@ def run(setup: Setup, seed: int, console: Console) -> list[Result]:
             group_size=setup.group_size,
             learning_rate=setup.learning_rate,
             tau=setup.tau,
+            optimizer_interval=0,
             length_weight=weight,
             eval_prompts=setup.judged,
         )

@@ -8,7 +8,9 @@ One step, of groups that were written and judged (models/recipes/writing.py):
 The members of the family are choices of advantage, loss and average; see grpo_config.py there.
 Dropout is off throughout: with it the ratio to the policy that sampled would be noise. With LoRA
 one copy of the weights is policy and reference. With reference_interval the reference follows the
-policy (iterative GRPO: Shao et al. 2024, arXiv 2402.03300, algorithm 1).
+policy (iterative GRPO: Shao et al. 2024, arXiv 2402.03300, algorithm 1). With optimizer_interval
+what the optimizer remembers is forgotten, as a policy that samples anew poses another problem
+(Kimi Team 2025, arXiv 2501.12599, section 2.3.2, after each batch of problems).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +86,7 @@ class Grpo(Writing):
     def update(self) -> Metrics:
         """Write, judge, and learn; "tokens" are those that were written and learnt from."""
         self._renew_reference()
+        self._renew_optimizer()
         batch, metrics = self.sample()
         completions = Completions.of(batch.rollouts, batch.earlier)
         reference = self._reference_log_probs(completions)
@@ -113,6 +116,12 @@ class Grpo(Writing):
         interval = self.config.reference_interval
         if interval and self.step and self.step % interval == 0 and self.reference is not None:
             self.reference.load_state_dict(self.model.state_dict())
+
+    def _renew_optimizer(self) -> None:
+        interval = self.config.optimizer_interval
+        if interval and self.step % interval == 0:
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": {}, "param_groups": groups})
 
     def arrays(self) -> dict[str, np.ndarray]:
         if not self.config.reference_interval or self.reference is None:

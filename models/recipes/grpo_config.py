@@ -8,7 +8,7 @@ r"""The settings of reinforcement learning from groups, and the members of the f
     cispo         (r - mean) / std       cispo           token
     rloo          r - mean of others     reinforce       token      KL in the reward
     reinforce++   whitened               clip            token      KL in the reward, by token
-    kimi          r - mean               mirror_descent  group      length reward
+    kimi          r - mean               mirror_descent  group      length reward, optimizer anew
 
 Sources: `minitorch.rl`, with the papers at each function.
 """
@@ -76,6 +76,9 @@ class GrpoConfig(AdapterSettings):
         0, "steps after which the policy of then is the reference; 0: it stays as it is",
         at_least=0, fixed=True,
     )  # fmt: skip
+    optimizer_interval: int = option(
+        0, "steps after which the policy's optimizer begins anew; 0: it never does", at_least=0
+    )
     kl: str = option("k3", "its estimator", choices=("k1", "k2", "k3", "k3_with_gradient_of_k2"))
     kl_ratio: bool = option(False, "multiply the estimate by p / p_sampled, for its true gradient")
     kl_in_reward: bool = option(False, "take beta k1 from the rewards, not from the loss")
@@ -160,6 +163,7 @@ class GrpoConfig(AdapterSettings):
             "advantage": "dr_grpo",
             "loss": "mirror_descent",
             "beta": 0.0,
+            "optimizer_interval": 1,
             "length_weight": 0.5,
         },
     }

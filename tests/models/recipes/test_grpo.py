@@ -13,6 +13,7 @@ from models.checkpoints import load
 from models.environments.tasks import TASKS, addition
 from models.gpt2 import GPT2Config
 from models.llama import LlamaConfig
+from models.optimization import build_optimizer
 from models.recipes.completions import Completions, log_probs
 from models.recipes.grpo import Grpo
 from models.recipes.grpo_config import GrpoConfig
@@ -141,6 +142,27 @@ def test_a_reference_that_moved_is_in_the_checkpoint(tmp_path):
         whole.train_step()
     again.restore(load(whole.save(tmp_path, None)))
     assert again.train_step() == whole.train_step()
+
+
+def test_an_optimizer_begins_anew():
+    """The step after is that of a run whose optimizer has just been built."""
+    options = {"rewards": [(evens, 1.0)], "beta": 0.0, "minibatches": 2}
+    run, still = (recipe(**options, optimizer_interval=n) for n in (2, 0))
+    for step in range(3):
+        if step == 2:
+            still.optimizer = build_optimizer(still.config, still.model)
+        assert run.train_step() == still.train_step()
+        assert {state["step"] for state in run.optimizer.state.values()} == {(2, 4, 2)[step]}
+        assert all((weights(still.model)[k] == v).all() for k, v in weights(run.model).items())
+
+
+def test_an_optimizer_that_begins_anew_is_in_the_checkpoint(tmp_path):
+    options = {"rewards": [(evens, 1.0)], "beta": 0.0, "optimizer_interval": 2}
+    whole, again = recipe(**options), recipe(**options)
+    whole.train_step()
+    again.restore(load(whole.save(tmp_path, None)))
+    for _ in range(2):
+        assert again.train_step() == whole.train_step()
 
 
 def test_equal_rewards_teach_nothing_at_all():
