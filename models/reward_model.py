@@ -73,5 +73,9 @@ class RewardModel(nn.Module):
                 f"{folder}: expected a reward model, with {HEAD}; train one with `minitorch reward`"
             )
         model = cls(from_pretrained(folder, dtype))
-        model.score.load_state_dict({"weight": load_safetensors(path)[0]["score.weight"]})
+        model.load_head(path)
         return model
+
+    def load_head(self, path: Path) -> None:
+        """Take the head that save_pretrained wrote."""
+        self.score.load_state_dict({"weight": load_safetensors(path)[0]["score.weight"]})

@@ -15,6 +15,7 @@ from models.recipes.reward import Reward, RewardConfig
     examples=(
         "minitorch reward --model runs/sft --data preferences.jsonl",
         "minitorch reward --model runs/sft --data steps.jsonl --kind process",
+        "minitorch reward --model runs/reward --data newer.jsonl --set replay=preferences.jsonl",
         "minitorch reward --resume runs/reward",
     ),
 )

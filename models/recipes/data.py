@@ -150,6 +150,16 @@ def split_rows(rows: Sequence[Row], val_fraction: float, seed: int) -> tuple[lis
     return training, [rows[i] for i in sorted(kept)]
 
 
+def with_replay(new: Sequence[Row], earlier: Sequence[Row], share: float, seed: int) -> list[Row]:
+    """The new rows, and of the earlier as many, drawn at random, as are `share` of the whole.
+
+    All of the earlier where there are fewer.
+    """
+    count = round(len(new) * share / (1 - share))
+    drawn = Generator(seed).draw().permutation(len(earlier))[:count]
+    return [*new, *(earlier[i] for i in sorted(drawn.tolist()))]
+
+
 @dataclass(frozen=True)
 class Example:
     """Token ids, and for each whether it is to be predicted: (tokens,) both."""

@@ -3,7 +3,10 @@
     outcome   -log sigmoid(r(chosen) - r(rejected) - margin), the score at the last token
     process   cross-entropy of each step's label, the score at the token that ends the step
 
-Only differences of outcome scores are learnt; `centring` holds the scores near 0. Rows are
+Only differences of outcome scores are learnt; `centring` holds the scores near 0. A policy that
+moves writes what its judge has never read; the judge is then trained on, with newer rows and, so
+that it forgets nothing, some of the earlier (`replay`: iterative GRPO, Shao et al. 2024, arXiv
+2402.03300, algorithm 1, where they are a tenth). Rows are
 
     {"prompt": ..., "chosen": ..., "rejected": ..., "margin": 1}        the margin may be absent
     {"prompt": ..., "steps": [...], "labels": [1, 1, 0]}                1: right, 0: wrong
@@ -12,6 +15,7 @@ Only differences of outcome scores are learnt; `centring` holds the scores near 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,9 +27,10 @@ from minitorch.random import Generator
 from minitorch.rl import last_token_scores, process_reward_loss, reward_model_loss
 from minitorch.tensor import Tensor
 from minitorch.tokenizers import Tokenizer
-from models import lora
+from models import checkpoints, lora
 from models.chat import TEMPLATES
 from models.checkpoints import Checkpoint
+from models.families import Model
 from models.options import option
 from models.recipes.data import (
     Example,
@@ -36,11 +41,12 @@ from models.recipes.data import (
     prompt_ids,
     read_rows,
     split_rows,
+    with_replay,
 )
 from models.recipes.judged import Judged
 from models.recipes.post_training import PostTrainingSettings
 from models.recipes.recipe import Metrics
-from models.reward_model import RewardModel
+from models.reward_model import HEAD, RewardModel
 
 OWN = "own"
 
@@ -58,6 +64,10 @@ class RewardConfig(PostTrainingSettings):
     )
     template: str = option(
         OWN, "how conversations are written", choices=(OWN, *TEMPLATES), fixed=True
+    )
+    replay: str = option("", "a JSONL file of earlier rows, learnt from besides", fixed=True)
+    replay_share: float = option(
+        0.1, "with replay, their share of what is learnt from", above=0, below=1, fixed=True
     )
     centring: float = option(0.01, "of outcomes, the weight of (r + r')²", at_least=0)
 
@@ -95,12 +105,16 @@ class Reward(Judged):
 
     def __init__(self, config: RewardConfig):
         template = None if config.template == OWN else config.template
-        super().__init__(config, template, lambda model: RewardModel(model, Generator(config.seed)))
+        super().__init__(config, template, partial(_judge, config))
         rows = read_rows(config.data)
         make = make_pair if config.kind == "outcome" else make_steps
+        learnt, kept = split_rows(rows, config.val_fraction, config.seed)
+        if config.replay:
+            earlier = read_rows(config.replay)
+            learnt = with_replay(learnt, earlier, config.replay_share, config.seed)
+            rows = rows + earlier
         training, validation = (
-            [make(row, self.tokenizer, self.context) for row in part]
-            for part in split_rows(rows, config.val_fraction, config.seed)
+            [make(row, self.tokenizer, self.context) for row in part] for part in (learnt, kept)
         )
         self.learn_from(rows, training, validation)
 
@@ -125,6 +139,15 @@ class Reward(Judged):
             self.model.load_state_dict(RewardModel.from_pretrained(saved.path).state_dict())
         else:
             super().load_model(saved)
+
+
+def _judge(config: RewardConfig, trunk: Model) -> RewardModel:
+    """With a new head, or with that of the folder where it is of a reward model already."""
+    model = RewardModel(trunk, Generator(config.seed))
+    path = checkpoints.model_folder(Path(config.model)) / HEAD
+    if path.is_file():
+        model.load_head(path)
+    return model
 
 
 def make_pair(row: Row, tokenizer: Tokenizer, context: int) -> Pair:

@@ -11,7 +11,7 @@ from minitorch.random import Generator
 from models import checkpoints
 from models.commands.scores_page import write_scores
 from models.families import from_pretrained
-from models.recipes.data import Row
+from models.recipes.data import Row, with_replay
 from models.recipes.reward import Reward, RewardConfig, make_steps, outcome_loss
 from models.reward_model import RewardModel
 
@@ -128,6 +128,30 @@ def test_what_is_saved_gives_the_same_scores(make, tmp_path, lora_rank):
     texts = [[1, 2, 3], [4, 5, 6, 7, 8]]
     saved = RewardModel.from_pretrained(folder)
     np.testing.assert_allclose(saved.rewards(texts), recipe.model.rewards(texts), atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(50, 10), (4, 4), (0, 0)])
+def test_earlier_rows_are_a_tenth(count, expected):
+    new, earlier = ([Row(f"{n}:{i}", {}) for i in range(n)] for n in (90, count))
+    mixed = with_replay(new, earlier, 0.1, seed=3)
+    assert mixed[:90] == new
+    assert len(mixed) == 90 + expected
+    assert len({row.where for row in mixed}) == len(mixed)
+    assert all(row in earlier for row in mixed[90:])
+    if count == 50:
+        assert mixed[90:] != earlier[:10]
+        assert mixed == with_replay(new, earlier, 0.1, seed=3) != with_replay(new, earlier, 0.1, 4)
+
+
+def test_a_reward_model_is_trained_on(make, preferences, tmp_path):
+    first = make()
+    folder = first.save(tmp_path, None)
+    texts = [[1, 2, 3], [4, 5, 6, 7, 8]]
+    second = make(model=str(folder), replay=str(preferences), replay_share=0.25)
+    np.testing.assert_array_equal(second.model.rewards(texts), first.model.rewards(texts))
+    assert len(second.training) == len(first.training) + round(len(first.training) / 3)
+    assert len(second.validation) == len(first.validation)
+    assert second.fingerprint != first.fingerprint
 
 
 def test_what_is_no_reward_model_is_named(answering, tmp_path):
