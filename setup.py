@@ -46,8 +46,6 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ["-DMT_VECTOR_BYTES=64", *AVX512],
         "avx512_bf16": ["-DMT_VECTOR_BYTES=64", *AVX512, "-mavx512bf16"],
     }
-PAIRED = {"attention", "decoding", "experts", "matmul"}
-"""The kernels with products in them: to all others avx512_bf16 adds nothing."""
 EMULATED = ["-x", "c++", "-O1", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi"]
 CHECKED = ["-g", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]
 """Flags for a kernel's file under the emulator, and for its check build."""
@@ -172,10 +170,16 @@ def cpu_units(includes):
     for name, extra in INSTRUCTION_SETS.items():
         selected = [f"-DMT_INSTRUCTION_SET={name}", *extra]
         sources = sorted(KERNELS.glob("*.cpp"))
-        if name == "avx512_bf16":
-            sources = [source for source in sources if source.stem in PAIRED]
+        if name == "avx512_bf16":  # to what has no products in it this adds nothing
+            sources = [source for source in sources if "matmul.h" in included(source)]
         units += [(source, name, [*selected, *FEWER.get(source.stem, [])]) for source in sources]
     return units
+
+
+def included(source):
+    """The names of the headers beside a kernel that it includes, and those that they do."""
+    names = re.findall(r'^#include "([^"/]+)"', source.read_text(), re.MULTILINE)
+    return {*names}.union(*(included(source.parent / name) for name in names))
 
 
 def write_module(ninja, name, units, libraries=""):

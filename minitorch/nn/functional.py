@@ -17,17 +17,7 @@ from minitorch.ops.attention import (
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.decoding import decode_block
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
-from minitorch.ops.experts import (
-    expected_cost,
-    grouped_mm,
-    moe_feed_forward,
-    moe_permute,
-    moe_swiglu,
-    moe_unpermute,
-    route,
-    routing_weights,
-    topk_routing,
-)
+from minitorch.ops.experts import grouped_mm, moe_permute, moe_swiglu, moe_unpermute
 from minitorch.ops.feed_forward import mlp
 from minitorch.ops.fused import (
     apply_rotary_emb,
@@ -49,8 +39,10 @@ from minitorch.ops.latent_attention import latent_attention
 from minitorch.ops.lightning_attention import lightning_attention
 from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.ops.masking import where
+from minitorch.ops.moe_feed_forward import moe_feed_forward
 from minitorch.ops.paged_attention import paged_attention
 from minitorch.ops.rotary_attention import rotary_attention
+from minitorch.ops.routing import expected_cost, route, routing_weights, topk_routing
 from minitorch.ops.sampling import categorical
 from minitorch.ops.unit_experts import unit_experts
 from minitorch.tensor import Tensor

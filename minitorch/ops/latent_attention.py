@@ -8,11 +8,12 @@ training step. Source: DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), equatio
 
 from typing import Any, NamedTuple
 
-from minitorch import backend
 from minitorch.errors import ShapeError
+from minitorch.kernels.reference.attention import join_heads
 from minitorch.ops.attention import _attention_reference
 from minitorch.ops.definition import _kernel
 from minitorch.ops.fused import apply_rotary_emb
+from minitorch.ops.heads import by_head, gradients_of_tables, room
 from minitorch.ops.joining import cat
 from minitorch.ops.primitive import fused
 from minitorch.ops.samples import real, sample
@@ -34,31 +35,14 @@ def _sizes(query: Any, made: Any, key: Any, heads: int) -> _Sizes:
     return _Sizes(plain, turned, made.shape[-1] // heads - plain)
 
 
-def _by_head(x: Any, heads: int) -> Any:
-    batch, time, width = x.shape
-    return x.reshape(batch, time, heads, width // heads).transpose(0, 2, 1, 3)
-
-
-def _joined(x: Any) -> Any:
-    batch, heads, time, dim = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(batch, time, heads * dim)
-
-
-def _room(like: Any, dim: int) -> Any:
-    """For all heads, which lie side by side."""
-    batch, heads, time, _ = like.shape
-    make = backend.array_module(like).empty
-    return make((batch, time, heads, dim), like.dtype).transpose(0, 2, 1, 3)
-
-
 def _forward(
     query: Any, made: Any, key: Any, cos: Any, sin: Any, *, heads: int, scale: float,
     interleaved: bool,
 ) -> Any:  # fmt: skip
     plain, turned, _ = _sizes(query, made, key, heads)
     rope = _kernel("rope")
-    given, made = _by_head(query, heads), _by_head(made, heads)
-    queries, keys = _room(given, plain + turned), _room(given, plain + turned)
+    given, made = by_head(query, heads), by_head(made, heads)
+    queries, keys = room(given, plain + turned), room(given, plain + turned)
     queries[..., :plain] = given[..., :plain]
     rope(given[..., plain:], cos, sin, interleaved=interleaved, out=queries[..., plain:])
     keys[..., :plain] = made[..., :plain]
@@ -66,39 +50,32 @@ def _forward(
     out, log_normaliser = _kernel("scaled_dot_product_attention")(
         queries, keys, made[..., plain:], causal=True, scale=scale
     )
-    kept = {"queries": queries, "keys": keys, "by_head": out, "log_normaliser": log_normaliser}
-    return _joined(out), kept
+    kept = {"queries": queries, "keys": keys, "attended": out, "log_normaliser": log_normaliser}
+    return join_heads(out), kept
 
 
 def _backward(
     grad: Any, query: Any, made: Any, key: Any, cos: Any, sin: Any, queries: Any, keys: Any,
-    by_head: Any, log_normaliser: Any, heads: int, scale: float, interleaved: bool, needs: Any,
+    attended: Any, log_normaliser: Any, heads: int, scale: float, interleaved: bool, needs: Any,
 ) -> Any:  # fmt: skip
     plain, _, value = _sizes(query, made, key, heads)
     rope, back = _kernel("rope"), {"interleaved": interleaved, "inverse": True}
     dqueries, dkeys, dvalue, *_ = _kernel("scaled_dot_product_attention_backward")(
-        _by_head(grad, heads), queries, keys, _by_head(made, heads)[..., plain:], None, None,
-        by_head, log_normaliser, causal=True, scale=scale,
+        by_head(grad, heads), queries, keys, by_head(made, heads)[..., plain:], None, None,
+        attended, log_normaliser, causal=True, scale=scale,
     )  # fmt: skip
-    dmade = _room(dkeys, plain + value)
+    dmade = room(dkeys, plain + value)
     dmade[..., :plain], dmade[..., plain:] = dkeys[..., :plain], dvalue
     shared = dkeys[..., plain:].sum(1, keepdims=True)
     dcos = dsin = None
     if needs[3] or needs[4]:
-        of_queries = dqueries[..., plain:], _by_head(query, heads)[..., plain:]
-        tables = [_of_tables(*pair, interleaved) for pair in (of_queries, (shared, key[:, None]))]
+        of_queries = dqueries[..., plain:], by_head(query, heads)[..., plain:]
+        tables = [
+            gradients_of_tables(*pair, interleaved) for pair in (of_queries, (shared, key[:, None]))
+        ]
         dcos, dsin = (sum(parts) for parts in zip(*tables, strict=True))
     rope(dqueries[..., plain:], cos, sin, **back, out=dqueries[..., plain:])
-    return _joined(dqueries), _joined(dmade), rope(shared, cos, sin, **back)[:, 0], dcos, dsin
-
-
-def _of_tables(grad: Any, x: Any, interleaved: bool) -> tuple[Any, Any]:
-    """The gradients of cos and sin, from that of x turned: (time, features / 2)."""
-    half = x.shape[-1] // 2
-    first = slice(0, None, 2) if interleaved else slice(0, half)
-    second = slice(1, None, 2) if interleaved else slice(half, None)
-    a, b, da, db = x[..., first], x[..., second], grad[..., first], grad[..., second]
-    return (da * a + db * b).sum((0, 1)), (db * a - da * b).sum((0, 1))
+    return join_heads(dqueries), join_heads(dmade), rope(shared, cos, sin, **back)[:, 0], dcos, dsin
 
 
 def _reference(
@@ -125,7 +102,7 @@ _latent_attention = fused(
     backward=_backward,
     autocast="lower",
     inputs=("query", "made", "key", "cos", "sin"),
-    extras=("queries", "keys", "by_head", "log_normaliser"),
+    extras=("queries", "keys", "attended", "log_normaliser"),
     formula=r"\operatorname{softmax}(\lambda (q^C k^{C\top} + R q^R (R k^R)^\top)) v",
     samples=lambda: [
         sample(

@@ -8,11 +8,12 @@ operations of their own all but the attention move the same numbers again and ag
 from typing import Any
 
 from minitorch.errors import ShapeError
+from minitorch.kernels.reference.attention import join_heads
 from minitorch.ops.attention import EVERYTHING, Window, _attention_reference, _options
 from minitorch.ops.definition import _kernel
 from minitorch.ops.fused import apply_rotary_emb
+from minitorch.ops.heads import by_head, gradients_of_tables, room
 from minitorch.ops.joining import cat
-from minitorch.ops.latent_attention import _by_head, _joined, _of_tables, _room
 from minitorch.ops.primitive import fused
 from minitorch.ops.samples import real, sample
 from minitorch.tape import apply
@@ -21,7 +22,7 @@ from minitorch.tensor import Tensor
 
 def _turn(x: Any, cos: Any, sin: Any, interleaved: bool) -> Any:
     """x: (batch, heads, time, dim), of which the features that cos and sin have angles for turn."""
-    out, turned = _room(x, x.shape[3]), 2 * cos.shape[1]
+    out, turned = room(x, x.shape[3]), 2 * cos.shape[1]
     _kernel("rope")(x[..., :turned], cos, sin, interleaved=interleaved, out=out[..., :turned])
     if turned < x.shape[3]:
         out[..., turned:] = x[..., turned:]
@@ -32,37 +33,37 @@ def _forward(
     query: Any, key: Any, value: Any, cos: Any, sin: Any, *, heads: int, kv_heads: int,
     interleaved: bool, **options: Any,
 ) -> Any:  # fmt: skip
-    queries = _turn(_by_head(query, heads), cos, sin, interleaved)
-    keys = _turn(_by_head(key, kv_heads), cos, sin, interleaved)
+    queries = _turn(by_head(query, heads), cos, sin, interleaved)
+    keys = _turn(by_head(key, kv_heads), cos, sin, interleaved)
     out, log_normaliser = _kernel("scaled_dot_product_attention")(
-        queries, keys, _by_head(value, kv_heads), **options
+        queries, keys, by_head(value, kv_heads), **options
     )
-    kept = {"queries": queries, "keys": keys, "by_head": out, "log_normaliser": log_normaliser}
-    return _joined(out), kept
+    kept = {"queries": queries, "keys": keys, "attended": out, "log_normaliser": log_normaliser}
+    return join_heads(out), kept
 
 
 def _backward(
     grad: Any, query: Any, key: Any, value: Any, cos: Any, sin: Any, queries: Any, keys: Any,
-    by_head: Any, log_normaliser: Any, heads: int, kv_heads: int, interleaved: bool, causal: bool,
+    attended: Any, log_normaliser: Any, heads: int, kv_heads: int, interleaved: bool, causal: bool,
     scale: float | None, window: Window, softcap: float, lower_right: bool, needs: Any,
 ) -> Any:  # fmt: skip
     *pair, dvalue, _, _ = _kernel("scaled_dot_product_attention_backward")(
-        _by_head(grad, heads), queries, keys, _by_head(value, kv_heads), None, None, by_head,
+        by_head(grad, heads), queries, keys, by_head(value, kv_heads), None, None, attended,
         log_normaliser, causal=causal, scale=scale, window=window, softcap=softcap,
         lower_right=lower_right,
     )  # fmt: skip
     moving = [part[..., : 2 * cos.shape[1]] for part in pair]
     dcos = dsin = None
     if needs[3] or needs[4]:
-        given = (_by_head(query, heads), _by_head(key, kv_heads))
+        given = (by_head(query, heads), by_head(key, kv_heads))
         tables = [
-            _of_tables(part, x[..., : 2 * cos.shape[1]], interleaved)
+            gradients_of_tables(part, x[..., : 2 * cos.shape[1]], interleaved)
             for part, x in zip(moving, given, strict=True)
         ]
         dcos, dsin = (sum(parts) for parts in zip(*tables, strict=True))
     for part in moving:
         _kernel("rope")(part, cos, sin, interleaved=interleaved, inverse=True, out=part)
-    return (*map(_joined, pair), _joined(dvalue), dcos, dsin)
+    return (*map(join_heads, pair), join_heads(dvalue), dcos, dsin)
 
 
 def _reference(
@@ -91,7 +92,7 @@ _rotary_attention = fused(
     backward=_backward,
     autocast="lower",
     inputs=("query", "key", "value", "cos", "sin"),
-    extras=("queries", "keys", "by_head", "log_normaliser"),
+    extras=("queries", "keys", "attended", "log_normaliser"),
     formula=r"\operatorname{softmax}(\lambda \, R Q (R K)^\top) V",
     samples=lambda: [
         sample(

@@ -4,9 +4,9 @@
     expert(x) = W_down (silu(W_gate x) * W_up x)
 
 Tokens are sorted by expert, so that all experts together are two grouped matrix products, whatever
-their number; `minitorch.ops.experts` has the operations. Source: Shazeer et al. 2017 (arXiv
-1701.06538); with shared experts, Dai et al. 2024 (DeepSeekMoE, 2401.06066); with a gate on them,
-Qwen2-MoE (transformers, modeling_qwen2_moe.py).
+their number; the operations are in minitorch/ops/routing.py and experts.py. Source: Shazeer et al.
+2017 (arXiv 1701.06538); with shared experts, Dai et al. 2024 (DeepSeekMoE, 2401.06066); with a gate
+on them, Qwen2-MoE (transformers, modeling_qwen2_moe.py).
 
 Weights are stacked over experts as in transformers since version 5: gate_up_proj (experts, 2
 hidden, width) and down_proj (experts, width, hidden).

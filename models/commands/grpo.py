@@ -1,6 +1,5 @@
 """`minitorch grpo`: let a model write, judge it by a program, and learn from the difference."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from models.recipes.completions import Completions
 from models.recipes.groups import Batch
 from models.recipes.grpo import Grpo
 from models.recipes.grpo_config import GrpoConfig
+from models.recipes.judging import by_model
 from models.recipes.prompts import (
     FileSource,
     Source,
@@ -46,6 +46,7 @@ SHOWN = 4  # groups of a step that are written down
         "task": "Name of a task: addition, countdown, strings, counting, calculator, bilingual.",
         "data": "JSONL file of prompts, instead of a task.",
         "reward": "FILE.py:function, with =weight, several with commas.",
+        "reward_model": "Folder of a reward model, instead or besides.",
         "process_reward": "FILE.py:function for steps, with advantage=process.",
         "reference": "Folder of the model to stay near.",
     },
@@ -57,7 +58,7 @@ SHOWN = 4  # groups of a step that are written down
     ),
 )
 def grpo(job: Job) -> None:
-    """Train a model by reinforcement, from rewards that a program gives.
+    """Train a model by reinforcement, from rewards that a program gives, or a reward model.
 
     Every step the model completes some prompts several times, and completions become likelier that
     earned more than others of the same prompt. --preset chooses a member of the family: grpo,
@@ -74,6 +75,7 @@ def grpo(job: Job) -> None:
     source, rewards, task = prompts_and_rewards(
         config, tokenizer, model.config.max_position_embeddings
     )
+    judge = judge_of(config, tokenizer)
     diary = Diary(job.out, tokenizer)
     recipe = Grpo(
         config,
@@ -83,28 +85,27 @@ def grpo(job: Job) -> None:
         rewards,
         task=task,
         supervision=supervision_of(config, tokenizer),
+        score=judge and by_model(judge, tokenizer),
         reference=reference_of(config, tokenizer),
         on_rollouts=diary.write,
     )
-    about = [
-        f"and a vocabulary of {tokenizer.vocab_size:,} tokens",
-        f"{config.prompts} prompts a step, {config.group_size} completions of each; rewards: "
-        + ", ".join(f"{getattr(r, '__name__', 'reward')} × {weight:g}" for r, weight in rewards),
-    ]
-    train_and_show(job, recipe, diary, about)
+    train_and_show(job, recipe, diary)
 
 
 def prompts_and_rewards(
-    config: GrpoConfig, tokenizer: Tokenizer, context: int, judged: bool = False
+    config: GrpoConfig, tokenizer: Tokenizer, context: int
 ) -> tuple[Source, list[tuple[Reward, float]], Task | None]:
-    """The prompts, their rewards, and the task if it is one. judged: by a model, in any case."""
-    rewards = load_rewards(config.reward)
+    """The prompts, their rewards, and the task if it is one; a reward model may stand for these."""
+    rewards, judged = load_rewards(config.reward), bool(config.reward_model)
     if config.task:
         task = find_task(config.task)
         source = TaskSource(task, tokenizer, config.seed)
         return source, rewards or ([] if judged else list(task.rewards)), task
     if not rewards and not judged:
-        raise ConfigError("reward: --data needs a reward; give one by --reward FILE.py:function")
+        raise ConfigError(
+            "reward: --data needs a reward; give one by --reward FILE.py:function, or by "
+            "--reward-model FOLDER"
+        )
     longest = context - config.max_tokens
     data = Path(config.data)
     return FileSource(data, tokenizer, config.val_fraction, config.seed, longest), rewards, None
@@ -121,6 +122,11 @@ def reference_of(config: GrpoConfig, tokenizer: Tokenizer) -> Model | None:
     model, other = with_tokenizer(folder)
     check_same_vocabulary(other, tokenizer, folder)
     return model.requires_grad_(False)
+
+
+def judge_of(config: GrpoConfig, tokenizer: Tokenizer) -> RewardModel | None:
+    """The reward model, if there is to be one."""
+    return load_reward_model(config.reward_model, tokenizer) if config.reward_model else None
 
 
 def supervision_of(config: GrpoConfig, tokenizer: Tokenizer) -> Supervision | None:
@@ -183,9 +189,16 @@ class Diary:
         write_page(self.html, read_rollouts(self.jsonl), title)
 
 
-def train_and_show(job: Job, recipe: Grpo, diary: Diary, about: Sequence[str]) -> None:
+def train_and_show(job: Job, recipe: Grpo, diary: Diary) -> None:
     """Train, keep the rollouts to be read, and say how well it writes now."""
     config = job.config
+    judges = [f"{getattr(r, '__name__', 'reward')} × {weight:g}" for r, weight in recipe.rewards]
+    judges += [config.reward_model] if config.reward_model else []
+    about = [
+        f"and a vocabulary of {recipe.tokenizer.vocab_size:,} tokens",
+        f"{config.prompts} prompts a step, {config.group_size} completions of each; rewards: "
+        + ", ".join(judges),
+    ]
     with job.owned(recipe, about):
         diary.drop_after(recipe.step)
         result = job.fit(recipe, title=f"on {config.task or Path(config.data).name}", unit="loss")

@@ -8,6 +8,7 @@ from minitorch.tokenizers import Tokenizer
 from models import checkpoints
 from models.commands.grpo import (
     Diary,
+    judge_of,
     load_reward_model,
     prompts_and_rewards,
     reference_of,
@@ -49,11 +50,10 @@ def ppo(job: Job) -> None:
     if bool(config.task) == bool(config.data):
         raise ConfigError("ppo: expected either --task or --data; got both or neither")
     model, tokenizer = load_base(config.model, config.seed)
-    judge = load_reward_model(config.reward_model, tokenizer) if config.reward_model else None
-    context = model.config.max_position_embeddings
     source, rewards, task = prompts_and_rewards(
-        config, tokenizer, context, judged=judge is not None
+        config, tokenizer, model.config.max_position_embeddings
     )
+    judge = judge_of(config, tokenizer)
     diary = Diary(job.out, tokenizer)
     recipe = Ppo(
         config,
@@ -65,17 +65,9 @@ def ppo(job: Job) -> None:
         reference=reference_of(config, tokenizer),
         on_rollouts=diary.write,
         critic=_critic(config, tokenizer),
-        score=by_model(judge, tokenizer) if judge else None,
+        score=judge and by_model(judge, tokenizer),
     )
-    about = [
-        f"and a vocabulary of {tokenizer.vocab_size:,} tokens",
-        f"{config.prompts} prompts a step, {config.group_size} completions of each; scores: "
-        + ", ".join(
-            [f"{getattr(r, '__name__', 'reward')} × {weight:g}" for r, weight in rewards]
-            + ([config.reward_model] if judge else [])
-        ),
-    ]
-    train_and_show(job, recipe, diary, about)
+    train_and_show(job, recipe, diary)
 
 
 def _critic(config: PpoConfig, tokenizer: Tokenizer) -> RewardModel:

@@ -31,6 +31,7 @@ from models.recipes.completions import Completions, log_probs
 from models.recipes.credit import advantages_of
 from models.recipes.groups import Batch
 from models.recipes.grpo_config import GrpoConfig
+from models.recipes.judging import Score
 from models.recipes.objective import Objective, Total
 from models.recipes.prompts import Source
 from models.recipes.recipe import Metrics
@@ -71,13 +72,21 @@ class Grpo(Writing):
         *,
         task: Task | None = None,
         supervision: Supervision | None = None,
+        score: Score | None = None,
         reference: Model | None = None,
         on_rollouts: Callable[[int, Batch, Completions, np.ndarray], None] | None = None,
     ):
         if config.beta and reference is None and not config.lora_rank:
             raise ConfigError(f"grpo: beta = {config.beta} needs a reference; got none")
         super().__init__(
-            config, model, tokenizer, source, rewards, task=task, supervision=supervision
+            config,
+            model,
+            tokenizer,
+            source,
+            rewards,
+            task=task,
+            supervision=supervision,
+            score=score,
         )
         self.reference = reference if reference is None else reference.to(config.device)
         self.on_rollouts = on_rollouts

@@ -41,6 +41,7 @@ class GrpoConfig(AdapterSettings):
     task: str = option("", "name of a task: `addition`, `countdown`, ...", fixed=True)
     data: str = option("", "JSONL file of prompts with the columns that the rewards read")
     reward: str = option("", "rewards: FILE.py:function, with =weight, several with commas")
+    reward_model: str = option("", "folder of a model that judges, of `minitorch reward`")
     val_fraction: float = option(0.1, "share of the file for validation", above=0, below=1)
 
     prompts: int = option(32, "prompts of one step", at_least=1, fixed=True)

@@ -45,7 +45,7 @@ from models.recipes.data import collate
 from models.recipes.groups import Batch
 from models.recipes.grpo import Grpo
 from models.recipes.grpo_config import GrpoConfig
-from models.recipes.judging import Score
+from models.recipes.judging import Given
 from models.recipes.objective import Total
 from models.recipes.plain_text import PlainText
 from models.recipes.prompts import Prompt
@@ -72,7 +72,6 @@ class PpoConfig(GrpoConfig):
     minibatches: int = option(2, "optimizer steps of one epoch", at_least=1)
     kl_in_reward: bool = option(True, "take beta k1 from the rewards, not from the loss")
 
-    reward_model: str = option("", "folder of a model that judges, of `minitorch reward`")
     end_penalty: float = option(0.0, "taken from what does not end by itself", at_least=0)
     normalise_rewards: bool = option(False, "by the mean and deviation of all scores so far")
     reward_clip: float = option(0.0, "greatest score after that; 0: no bound", at_least=0)
@@ -137,8 +136,7 @@ class PpoConfig(GrpoConfig):
 class Ppo(Grpo):
     """The recipe that learns from its own completions and a critic of them.
 
-    critic: a reward model of its own weights. score: gives numbers to completions, as reward models
-    do, besides the rewards, or instead.
+    critic: a reward model of its own weights.
     """
 
     columns: ClassVar[Mapping[str, str]] = {
@@ -162,14 +160,12 @@ class Ppo(Grpo):
         config: PpoConfig,
         *arguments: Any,
         critic: RewardModel,
-        score: Score | None = None,
         **options: Any,
     ):
         super().__init__(config, *arguments, **options)
         self.critic = critic.to(config.device).eval()
         rate = config.critic_learning_rate
         self.critic_optimizer = optim.AdamW(critic.parameters(), rate, eps=1e-5, weight_decay=0.0)
-        self.score = score
         self.beta = config.beta
         self.moments = Moments()
         self.text = self._plain_text() if config.ptx_text else None
@@ -208,14 +204,8 @@ class Ppo(Grpo):
 
     def judge(
         self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
-    ) -> tuple[np.ndarray, dict[str, list[float | None]]]:
-        total = np.zeros(len(rollouts))
-        given: dict[str, list[float | None]] = {}
-        if self.rewards:
-            total, given = super().judge(prompts, rollouts)
-        if self.score is not None:
-            scores = self.score(prompts, rollouts)
-            total, given = total + scores, {**given, "reward_model": scores.tolist()}
+    ) -> tuple[np.ndarray, Given]:
+        total, given = super().judge(prompts, rollouts)
         cut = np.array([not rollout.finished for rollout in rollouts])
         return total - self.config.end_penalty * cut, given
 

@@ -23,7 +23,7 @@ from models.families import Model
 from models.recipes.carried import Carried, Opened
 from models.recipes.groups import Batch, Group
 from models.recipes.grpo_config import GrpoConfig
-from models.recipes.judging import by_rewards
+from models.recipes.judging import Given, Score, by_rewards
 from models.recipes.post_training import Adapted, adapters_of
 from models.recipes.problems import Problems
 from models.recipes.prompts import FileSource, Prompt, Source
@@ -40,7 +40,8 @@ class Writing(Adapted):
     """A recipe that writes: what it samples from, and how completions are judged.
 
     A subclass defines `update`. source: of prompts. task: where they are of one, for its tool and
-    the length of its answers. supervision: what judges single steps, where anything does.
+    the length of its answers. supervision: what judges single steps, where anything does. score:
+    gives numbers to completions, as reward models do, besides the rewards or instead.
     """
 
     best_by: ClassVar[str] = "val_reward"
@@ -57,13 +58,23 @@ class Writing(Adapted):
         *,
         task: Task | None = None,
         supervision: Supervision | None = None,
+        score: Score | None = None,
     ):
         self.adapters = adapters_of(config)
         if self.adapters is not None:
             lora.attach(model, self.adapters, Generator(config.seed))
         super().__init__(config, model, tokenizer)
         self.source, self.rewards, self.task = source, rewards, task
-        self.supervision = supervision
+        self.supervision, self.score = supervision, score
+        if not rewards and score is None:
+            raise ConfigError(
+                "reward: expected reward functions, a reward model, or both; got none"
+            )
+        if config.length_weight and not rewards:
+            raise ConfigError(
+                "length_weight: expected a reward function that is 1 where a completion is right, "
+                "since only those gain by being short; got none. Give one by --reward"
+            )
         if (config.advantage == "process") == (supervision is None):
             raise ConfigError(
                 "supervision: expected something that judges steps with advantage=process, and "
@@ -243,9 +254,15 @@ class Writing(Adapted):
 
     def judge(
         self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
-    ) -> tuple[np.ndarray, dict[str, list[float | None]]]:
-        """The weighted rewards of completions, and those of each function."""
-        return by_rewards(self.rewards, prompts, rollouts, self.tokenizer)
+    ) -> tuple[np.ndarray, Given]:
+        """What completions are worth in all, and by each function and the reward model."""
+        total, given = np.zeros(len(rollouts)), Given()
+        if self.rewards:
+            total, given = by_rewards(self.rewards, prompts, rollouts, self.tokenizer)
+        if self.score is not None:
+            scores = self.score(prompts, rollouts)
+            total, given = total + scores, {**given, "reward_model": scores.tolist()}
+        return total, given
 
     def _length_terms(
         self, rollouts: Sequence[Rollout], given: Mapping[str, Sequence], size: int

@@ -9,6 +9,8 @@ import pytest
 import minitorch as mt
 from minitorch import rl
 from minitorch.errors import ConfigError
+from minitorch.random import Generator
+from models.chat import end_id
 from models.checkpoints import load
 from models.environments.tasks import TASKS, addition
 from models.gpt2 import GPT2Config
@@ -19,6 +21,7 @@ from models.recipes.grpo import Grpo
 from models.recipes.grpo_config import GrpoConfig
 from models.recipes.objective import Objective
 from models.recipes.prompts import TaskSource
+from models.reward_model import RewardModel
 from models.rollouts import begin, extend
 from models.sampling import Sampler
 from tests.models.recipes.reinforced import SMALL, build, evens, recipe, weights
@@ -434,6 +437,39 @@ def test_prompts_from_a_file(cli, arguments, reward_file, tmp_path):
     options = ["--data", data, "--reward", f"{reward_file}:evens", "--set", "max_tokens=3"]
     result = cli(*arguments, *options)
     assert result.exit_code == 0, result.stderr
+
+
+def test_a_reward_model_judges_instead_and_besides(cli, arguments, reward_file, tmp_path):
+    tokenizer, folder = addition().tokenizer(), tmp_path / "judge"
+    judge = RewardModel(build(addition()), Generator(8))
+    judge.save_pretrained(folder)
+    tokenizer.save(folder / "tokenizer.json")
+    end = end_id(tokenizer)
+    data = rows_file(tmp_path, [{"prompt": f"{n}+1="} for n in range(10, 30)])
+    options = ["--data", data, "--reward-model", folder, "--set", "max_tokens=3"]
+    for rewards in ([], ["--reward", f"{reward_file}:evens=2"]):
+        result = cli(*arguments, *options, *rewards, "--overwrite")
+        assert result.exit_code == 0, result.stderr
+        for line in (tmp_path / "run" / "rollouts.jsonl").open():
+            row = json.loads(line)
+            written = [
+                end if token == tokenizer.decode([end]) else tokenizer.encode(token)[0]
+                for token in row["tokens"]
+            ]
+            score = row["rewards"]["reward_model"]
+            ids = [*tokenizer.encode(row["prompt"]), *written]
+            assert score == pytest.approx(judge.rewards([ids])[0], abs=1e-5)
+            functions = 2 * row["rewards"]["evens"] if rewards else 0.0
+            assert row["reward"] == pytest.approx(score + functions, abs=1e-5)
+
+
+def test_only_right_answers_gain_by_being_short(cli, arguments, tmp_path):
+    data = rows_file(tmp_path, [{"prompt": f"{n}+1="} for n in range(10, 30)])
+    judge = RewardModel(build(addition()), Generator(8))
+    judge.save_pretrained(tmp_path / "judge")
+    addition().tokenizer().save(tmp_path / "judge" / "tokenizer.json")
+    options = ["--reward-model", tmp_path / "judge", "--set", "length_weight=1"]
+    failed(cli(*arguments, "--data", data, "--set", "max_tokens=3", *options), "by --reward")
 
 
 def failed(result, *parts):
