@@ -61,6 +61,26 @@ BOTH: dict[str, Any] = {
     "kv_lora_rank": 512,
     "max_position_embeddings": 163_840,
 }
+DEEPSEEK_V3: dict[str, Any] = {
+    **BOTH,
+    "vocab_size": 129_280,
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "intermediate_size": 18_432,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 8,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 3,
+    "q_lora_rank": 1536,
+    "n_group": 8,
+    "topk_group": 4,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "num_nextn_predict_layers": 1,
+    "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,26 +323,8 @@ class DeepseekV3Config(DeepseekConfig):
             "routed_scaling_factor": 2.5,
             "num_nextn_predict_layers": 1,
         },
-        "deepseek-v3": {
-            **BOTH,
-            "vocab_size": 129_280,
-            "hidden_size": 7168,
-            "num_hidden_layers": 61,
-            "num_attention_heads": 128,
-            "intermediate_size": 18_432,
-            "moe_intermediate_size": 2048,
-            "n_routed_experts": 256,
-            "num_experts_per_tok": 8,
-            "n_shared_experts": 1,
-            "first_k_dense_replace": 3,
-            "q_lora_rank": 1536,
-            "n_group": 8,
-            "topk_group": 4,
-            "norm_topk_prob": True,
-            "routed_scaling_factor": 2.5,
-            "num_nextn_predict_layers": 1,
-            "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
-        },
+        "deepseek-v3": DEEPSEEK_V3,
+        "deepseek-r1": DEEPSEEK_V3,
     }
 
     def router(self) -> RouterConfig:

@@ -104,6 +104,7 @@ class LlamaConfig(DecoderConfig):
         "llama-3.1-405b": size(16_384, 126, 128, 8, 53_248, **LLAMA_3_1),
         "llama-3.2-1b": size(2048, 16, 32, 8, 8192, **LLAMA_3_2),
         "llama-3.2-3b": size(3072, 28, 24, 8, 8192, **LLAMA_3_2),
+        "llama-3.3-70b": size(8192, 80, 64, 8, 28_672, **LLAMA_3_1),
         "deepseek-llm-7b": size(4096, 30, 32, 32, 11_008, **DEEPSEEK),
         "deepseek-llm-67b": size(8192, 95, 64, 8, 22_016, **DEEPSEEK),
     }

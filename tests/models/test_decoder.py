@@ -2,6 +2,7 @@
 positions, where norms stand, counting without memory, devices."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from models.blocks.attention import Attention, AttentionConfig
 from models.blocks.context import place
 from models.blocks.feed_forward import FeedForward
 from models.blocks.positions import LearnedPositions, Rotary, SinusoidalPositions, sinusoids
-from models.blocks.residual import normalised, post_norm, pre_norm, scaled_post_norm
+from models.blocks.residual import deepnorm, normalised, post_norm, pre_norm, scaled_post_norm
 from models.decoder import Block, Decoder, DecoderConfig
 from models.llama import LlamaConfig
 from tests.models.small import MASK, SMALL, VARIANTS, Varied, logits_of, randomised, tokens, varied
@@ -173,6 +174,36 @@ def test_where_norms_stand(residual, sandwich, expected):
     )
     x = formula(x, block.post_attention_layernorm, block.mlp_output_norm, block.mlp)
     np.testing.assert_allclose(after.numpy(), x, rtol=1e-12)
+
+
+def test_the_weights_of_deepnorm():
+    """Wang et al. 2022, table 1, decoders: α = (2 M)^(1/4) and β = (8 M)^(-1/4)."""
+    assert deepnorm(8) == pytest.approx((2.0, 8**-0.5))
+    for layers in (1, 18, 1000):
+        alpha, beta = deepnorm(layers)
+        assert (alpha**4, beta**-4) == pytest.approx((2 * layers, 8 * layers))
+
+
+def test_norms_of_queries_and_keys():
+    """Every head by itself, before the rotation; their size then says nothing to the scores."""
+    layer = randomised(varied(qk_norm=1e-6)).layers[0].self_attn
+    plain = randomised(SMALL).layers[0].self_attn
+    for name in ("q_proj", "k_proj", "v_proj"):
+        getattr(plain, name).weight.data[...] = getattr(layer, name).weight.data
+    x = mt.from_numpy(np.random.default_rng(0).standard_normal((2, 5, 12)))
+    context = place(5, None, np.empty((1, 0), int), None, "cpu")
+    normed, raw = (
+        [part.detach().numpy() for part in made.project(x, context)] for made in (layer, plain)
+    )
+    for found, before, norm in zip(normed, raw, (layer.q_norm, layer.k_norm), strict=False):
+        for index in np.ndindex(before.shape[:3]):
+            vector = before[index]
+            expected = vector / math.sqrt((vector @ vector) / 4 + 1e-6) * norm.weight.data
+            np.testing.assert_allclose(found[index], expected, rtol=1e-12)
+    np.testing.assert_array_equal(normed[2], raw[2])
+    before = layer(x, context).detach().numpy()
+    layer.q_proj.weight.data *= 100.0
+    np.testing.assert_allclose(layer(x, context).detach().numpy(), before, rtol=1e-4, atol=1e-6)
 
 
 def test_parameters_without_memory_cannot_be_written():

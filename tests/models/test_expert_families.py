@@ -59,6 +59,7 @@ def tokens(shape=(2, 11), seed=1):
         (DeepseekV2Config, "deepseek-v2-lite", 15_706_484_224, 2.7),
         (DeepseekV2Config, "deepseek-v2", 235_741_434_880, 21.4),
         (DeepseekV3Config, "deepseek-v3", 671_026_419_200, 37.6),
+        (DeepseekV3Config, "deepseek-r1", 671_026_419_200, 37.6),
         (MiniMaxConfig, "minimax-text-01", 456_089_655_296, 48.4),
     ],
 )

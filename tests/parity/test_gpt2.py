@@ -13,7 +13,7 @@ PEERS = "peer not installed: pip install -e .[peers]"
 torch = pytest.importorskip("torch", reason=PEERS)
 transformers = pytest.importorskip("transformers", reason=PEERS)
 
-CONFIG = GPT2Config(vocab_size=97, n_positions=11, n_layer=3, n_head=4, n_embd=24)
+CONFIG = GPT2Config(vocab_size=97, n_positions=16, n_layer=3, n_head=4, n_embd=24)
 BATCH, TIME = 3, 9
 
 
@@ -150,18 +150,37 @@ def test_a_model_without_biases_leaves_with_biases_of_zero(tmp_path):
     assert back.num_parameters() == config.num_parameters()
 
 
-def test_greedy_decoding_with_a_cache_is_theirs(tmp_path):
-    theirs = peer(torch.float64)
-    ours = converted(theirs, tmp_path, np.float64).eval()
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ten_greedy_tokens_through_the_cache(dtype, tmp_path):
+    theirs = peer(getattr(torch, dtype))
+    ours = converted(theirs, tmp_path, np.dtype(dtype)).eval()
     ids = batch()[0][:, :4].copy()
     expected = theirs.generate(
-        torch.from_numpy(ids), max_new_tokens=6, do_sample=False, pad_token_id=0
+        torch.from_numpy(ids), max_new_tokens=10, do_sample=False, pad_token_id=0
     ).numpy()
     cache, tokens = ours.new_cache(), ids
     with mt.no_grad():
         new = ids
-        for _ in range(6):
+        for _ in range(10):
             logits, _ = ours(mt.from_numpy(new), cache=cache)
             new = logits.numpy()[:, -1:].argmax(-1)
             tokens = np.concatenate([tokens, new], 1)
     np.testing.assert_array_equal(tokens, expected)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+def test_left_padding(dtype, tolerance, tmp_path):
+    theirs = peer(getattr(torch, dtype))
+    ours = converted(theirs, tmp_path, np.dtype(dtype)).eval()
+    ids, _ = batch()
+    mask = np.ones((BATCH, TIME), np.int64)
+    mask[0, :5] = mask[2, :1] = 0
+    positions = np.maximum(mask.cumsum(1) - 1, 0)
+    with torch.no_grad():
+        expected = theirs(
+            torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            position_ids=torch.from_numpy(positions),
+        ).logits.numpy()
+    found = ours(mt.from_numpy(ids), mask=mt.from_numpy(mask))[0].detach().numpy()
+    assert relative(found[mask == 1], expected[mask == 1]) < tolerance
