@@ -28,7 +28,7 @@ import numpy as np
 from minitorch import backend
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.ops.definition import Primitive, _kernel
-from minitorch.ops.fused import swiglu_packed
+from minitorch.ops.fused import linear, swiglu, swiglu_packed
 from minitorch.ops.primitive import bilinear, fused
 from minitorch.ops.promotion import promote
 from minitorch.ops.routing import expert_places
@@ -110,27 +110,35 @@ _grouped_outer: Primitive = bilinear(
 
 
 def _swiglu_reference(
-    x: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, places: Tensor, offs: Tensor
-) -> Tensor:
+    x: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, places: Tensor, offs: Tensor,
+    *shared: Any,
+) -> Tensor:  # fmt: skip
     rows = apply(_permute, [x, None, places], {})
     both = apply(_grouped_mm, [rows, gate_up.mT, offs], {})
     rows = apply(_grouped_mm, [swiglu_packed(both), down.mT, offs], {})
-    return apply(_unpermute, [rows, weights, places], {})
+    out = apply(_unpermute, [rows, weights, places], {})
+    if not shared or shared[0] is None:
+        return out
+    gate, up, down, scale = shared
+    common = linear(swiglu(linear(x, gate), linear(x, up)), down)
+    return out + (common if scale is None else linear(x, scale).sigmoid() * common)
 
 
-def _swiglu_forward(
-    x: Any, weights: Any, gate_up: Any, down: Any, places: Any, offs: Any
-) -> tuple[Any, dict[str, Any]]:
-    out, both = _kernel("moe_swiglu")(x, weights, gate_up, down, places, offs)
-    return out, {"both": both}
+def _swiglu_forward(x: Any, *others: Any) -> tuple[Any, dict[str, Any]]:
+    out, *kept = _kernel("moe_swiglu")(x, *others)
+    names = ("both", "shared_both", "shares")
+    return out, {name: array for name, array in zip(names, kept, strict=True) if array is not None}
 
 
 def _swiglu_backward(
-    grad: Any, x: Any, weights: Any, gate_up: Any, down: Any, places: Any, offs: Any, both: Any,
-    needs: Any,
+    grad: Any, x: Any, weights: Any, gate_up: Any, down: Any, places: Any, offs: Any,
+    shared_gate: Any, shared_up: Any, shared_down: Any, shared_scale: Any, both: Any,
+    shared_both: Any, shares: Any, needs: Any,
 ) -> Any:  # fmt: skip
     return _kernel("moe_swiglu_backward")(
-        grad, x, weights, gate_up, down, places, offs, both, needs=needs
+        *(grad, x, weights, gate_up, down, places, offs),
+        *(shared_gate, shared_up, shared_down, shared_scale, both, shared_both, shares),
+        needs=needs,
     )
 
 
@@ -140,13 +148,27 @@ _moe_swiglu = fused(
     kernel="moe_swiglu",
     reference=_swiglu_reference,
     backward=_swiglu_backward,
-    extras=("both",),
+    extras=("both", "shared_both", "shares"),
     autocast="lower",
-    inputs=("x", "weights", "gate_up", "down", "places", "offs"),
-    formula=r"\sum_j w_{tj} W_{e_{tj}} (\sigma(g) g \odot u), \; (g, u) = V_{e_{tj}} x_t",
+    inputs=(
+        *("x", "weights", "gate_up", "down", "places", "offs"),
+        *("shared_gate", "shared_up", "shared_down", "shared_scale"),
+    ),
+    formula=r"\sum_j w_{tj} W_{e_{tj}} (\sigma(g) g \odot u) + \sigma(s^\top x_t) E(x_t), \;"
+    r" (g, u) = V_{e_{tj}} x_t",
     samples=lambda: [
-        sample(real(4, 3), real(4, 2), real(3, 10, 3), real(3, 3, 5), _PLACES, _ENDS),
-        sample(real(4, 3), None, real(3, 4, 3), real(3, 3, 2), _PLACES, _ENDS),
+        sample(
+            *(real(4, 3), real(4, 2), real(3, 10, 3), real(3, 3, 5), _PLACES, _ENDS),
+            *(None, None, None, None),
+        ),
+        sample(
+            *(real(4, 3), None, real(3, 4, 3), real(3, 3, 2), _PLACES, _ENDS),
+            *(real(3, 3, seed=1), real(3, 3, seed=2), real(3, 3, seed=3), None),
+        ),
+        sample(
+            *(real(4, 3), real(4, 2), real(3, 4, 3), real(3, 3, 2), _PLACES, _ENDS),
+            *(real(4, 3, seed=1), real(4, 3, seed=2), real(3, 4, seed=3), real(1, 3, seed=4)),
+        ),
     ],
 )
 
@@ -194,15 +216,46 @@ def moe_unpermute(rows: Tensor, places: Tensor, weights: Tensor | None = None) -
     return apply(_unpermute, [rows, weights, places], {})
 
 
+SharedExpert = tuple[Tensor, Tensor, Tensor]
+"""Gate and up, (hidden, width), and down, (width, hidden), of an expert that sees every token."""
+
+
+def check_shared(
+    operation: str, width: int, shared: SharedExpert | None, scale: Tensor | None
+) -> None:
+    """ShapeError unless these are the weights of a shared expert, or there is none."""
+    if shared is None and scale is None:
+        return
+    given = [part.shape for part in shared or ()]
+    inner = given[0][0] if given and given[0] else 0
+    wanted = [(inner, width), (inner, width), (width, inner)]
+    if given != wanted or not inner or (scale is not None and scale.shape != (1, width)):
+        raise ShapeError(
+            f"{operation}: expected of a shared expert gate and up (hidden, {width}) and down "
+            f"({width}, hidden), and a scale (1, {width}) or none; got {given or None} and "
+            f"{None if scale is None else scale.shape}"
+        )
+
+
 def moe_swiglu(
-    x: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, places: Tensor, offs: Tensor
+    x: Tensor,
+    weights: Tensor | None,
+    gate_up: Tensor,
+    down: Tensor,
+    places: Tensor,
+    offs: Tensor,
+    shared: SharedExpert | None = None,
+    shared_scale: Tensor | None = None,
 ) -> Tensor:
     """Each token through its experts, gated feed-forward layers, and their sum: (tokens, width).
 
     x: (tokens, width); weights: (tokens, k), or None for 1; gate_up: (experts, 2 hidden, width);
     down: (experts, width, hidden); places: (tokens, k) and offs: (experts,), of moe_permute or
-    `route`. The same as moe_permute, grouped_mm, swiglu_packed, grouped_mm and moe_unpermute; on
-    the CPU one kernel, which keeps gate and up of every row and nothing else.
+    `route`. shared: the weights of an expert that sees every token, gate and up (its hidden,
+    width), down (width, its hidden); shared_scale: (1, width), the logistic function of whose
+    product with x scales what that one gives. The same as moe_permute, grouped_mm, swiglu_packed,
+    grouped_mm and moe_unpermute, and linear, swiglu and linear for the shared expert; on the CPU
+    one kernel, which keeps gate and up of every row and nothing else.
     Raises ShapeError where these disagree. In vLLM: fused_experts.
     """
     experts, both, width = gate_up.shape if gate_up.ndim == 3 else (0, 0, 0)
@@ -221,10 +274,14 @@ def moe_swiglu(
             f"{x.shape}, {None if weights is None else weights.shape}, {places.shape}, "
             f"{gate_up.shape}, {down.shape} and {offs.shape}"
         )
-    x, gate_up, down = promote([x, gate_up, down])
+    check_shared("moe_swiglu", width, shared, shared_scale)
+    x, gate_up, down, *parts = promote(
+        [x, gate_up, down, *(shared or ()), *([] if shared_scale is None else [shared_scale])]
+    )
     if weights is not None:
         weights = weights.to(x.dtype)
-    return apply(_moe_swiglu, [x, weights, gate_up, down, places, offs], {})
+    parts += [None] * (4 - len(parts))
+    return apply(_moe_swiglu, [x, weights, gate_up, down, places, offs, *parts], {})
 
 
 def grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from minitorch.kernels.reference.attention import join_heads
 from minitorch.ops.attention import _attention_reference
 from minitorch.ops.definition import _kernel
 from minitorch.ops.fused import apply_rotary_emb
-from minitorch.ops.heads import by_head, gradients_of_tables, room
+from minitorch.ops.heads import by_head, gradients_of_tables
 from minitorch.ops.joining import cat
 from minitorch.ops.primitive import fused
 from minitorch.ops.samples import real, sample
@@ -39,16 +39,12 @@ def _forward(
     query: Any, made: Any, key: Any, cos: Any, sin: Any, *, heads: int, scale: float,
     interleaved: bool,
 ) -> Any:  # fmt: skip
-    plain, turned, _ = _sizes(query, made, key, heads)
-    rope = _kernel("rope")
-    given, made = by_head(query, heads), by_head(made, heads)
-    queries, keys = room(given, plain + turned), room(given, plain + turned)
-    queries[..., :plain] = given[..., :plain]
-    rope(given[..., plain:], cos, sin, interleaved=interleaved, out=queries[..., plain:])
-    keys[..., :plain] = made[..., :plain]
-    keys[..., plain:] = rope(key[:, None], cos, sin, interleaved=interleaved)
+    plain = _sizes(query, made, key, heads).plain
+    queries, keys = _kernel("latent_heads")(
+        query, made, key, cos, sin, heads=heads, interleaved=interleaved
+    )
     out, log_normaliser = _kernel("scaled_dot_product_attention")(
-        queries, keys, made[..., plain:], causal=True, scale=scale
+        queries, keys, by_head(made, heads)[..., plain:], causal=True, scale=scale
     )
     kept = {"queries": queries, "keys": keys, "attended": out, "log_normaliser": log_normaliser}
     return join_heads(out), kept
@@ -58,24 +54,21 @@ def _backward(
     grad: Any, query: Any, made: Any, key: Any, cos: Any, sin: Any, queries: Any, keys: Any,
     attended: Any, log_normaliser: Any, heads: int, scale: float, interleaved: bool, needs: Any,
 ) -> Any:  # fmt: skip
-    plain, _, value = _sizes(query, made, key, heads)
-    rope, back = _kernel("rope"), {"interleaved": interleaved, "inverse": True}
+    plain = _sizes(query, made, key, heads).plain
     dqueries, dkeys, dvalue, *_ = _kernel("scaled_dot_product_attention_backward")(
         by_head(grad, heads), queries, keys, by_head(made, heads)[..., plain:], None, None,
         attended, log_normaliser, causal=True, scale=scale,
     )  # fmt: skip
-    dmade = room(dkeys, plain + value)
-    dmade[..., :plain], dmade[..., plain:] = dkeys[..., :plain], dvalue
-    shared = dkeys[..., plain:].sum(1, keepdims=True)
     dcos = dsin = None
     if needs[3] or needs[4]:
         of_queries = dqueries[..., plain:], by_head(query, heads)[..., plain:]
-        tables = [
-            gradients_of_tables(*pair, interleaved) for pair in (of_queries, (shared, key[:, None]))
-        ]
+        of_key = dkeys[..., plain:].sum(1, keepdims=True), key[:, None]
+        tables = [gradients_of_tables(*pair, interleaved) for pair in (of_queries, of_key)]
         dcos, dsin = (sum(parts) for parts in zip(*tables, strict=True))
-    rope(dqueries[..., plain:], cos, sin, **back, out=dqueries[..., plain:])
-    return join_heads(dqueries), join_heads(dmade), rope(shared, cos, sin, **back)[:, 0], dcos, dsin
+    grads = _kernel("latent_heads_backward")(
+        dqueries, dkeys, dvalue, cos, sin, interleaved=interleaved
+    )
+    return *grads, dcos, dsin
 
 
 def _reference(

@@ -1,15 +1,14 @@
 r"""A layer of experts in one call, to decode with: routing, experts, and a layer that all share.
 
 For one token the Python between operations is most of a layer's time. What it is made of, with
-derivatives, is in ops/routing.py, ops/experts.py and ops/fused.py.
+derivatives, is in ops/routing.py and ops/experts.py.
 """
 
 from typing import Any
 
-import numpy as np
-
 from minitorch.errors import ShapeError
 from minitorch.ops.definition import _kernel
+from minitorch.ops.experts import SharedExpert, check_shared
 from minitorch.ops.primitive import nondifferentiable
 from minitorch.ops.routing import check_score_function
 from minitorch.ops.samples import real, sample
@@ -21,15 +20,10 @@ def _feed_forward(
     x: Any, router: Any, bias: Any, gate_up: Any, down: Any, shared_gate: Any, shared_up: Any,
     shared_down: Any, scale: Any, **routing: Any,
 ) -> Any:  # fmt: skip
-    linear = _kernel("linear")
-    logits = linear(x, router, None)
+    logits = _kernel("linear")(x, router, None)
     weights, _, places, offs = _kernel("route")(logits, bias, **routing)
-    out, _ = _kernel("moe_swiglu")(x, weights, gate_up, down, places, offs)
-    if shared_gate is None:
-        return out
-    units = _kernel("swiglu")(linear(x, shared_gate, None), linear(x, shared_up, None))
-    shared = linear(units, shared_down, None)
-    return out + (shared if scale is None else shared / (1 + np.exp(-linear(x, scale, None))))
+    shared = shared_gate, shared_up, shared_down, scale
+    return _kernel("moe_swiglu")(x, weights, gate_up, down, places, offs, *shared)[0]
 
 
 _ROUTING: dict[str, Any] = {
@@ -79,29 +73,22 @@ def moe_feed_forward(
     groups: int = 1,
     kept_groups: int = 1,
     group_best: int = 1,
-    shared: tuple[Tensor, Tensor, Tensor] | None = None,
+    shared: SharedExpert | None = None,
     shared_scale: Tensor | None = None,
 ) -> Tensor:
     """A layer of experts in one call, without derivatives: for one token Python is most of it.
 
-    x: (tokens, width); router: (experts, width); gate_up, down: moe_swiglu's; from k on the options
-    are route's. shared: the weights of a gated layer that every token sees, (hidden, width) twice
-    and (width, hidden); shared_scale: (1, width), the logistic function of whose product with x
-    scales what that gives. All of one dtype, float32 or float64. It computes what linear, route,
-    moe_swiglu and swiglu would. Raises ShapeError where x and the weights disagree.
+    x: (tokens, width); router: (experts, width); gate_up, down, shared, shared_scale:
+    moe_swiglu's; from k on the options are route's. All of one dtype, float32 or float64. It
+    computes what linear, route and moe_swiglu would. Raises ShapeError where x and the weights
+    disagree.
     """
     check_score_function("moe_feed_forward", score_function)
     experts, width = router.shape if router.ndim == 2 else (0, 0)
     hidden = down.shape[-1]
     wanted: list[tuple[int, ...]] = [(experts, 2 * hidden, width), (experts, width, hidden)]
     given: list[tuple[int, ...]] = [gate_up.shape, down.shape]
-    if shared is not None:
-        inner = len(shared[0])
-        wanted += [(inner, width), (inner, width), (width, inner)]
-        given += [part.shape for part in shared]
-    if shared_scale is not None:
-        wanted.append((1, width))
-        given.append(shared_scale.shape)
+    check_shared("moe_feed_forward", width, shared, shared_scale)
     if x.shape[1:] != (width,) or given != wanted:
         raise ShapeError(
             f"moe_feed_forward: expected x (tokens, {width}) and weights {wanted} for a router "

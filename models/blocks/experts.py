@@ -12,6 +12,8 @@ Weights are stacked over experts as in transformers since version 5: gate_up_pro
 hidden, width) and down_proj (experts, width, hidden).
 """
 
+from typing import Any
+
 import numpy as np
 
 from minitorch import modes, nn
@@ -84,18 +86,36 @@ class MixtureOfExperts(nn.Module):
             return out
         flat, real = x.reshape(-1, x.shape[-1]), context.counted()
         routing = self.gate(flat, real, sequences=len(x))
-        stacked = self.experts.gate_up_proj, self.experts.down_proj
-        out = F.moe_swiglu(flat, routing.weights, *stacked, routing.places, routing.offs)
-        out = out.reshape(x.shape)
+        plain = not modes.thread.mode.scaled  # in 8 bits the shared expert's products have scales
+        shared = self._shared_weights() if plain else None
+        out = F.moe_swiglu(
+            flat,
+            routing.weights,
+            self.experts.gate_up_proj,
+            self.experts.down_proj,
+            routing.places,
+            routing.offs,
+            **shared or {},
+        ).reshape(x.shape)
         if self.training:
             loss = self.balance.loss(routing, self.gate.config, sequences=len(x), real=real)
             context.losses += [] if loss is None else [loss]
-        if self.shared_experts is None:
+        if self.shared_experts is None or shared is not None:
             return out
-        shared = self.shared_experts(x, context)
+        common = self.shared_experts(x, context)
         if self.shared_expert_gate is not None:
-            shared = self.shared_expert_gate(x).sigmoid() * shared
-        return out + shared
+            common = self.shared_expert_gate(x).sigmoid() * common
+        return out + common
+
+    def _shared_weights(self) -> dict[str, Any] | None:
+        """Of the shared expert, for F.moe_swiglu; None where it is more than plain products."""
+        experts, scale = self.shared_experts, self.shared_expert_gate
+        if experts is None:
+            return {}
+        weights = experts.swiglu_weights() if isinstance(experts, GatedFeedForward) else None
+        if weights is None or (scale is not None and type(scale) is not nn.Linear):
+            return None
+        return {"shared": weights, "shared_scale": None if scale is None else scale.weight}
 
     def _at_once(self, x: Tensor) -> Tensor | None:
         """All in one call, where nothing is learnt and all parts are of the plain kind."""
@@ -107,10 +127,7 @@ class MixtureOfExperts(nn.Module):
             or half_precision(x.dtype)
         ):
             return None
-        shared, scale = self.shared_experts, self.shared_expert_gate
-        weights = shared.swiglu_weights() if isinstance(shared, GatedFeedForward) else None
-        adapted = scale is not None and type(scale) is not nn.Linear
-        if adapted or type(self.gate) is not Router or (shared is not None and weights is None):
+        if type(self.gate) is not Router or (shared := self._shared_weights()) is None:
             return None
         out = F.moe_feed_forward(
             x.reshape(-1, x.shape[-1]),
@@ -118,8 +135,7 @@ class MixtureOfExperts(nn.Module):
             self.experts.gate_up_proj,
             self.experts.down_proj,
             **self.gate.options(),
-            shared=weights,
-            shared_scale=None if scale is None else scale.weight,
+            **shared,
         )
         return out.reshape(x.shape)
 

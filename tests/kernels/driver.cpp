@@ -157,13 +157,16 @@ static void check_grouped(std::vector<long> ends, long n, long k) {
     }
 }
 
-// A mixture of experts whose tokens go to experts t and 2 t (modulo their number), against one token
-// after another. Of the gradients only that of the weights; the others are held in Python.
+// A mixture of experts whose tokens go to experts t and 2 t (modulo their number), and to a shared
+// expert of `wide` units (0: none), against one token after another. Of the gradients only that of the
+// weights; the others are held in Python.
 template <typename T>
-static void check_experts(long tokens, long experts, long width, long hidden) {
-    const long k = 2, count = tokens * k;
+static void check_experts(long tokens, long experts, long width, long hidden, long wide) {
+    const long k = 2, count = tokens * k, more = wide ? tokens : 0;
     Owned<T> x({tokens, width}), weights({tokens, k}), out({tokens, width}), grad({tokens, width});
     Owned<T> gate_up({experts, 2 * hidden, width}), down({experts, width, hidden});
+    Owned<T> wide_gate({wide, width}), wide_up({wide, width}), wide_down({width, wide});
+    Owned<T> scale({1, width});
     Owned<long> indices({tokens, k}), places({tokens, k}), ends({experts});
     for (long i = 0; i < count; ++i) indices.set(i, double((i / k) * (1 + i % k) % experts));
     long row = 0;
@@ -172,44 +175,109 @@ static void check_experts(long tokens, long experts, long width, long hidden) {
             if (indices[i] == e) places.set(i, double(row++));
         ends.set(e, double(row));
     }
-    Owned<T> both({count, 2 * hidden}), rows({count, width});
-    const std::vector<Array> inputs{x.array,    weights.array, gate_up.array,
-                                    down.array, places.array,  ends.array};
-    std::vector<Array> given = inputs;
-    given.insert(given.end(), {both.array, rows.array, out.array});
-    run("moe_swiglu", given);
-    Owned<T> grads({count, width}), sorted({count, width}), drows({count, width});
+    const auto if_shared = [&](const Array& array) { return wide ? array : kNone; };
+    const std::vector<Array> inputs{x.array,
+                                    weights.array,
+                                    gate_up.array,
+                                    down.array,
+                                    places.array,
+                                    ends.array,
+                                    if_shared(wide_gate.array),
+                                    if_shared(wide_up.array),
+                                    if_shared(wide_down.array),
+                                    if_shared(scale.array)};
+    const auto with = [&](std::vector<Array> given, std::initializer_list<Array> more) {
+        given.insert(given.end(), more);
+        return given;
+    };
+    Owned<T> both({count, 2 * hidden}), wide_both({more, 2 * wide}), shares({more});
+    Owned<T> rows({count + more, width});
+    const std::vector<Array> kept{both.array, if_shared(wide_both.array), if_shared(shares.array)};
+    run("moe_swiglu", with(with(inputs, {kept[0], kept[1], kept[2]}), {rows.array, out.array}));
+    Owned<T> grads({count, width}), sorted({count, width}), drows({count + more, width});
     Owned<T> dboth({count, 2 * hidden}), units({count, hidden}), dx({tokens, width});
+    Owned<T> wide_dboth({more, 2 * wide}), wide_units({more, wide});
     Owned<T> dweights({tokens, k}), dgate_up({experts, 2 * hidden, width});
-    Owned<T> ddown({experts, width, hidden});
-    given = inputs;
-    given.insert(given.begin(), grad.array);
-    given.insert(given.end(), {both.array, grads.array, sorted.array, drows.array, dboth.array,
-                               units.array});
-    given.insert(given.end(), {dx.array, dweights.array, dgate_up.array, ddown.array});
-    run("moe_swiglu_backward", given);
+    Owned<T> ddown({experts, width, hidden}), dgate({wide, width}), dup({wide, width});
+    Owned<T> dwide_down({width, wide}), dscale({1, width});
+    std::vector<Array> given{grad.array};
+    given.insert(given.end(), inputs.begin(), inputs.end());
+    given.insert(given.end(), kept.begin(), kept.end());
+    given = with(given, {grads.array, sorted.array, drows.array, dboth.array, units.array,
+                         if_shared(wide_dboth.array), if_shared(wide_units.array)});
+    run("moe_swiglu_backward",
+        with(given, {dx.array, dweights.array, dgate_up.array, ddown.array, if_shared(dgate.array),
+                     if_shared(dup.array), if_shared(dwide_down.array), if_shared(dscale.array)}));
     for (long t = 0; t < tokens; ++t) {
         std::vector<double> expected(width);
+        // Adds factor times what one unit gives; returns <grad, what it gives>.
+        const auto add = [&](const T* gate_row, const T* up_row, const T* down_column, long step,
+                             double factor) {
+            double gate = 0, up = 0, slope = 0;
+            for (long p = 0; p < width; ++p) {
+                gate += double(load_one(gate_row + p)) * x[t * width + p];
+                up += double(load_one(up_row + p)) * x[t * width + p];
+            }
+            const double unit = gate / (1 + std::exp(-gate)) * up;
+            for (long p = 0; p < width; ++p) {
+                const double part = load_one(down_column + p * step) * unit;
+                expected[p] += factor * part;
+                slope += grad[t * width + p] * part;
+            }
+            return slope;
+        };
         for (long j = 0; j < k; ++j) {
             const long e = long(indices[t * k + j]);
-            double slope = 0;  // <grad, what the expert gives>
-            for (long u = 0; u < hidden; ++u) {
-                double gate = 0, up = 0;
-                for (long p = 0; p < width; ++p) {
-                    gate += gate_up[(e * 2 * hidden + u) * width + p] * x[t * width + p];
-                    up += gate_up[((e * 2 + 1) * hidden + u) * width + p] * x[t * width + p];
-                }
-                const double unit = gate / (1 + std::exp(-gate)) * up;
-                for (long p = 0; p < width; ++p) {
-                    const double part = down[(e * width + p) * hidden + u] * unit;
-                    expected[p] += weights[t * k + j] * part;
-                    slope += grad[t * width + p] * part;
-                }
-            }
+            const T* gate = gate_up.memory.data() + e * 2 * hidden * width;
+            const T* first = down.memory.data() + e * width * hidden;
+            double slope = 0;
+            for (long u = 0; u < hidden; ++u)
+                slope += add(gate + u * width, gate + (hidden + u) * width, first + u, hidden,
+                             weights[t * k + j]);
             close<T>("moe_swiglu, dweights", dweights[t * k + j], slope, 1e-3);
         }
+        double logit = 0;
+        for (long p = 0; p < width; ++p) logit += scale[p] * x[t * width + p];
+        for (long u = 0; u < wide; ++u)
+            add(wide_gate.memory.data() + u * width, wide_up.memory.data() + u * width,
+                wide_down.memory.data() + u, wide, 1 / (1 + std::exp(-logit)));
         for (long p = 0; p < width; ++p)
             close<T>("moe_swiglu", out[t * width + p], expected[p], 1e-4);
+    }
+}
+
+// Angles of 0 turn nothing: heads are then copies, and the way back sums those of the shared key.
+template <typename T>
+static void check_latent_heads(long batch, long time, long heads, long plain, long turned, long value) {
+    const long both = plain + turned, of_made = plain + value;
+    Owned<T> query({batch, time, heads, both}), made({batch, time, heads, of_made});
+    Owned<T> key({batch, time, turned}), queries({batch, time, heads, both});
+    Owned<T> keys({batch, time, heads, both}), values({batch, time, heads, value});
+    Owned<T> dmade({batch, time, heads, of_made}), dkey({batch, time, turned});
+    Owned<Compute<T>> cosine({time, turned / 2}), sine({time, turned / 2});
+    for (long i = 0; i < cosine.array.size; ++i) cosine.set(i, 1), sine.set(i, 0);
+    for (double interleaved : {0, 1}) {
+        run("latent_heads",
+            {query.array, made.array, key.array, cosine.array, sine.array, queries.array,
+             keys.array},
+            {interleaved});
+        for (long row = 0; row < batch * time * heads; ++row)
+            for (long i = 0; i < both; ++i) {
+                close<T>("latent_heads", queries[row * both + i], query[row * both + i], 0);
+                const double expected = i < plain ? made[row * of_made + i]
+                                                  : key[row / heads * turned + i - plain];
+                close<T>("latent_heads", keys[row * both + i], expected, 0);
+            }
+        run("latent_heads_backward",
+            {queries.array, keys.array, values.array, cosine.array, sine.array, queries.array,
+             dmade.array, dkey.array},
+            {interleaved});
+        for (long t = 0; t < batch * time; ++t)
+            for (long i = 0; i < turned; ++i) {
+                double sum = 0;
+                for (long h = 0; h < heads; ++h) sum += keys[(t * heads + h) * both + plain + i];
+                close<T>("latent_heads_backward", dkey[t * turned + i], sum, 1e-5);
+            }
     }
 }
 
@@ -544,9 +612,13 @@ static void check_all() {
     check_unit_experts<T>(40, 5, 33, 70);
     check_topk<T>(1, 1, 1);
     check_topk<T>(70, 33, 5);
-    check_experts<T>(1, 1, 1, 1);
-    check_experts<T>(9, 5, 17, 3);
-    check_experts<T>(300, 2, 8, 21);  // an expert's rows in several blocks
+    for (long wide : {0, 7}) {
+        check_experts<T>(1, 1, 1, 1, wide);
+        check_experts<T>(9, 5, 17, 3, wide);
+        check_experts<T>(300, 2, 8, 21, wide);  // an expert's rows in several blocks
+    }
+    check_latent_heads<T>(2, 3, 4, 3, 6, 5);
+    check_latent_heads<T>(1, 40, 2, 33, 18, 17);
     for (bool causal : {false, true}) {
         check_attention<T>(1, 1, 1, 1, causal);
         check_attention<T>(37, 37, 16, 24, causal);

@@ -121,3 +121,30 @@ def test_rope_of_what_does_not_fit(instruction_set):
     x, angle = draw((2, 5, 8), np.float32), draw((5, 3), np.float32)
     with pytest.raises(ValueError, match=r"features / 2\); got \(2, 5, 8\), \(5, 3\)"):
         kernels.implementations("rope")["cpu"](x, angle, angle)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("plain", "turned", "value"), [(3, 2, 5), (32, 16, 32), (1, 70, 9)])
+def test_heads_of_latent_attention(hold, dtype, interleaved, plain, turned, value):
+    """Against the reference, and the way back as the transpose: <J x, y> = <x, Jᵀ y>."""
+    batch, time, heads = 2, 5, 3
+    query = draw((batch, time, heads * (plain + turned)), dtype)
+    made = draw((batch, time, heads * (plain + value)), dtype)
+    key = draw((batch, time, turned), dtype)
+    angle = np.random.default_rng(0).uniform(-4, 4, (time, turned // 2))
+    wide = np.float64 if dtype == np.float64 else np.float32
+    tables = np.cos(angle).astype(wide), np.sin(angle).astype(wide)
+    options = {"interleaved": interleaved}
+    queries, keys = hold("latent_heads", query, made, key, *tables, heads=heads, **options)
+    by_head = np.ascontiguousarray(made.reshape(batch, time, heads, -1).swapaxes(1, 2))
+    grads = [draw(x.shape, dtype) for x in (queries, keys, by_head[..., plain:])]
+    found = hold("latent_heads_backward", *grads, *tables, **options)
+    forward = zip((queries, keys, by_head[..., plain:]), grads, strict=True)
+    backward = zip((query, made, key), found, strict=True)
+    one, other = (
+        sum((a.astype(np.float64) * b.astype(np.float64)).sum() for a, b in pairs)
+        for pairs in (forward, backward)
+    )
+    bound = {4: 1e-5, 8: 1e-13, 2: 3e-2}[dtype.itemsize]
+    assert one == pytest.approx(other, abs=bound * query.size**0.5 * 10)

@@ -218,44 +218,74 @@ def test_grouped_products_are_products_of_groups(sizes, dtype, threads):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [mt.float32, mt.float64, mt.bfloat16, mt.float16])
 @pytest.mark.parametrize("tokens", [1, 9, 300])
-def test_experts_in_one_kernel_are_their_parts(tokens, dtype, threads):
-    """With an expert that nobody chooses, one that all choose, and rows in several blocks."""
+@pytest.mark.parametrize("shared", [0, 3, 4], ids=["alone", "shared", "scaled"])
+def test_experts_in_one_kernel_are_their_parts(tokens, dtype, threads, shared):
+    """With an expert that nobody chooses, one that all choose, and rows in several blocks.
+
+    shared: how many weights the shared expert has.
+    """
     rng = np.random.default_rng(0)
-    width, hidden, experts = 21, 13, 4
+    width, hidden, experts, wide = 21, 13, 4, 90
     shapes = (tokens, width), (tokens, 2), (experts, 2 * hidden, width), (experts, width, hidden)
+    shapes += ((wide, width), (wide, width), (width, wide), (1, width))[:shared]
     indices = mt.Tensor(np.stack([np.full(tokens, 2), rng.integers(0, 2, tokens)], 1))
     cotangent = rng.standard_normal((tokens, width))
 
     def run(function, dtype):
-        x, weights, gate_up, down = (
-            p.to(dtype).detach().requires_grad_() for p in tensors(*shapes)
-        )
-        rows, places, offs = F.moe_permute(x, indices, experts)
-        out = function(x, weights, gate_up, down, rows, places, offs)
+        leaves = [p.to(dtype).detach().requires_grad_() for p in tensors(*shapes)]
+        rows, places, offs = F.moe_permute(leaves[0], indices, experts)
+        out = function(*leaves[:4], *leaves[4:], rows=rows, places=places, offs=offs)
         out.backward(mt.Tensor(cotangent).to(dtype))
-        return [
-            a.double().numpy()
-            for a in (out.detach(), *(p.grad for p in (x, weights, gate_up, down)))
-        ]
+        return [a.double().numpy() for a in (out.detach(), *(p.grad for p in leaves))]
 
-    def parts(x, weights, gate_up, down, rows, places, offs):
+    def parts(x, weights, gate_up, down, *shared, rows, places, offs):
         rows = F.swiglu_packed(F.grouped_mm(rows, gate_up.mT, offs))
-        return F.moe_unpermute(F.grouped_mm(rows, down.mT, offs), places, weights)
+        out = F.moe_unpermute(F.grouped_mm(rows, down.mT, offs), places, weights)
+        if not shared:
+            return out
+        gate, up, down, *scale = shared
+        common = F.linear(F.swiglu(F.linear(x, gate), F.linear(x, up)), down)
+        return out + (F.linear(x, *scale).sigmoid() * common if scale else common)
+
+    def at_once(x, weights, gate_up, down, *shared, rows, places, offs):
+        more = {"shared": shared[:3], "shared_scale": shared[3] if shared[3:] else None}
+        return F.moe_swiglu(x, weights, gate_up, down, places, offs, **more if shared else {})
 
     before = mt.get_num_threads()
     mt.set_num_threads(threads)
     try:
-        found = run(
-            lambda x, weights, gate_up, down, rows, places, offs: F.moe_swiglu(
-                x, weights, gate_up, down, places, offs
-            ),
-            dtype,
-        )
+        found = run(at_once, dtype)
     finally:
         mt.set_num_threads(before)
     tolerance = {2: 0.03, 4: 1e-5, 8: 1e-13}[dtype.itemsize]
     for mine, expected in zip(found, run(parts, mt.float64), strict=True):
         np.testing.assert_allclose(mine, expected, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("implementation", ["numpy", "cpu"])
+def test_a_shared_expert_may_be_frozen_in_part(implementation):
+    if implementation not in kernels.implementations("moe_swiglu"):
+        pytest.skip("the compiled kernels are not here")
+    shapes = (6, 3), (2, 8, 3), (2, 3, 4), (5, 3), (5, 3), (3, 5), (1, 3)
+
+    def gradients(frozen):
+        leaves = tensors(*shapes)
+        for i in frozen:
+            leaves[i].requires_grad_(False)
+        x, gate_up, down, *shared, scale = leaves
+        _, places, offs = F.moe_permute(x, mt.tensor([[0, 1]] * 6), 2)
+        out = F.moe_swiglu(x, None, gate_up, down, places, offs, shared, scale)
+        out.backward(mt.ones(6, 3).double())
+        return [leaf.grad for leaf in leaves]
+
+    with kernels.prefer(implementation):
+        everything = gradients([])
+        for frozen in ([0], [3, 4], [5], [6], [0, 1, 2, 6]):
+            for i, (mine, full) in enumerate(zip(gradients(frozen), everything, strict=True)):
+                if i in frozen:
+                    assert mine is None
+                else:
+                    np.testing.assert_array_equal(mine.numpy(), full.numpy())
 
 
 def test_frozen_experts_have_no_gradient():
@@ -292,6 +322,16 @@ def test_errors():
         F.moe_unpermute(x, places)
     with pytest.raises(ShapeError, match="moe_swiglu: expected x"):
         F.moe_swiglu(x, None, weight_1, weight_1, places, offs)
+    pair = mt.ones(EXPERTS, 4, FEATURES), mt.ones(EXPERTS, FEATURES, 2)
+    gate, down = mt.ones(7, FEATURES), mt.ones(FEATURES, 7)
+    for wrong in [
+        {"shared": (gate, gate, gate)},
+        {"shared": (gate[:6], gate, down)},
+        {"shared": (gate, gate, down), "shared_scale": gate[0]},
+        {"shared_scale": gate[:1]},
+    ]:
+        with pytest.raises(ShapeError, match="moe_swiglu: expected of a shared expert"):
+            F.moe_swiglu(x, None, *pair, places, offs, **wrong)
     with pytest.raises(ShapeError, match=r"expected x \(rows, k\)"):
         F.grouped_mm(x, weight_1[:2], offs)
     with pytest.raises(ShapeError, match="expected offs that do not fall"):
@@ -304,17 +344,19 @@ def test_threads_change_no_bit_of_the_experts(favoured):
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((40, 6)).astype(np.float32)
     logits[:, 0] += favoured
-    arrays = [rng.standard_normal(s).astype(np.float32) for s in ((40, 8), (6, 10, 8), (6, 8, 5))]
-    x, gate_up, down = arrays
+    shapes = (40, 8), (6, 10, 8), (6, 8, 5), (90, 8), (90, 8), (8, 90), (1, 8)
+    arrays = [rng.standard_normal(s).astype(np.float32) for s in shapes]
     results = []
     before = mt.get_num_threads()
     try:
         for threads in (1, 3):
             mt.set_num_threads(threads)
             routed = F.route(mt.Tensor(logits), 2)
-            leaves = [mt.Tensor(a.copy(), requires_grad=True) for a in (x, gate_up, down)]
-            out = F.moe_swiglu(leaves[0], routed.weights, *leaves[1:], routed.places, routed.offs)
-            out.backward(mt.Tensor(x))
+            leaves = [mt.Tensor(a.copy(), requires_grad=True) for a in arrays]
+            x, gate_up, down, *shared, scale = leaves
+            rows = routed.places, routed.offs
+            out = F.moe_swiglu(x, routed.weights, gate_up, down, *rows, shared, scale)
+            out.backward(mt.Tensor(arrays[0]))
             results.append([out.detach(), *(leaf.grad for leaf in leaves)])
     finally:
         mt.set_num_threads(before)

@@ -259,11 +259,18 @@ def expected_cost(logits, cost, score_function):
     return (F.normalize(scores, p=1, dim=-1) * cost).sum()
 
 
-def moe_swiglu(x, weights, gate_up, down, places, offs):
+def moe_swiglu(x, weights, gate_up, down, places, offs, *shared):
     expert = torch.searchsorted(offs, places, right=True)
     gate, up = (gate_up[expert] @ x[:, None, :, None]).squeeze(-1).chunk(2, -1)
     out = (down[expert] @ (F.silu(gate) * up).unsqueeze(-1)).squeeze(-1)
-    return (out * (1 if weights is None else weights[..., None])).sum(1)
+    return shared_expert(x, *shared) + (out * (1 if weights is None else weights[..., None])).sum(1)
+
+
+def shared_expert(x, gate, up, down, scale):
+    if gate is None:
+        return 0
+    out = (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    return out if scale is None else (x @ scale.T).sigmoid() * out
 
 
 def moe_feed_forward(x, router, bias, gate_up, down, *shared, k, groups, kept_groups, group_best,
@@ -275,10 +282,7 @@ def moe_feed_forward(x, router, bias, gate_up, down, *shared, k, groups, kept_gr
     gate, up = (gate_up[chosen] @ x[:, None, :, None]).squeeze(-1).chunk(2, -1)
     out = (down[chosen] @ (F.silu(gate) * up).unsqueeze(-1)).squeeze(-1)
     out = (out * routing_weights(logits, chosen, **weighing).unsqueeze(-1)).sum(1)
-    if shared[0] is None:
-        return out
-    gate, up, down, scale = shared
-    return out + (x @ scale.T).sigmoid() * ((F.silu(x @ gate.T) * (x @ up.T)) @ down.T)
+    return shared_expert(x, *shared) + out
 
 
 def unit_experts(x, weights, down, up, index):
@@ -326,7 +330,6 @@ PEERS = {
     "fold": fold,
     "linear": F.linear,
     "mlp": mlp,
-    "linear_swiglu": lambda x, gate, up, keep: F.silu(F.linear(x, gate)) * F.linear(x, up),
     "swiglu": lambda gate, up: F.silu(gate) * up,
     "swiglu_packed": lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
     "apply_rotary_emb": rotary,

@@ -1,4 +1,4 @@
-#include "attention_backward.h"
+#include "attention.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
 

@@ -25,14 +25,40 @@ void rotate_halves(const T* x, T* out, const Compute<T>* cosine, const Compute<T
     });
 }
 
+// The first half of the lanes, each twice.
+template <typename C>
+Vector<C> doubled(Vector<C> x) {
+    return [&]<long... i>(std::integer_sequence<long, i...>) {
+        return __builtin_shufflevector(x, x, (i / 2)...);
+    }(std::make_integer_sequence<long, Lanes<C>::count>());
+}
+// Every lane in its neighbour's place.
+template <typename C>
+Vector<C> swapped(Vector<C> x) {
+    return [&]<long... i>(std::integer_sequence<long, i...>) {
+        return __builtin_shufflevector(x, x, (i ^ 1)...);
+    }(std::make_integer_sequence<long, Lanes<C>::count>());
+}
+
 template <typename T>
 void rotate_neighbours(const T* x, T* out, const Compute<T>* cosine, const Compute<T>* sine,
                        long half, Compute<T> sign) {
-    for (long i = 0; i < half; ++i) {
-        const Compute<T> a = load_one(x + 2 * i), b = load_one(x + 2 * i + 1);
-        const Compute<T> c = cosine[i], s = sign * sine[i];
-        store_one(out + 2 * i, Compute<T>(a * c - b * s));
-        store_one(out + 2 * i + 1, Compute<T>(b * c + a * s));
+    using C = Compute<T>;
+    constexpr long pairs = Lanes<C>::count / 2;
+    Vector<C> signs{};  // -, +, -, +, ...
+    for (long lane = 0; lane < 2 * pairs; ++lane) signs[lane] = lane % 2 ? sign : -sign;
+    long i = 0;
+    for (; i + pairs <= half; i += pairs) {
+        const Vector<C> both = load(x + 2 * i);
+        const Vector<C> c = doubled<C>(load_part(cosine + i, pairs, C(0)));
+        const Vector<C> s = doubled<C>(load_part(sine + i, pairs, C(0)));
+        store(out + 2 * i, both * c + swapped<C>(both) * (signs * s));
+    }
+    for (; i < half; ++i) {
+        const C a = load_one(x + 2 * i), b = load_one(x + 2 * i + 1);
+        const C c = cosine[i], s = sign * sine[i];
+        store_one(out + 2 * i, C(a * c - b * s));
+        store_one(out + 2 * i + 1, C(b * c + a * s));
     }
 }
 

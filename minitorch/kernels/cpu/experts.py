@@ -103,16 +103,28 @@ def grouped_outer(x: Array, grad: Array, offs: Array) -> Array:
 
 @register("moe_swiglu", "cpu", half=(bfloat16,))
 def moe_swiglu(
-    x: Array, weights: Array | None, gate_up: Array, down: Array, places: Array, offs: Array
-) -> tuple[Array, Array]:
+    x: Array,
+    weights: Array | None,
+    gate_up: Array,
+    down: Array,
+    places: Array,
+    offs: Array,
+    *shared: Array | None,
+) -> tuple[Array, Array, Array | None, Array | None]:
     """The reference's."""
-    if not fit(x, weights, gate_up, down):
-        return reference.moe_swiglu(x, weights, gate_up, down, places, offs)
+    if not fit(x, weights, gate_up, down, *shared):
+        return reference.moe_swiglu(x, weights, gate_up, down, places, offs, *shared)
+    gate, *_, scale = shared or (None,) * 4
+    tokens, width = x.shape
     both = np.empty((places.size, gate_up.shape[1]), x.dtype)
-    rows, out = np.empty((places.size, x.shape[1]), x.dtype), np.empty(x.shape, x.dtype)
+    shared_both = None if gate is None else np.empty((tokens, 2 * len(gate)), x.dtype)
+    shares = None if scale is None else np.empty(tokens, x.dtype)
+    rows = np.empty((places.size + (0 if gate is None else tokens), width), x.dtype)
+    out = np.empty(x.shape, x.dtype)
     inputs = *contiguous(x, weights, gate_up, down), integers(places), integers(offs)
-    extension.moe_swiglu(*inputs, both, rows, out)
-    return out, both
+    of_shared = contiguous(*shared) if shared else [None] * 4
+    extension.moe_swiglu(*inputs, *of_shared, both, shared_both, shares, rows, out)
+    return out, both, shared_both, shares
 
 
 @register("moe_swiglu_backward", "cpu", half=(bfloat16,))
@@ -124,21 +136,32 @@ def moe_swiglu_backward(
     down: Array,
     places: Array,
     offs: Array,
+    shared_gate: Array | None,
+    shared_up: Array | None,
+    shared_down: Array | None,
+    shared_scale: Array | None,
     both: Array,
+    shared_both: Array | None,
+    shares: Array | None,
     *,
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """The reference's."""
-    if not fit(x, weights, gate_up, down) or grad.dtype != x.dtype:
-        return reference.moe_swiglu_backward(
-            grad, x, weights, gate_up, down, places, offs, both, needs=needs
-        )
-    grads, inputs, drows = (np.empty((places.size, x.shape[1]), x.dtype) for _ in range(3))
-    dboth, units = np.empty_like(both), np.empty((places.size, down.shape[2]), x.dtype)
+    shared = shared_gate, shared_up, shared_down, shared_scale
+    given = x, weights, gate_up, down, places, offs, *shared
+    if not fit(x, weights, gate_up, down, *shared) or grad.dtype != x.dtype:
+        return reference.moe_swiglu_backward(grad, *given, both, shared_both, shares, needs=needs)
+    rows, width = places.size, x.shape[1]
+    tokens, wide = (0, 0) if shared_gate is None else (len(x), len(shared_gate))
+    shapes = [(rows, width), (rows, width), (rows + tokens, width), both.shape]
+    shapes += [(rows, down.shape[2]), (tokens, 2 * wide), (tokens, wide)]
+    room = [np.empty(shape, x.dtype) for shape in shapes]
     results = [
         np.empty(array.shape, array.dtype) if need and array is not None else None
-        for array, need in zip((x, weights, gate_up, down), needs, strict=False)
+        for array, need in zip(given, needs, strict=True)
     ]
-    kept = *contiguous(grad, x, weights, gate_up, down), integers(places), integers(offs), both
-    extension.moe_swiglu_backward(*kept, grads, inputs, drows, dboth, units, *results)
+    inputs = *contiguous(grad, x, weights, gate_up, down), integers(places), integers(offs)
+    of_shared = contiguous(*shared)
+    kept = both, shared_both, shares
+    extension.moe_swiglu_backward(*inputs, *of_shared, *kept, *room, *results[:4], *results[6:])
     return tuple(results)

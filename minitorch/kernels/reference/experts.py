@@ -98,18 +98,40 @@ def groups_of(offs: Array) -> list[slice]:
 
 @register("moe_swiglu", "numpy")
 def moe_swiglu(
-    x: Array, weights: Array | None, gate_up: Array, down: Array, places: Array, offs: Array
-) -> tuple[Array, Array]:
+    x: Array,
+    weights: Array | None,
+    gate_up: Array,
+    down: Array,
+    places: Array,
+    offs: Array,
+    shared_gate: Array | None = None,
+    shared_up: Array | None = None,
+    shared_down: Array | None = None,
+    shared_scale: Array | None = None,
+) -> tuple[Array, Array, Array | None, Array | None]:
     """out[t] = Σ over j of weights[t, j] down[e] (silu(gate) * up), (gate, up) = gate_up[e] x[t].
 
     x: (tokens, width); weights, places: (tokens, k); gate_up: (experts, 2 hidden, width); down:
-    (experts, width, hidden); offs: (experts,). Returns (tokens, width), and gate and up of all
-    rows, (tokens k, 2 hidden), which the backward needs.
+    (experts, width, hidden); offs: (experts,). To this the shared expert, with matrices (its
+    hidden, width) twice and (width, its hidden), adds what it makes of x[t], times the logistic
+    function of shared_scale x[t], if that is given: (1, width).
+
+    Returns (tokens, width), and what the backward needs: gate and up of all rows, (tokens k, 2
+    hidden), those of the shared expert, (tokens, 2 its hidden), and its weights, (tokens,).
     """
-    mm, permuted = part("grouped_mm", x), part("moe_permute", x)(x, None, places)
-    both = mm(permuted, gate_up.swapaxes(1, 2), offs)
+    mm, linear = part("grouped_mm", x), part("linear", x)
+    both = mm(part("moe_permute", x)(x, None, places), gate_up.swapaxes(1, 2), offs)
     rows = mm(part("swiglu", x)(*_halves(both)), down.swapaxes(1, 2), offs)
-    return part("moe_unpermute", x)(rows, weights, places), both
+    out, shared_both, shares = part("moe_unpermute", x)(rows, weights, places), None, None
+    if shared_gate is not None:
+        pair = linear(x, shared_gate, None), linear(x, shared_up, None)
+        shared_both = np.concatenate(pair, 1)
+        shared = linear(part("swiglu", x)(*pair), shared_down, None)
+        if shared_scale is not None:
+            shares = 1 / (1 + np.exp(-(x @ shared_scale[0])))
+            shared = shares[:, None] * shared
+        out = out + shared
+    return out, both, shared_both, shares
 
 
 @register("moe_swiglu_backward", "numpy")
@@ -121,11 +143,17 @@ def moe_swiglu_backward(
     down: Array,
     places: Array,
     offs: Array,
+    shared_gate: Array | None,
+    shared_up: Array | None,
+    shared_down: Array | None,
+    shared_scale: Array | None,
     both: Array,
+    shared_both: Array | None,
+    shares: Array | None,
     *,
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
-    """Gradients for x, weights, gate_up and down, None for those not needed.
+    """Gradients for all that moe_swiglu takes, None for those not needed.
 
     What stands between both and the sum is computed again; <silu(gate) * up, downᵀ grad> is the
     gradient of a weight, so that the rows of the result are not needed for it.
@@ -139,12 +167,41 @@ def moe_swiglu_backward(
         by_row = permute(np.ones_like(x[:, :1]), weights, places)
         units, back = by_row * units, by_row * back
     dboth = np.concatenate(part("swiglu_backward", x)(back, *_halves(both)), 1)
-    return (
-        unpermute(mm(dboth, gate_up, offs), None, places) if needs[0] else None,
-        dweights,
-        outer(dboth, permute(x, None, places), offs) if needs[2] else None,
-        outer(grads, units, offs) if needs[3] else None,
+    dx = unpermute(mm(dboth, gate_up, offs), None, places) if needs[0] else None
+    dgate_up = outer(dboth, permute(x, None, places), offs) if needs[2] else None
+    ddown = outer(grads, units, offs) if needs[3] else None
+    dshared: list[Array | None] = [None] * 4
+    if shared_both is not None:
+        more, *dshared = _shared_backward(
+            grad, x, shared_gate, shared_up, shared_down, shared_scale, shared_both, shares, needs
+        )
+        dx = None if dx is None else dx + more
+    return dx, dweights, dgate_up, ddown, None, None, *dshared
+
+
+def _shared_backward(
+    grad: Array, x: Array, gate: Array, up: Array, down: Array, scale: Array | None, both: Array,
+    shares: Array | None, needs: tuple[bool, ...],
+) -> tuple[Array | None, ...]:  # fmt: skip
+    """Gradients for x, gate, up, down and scale of the shared expert alone."""
+    linear_backward = part("linear_backward", x)
+    units = part("swiglu", x)(*_halves(both))
+    back, ddown, _ = linear_backward(
+        grad if shares is None else shares[:, None] * grad,
+        units,
+        down,
+        needs=(True, needs[8], False),
     )
+    dgate, dup = part("swiglu_backward", x)(back, *_halves(both))
+    of_gate, dgate, _ = linear_backward(dgate, x, gate, needs=(needs[0], needs[6], False))
+    of_up, dup, _ = linear_backward(dup, x, up, needs=(needs[0], needs[7], False))
+    dx = of_gate + of_up if needs[0] else None
+    if scale is None or shares is None:
+        return dx, dgate, dup, ddown, None
+    dlogits = (units * back).sum(1, keepdims=True) * (1 - shares[:, None])  # shares are in back
+    if dx is not None:
+        dx = dx + dlogits * scale
+    return dx, dgate, dup, ddown, dlogits.T @ x if needs[9] else None
 
 
 def _halves(both: Array) -> tuple[Array, Array]:
