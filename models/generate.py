@@ -3,7 +3,8 @@
 Each step runs the model on the newest token alone; the layers' caches hold the keys and values of
 those before. Where the model's context is full, the cache is made anew from its later half: what is
 cached has its position in it, learned or as a rotation, and cannot be moved. Until then the result
-is, up to rounding, that of running the model on the whole text for every token.
+is, up to rounding, that of running the model on the whole text for every token. A model that keeps
+the first tokens and a window (models/blocks/streaming.py) goes on with the cache it has.
 
 Texts of different lengths can be continued together. They are padded on the left, so that the next
 token of each is in the last column, and each gets what it would get alone.
@@ -43,6 +44,8 @@ def generate(
         raise ConfigError("generate: expected a prompt of at least one token; got none")
     model.eval()
     block, device = model.config.max_position_embeddings, next(model.parameters()).device
+    if getattr(model.config, "first_tokens", 0):  # a window that needs no new cache, ever
+        block = len(prompt) + max_tokens
     tokens, fresh, held = list(prompt), list(prompt)[-block:], 0
     for drawn in range(max_tokens):
         if held + len(fresh) > block:

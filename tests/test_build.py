@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 for _module in ("setuptools", "pybind11", "ninja"):
-    pytest.importorskip(_module, reason="builds need: pip install setuptools pybind11 ninja")
+    pytest.importorskip(_module, reason="not installed: pip install -e .[test]")
 
 
 @pytest.fixture(scope="module")

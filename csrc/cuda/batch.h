@@ -80,10 +80,10 @@ void launch_tiles(Kernel kernel, Batch<T, O> batch, int height, int width, dim3 
 }
 
 // Squares of 128 x 128 read memory least; where they are fewer than a GPU has multiprocessors,
-// 64 x 64.
+// 64 x 64. width: of out, of a square.
 template <typename T, typename O>
-bool fills_large_tiles(const Batch<T, O>& batch) {
-    return batch.count * ceil_div(batch.first.m, 128) * ceil_div(batch.first.n, 128) >= 128;
+bool fills_large_tiles(const Batch<T, O>& batch, int width = 128) {
+    return batch.count * ceil_div(batch.first.m, 128) * ceil_div(batch.first.n, width) >= 128;
 }
 
 // body(true_type or false_type)

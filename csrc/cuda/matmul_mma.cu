@@ -15,7 +15,12 @@
 // turned on their way into registers. Lines that begin anywhere (a vocabulary of 50257) are read number
 // by number, through registers. Sums are made in the order of k by one warp.
 //
-// Registers of a thread: 119 to 176 on sm_80, 120 to 184 on sm_90a; no spills.
+// The gated product, silu(a b) (a up), is the last step with a tile of B that is half of b's columns and
+// half of up's: both products of a number of out are sums of one block, which writes only what is made
+// of them.
+//
+// Registers of a thread: 119 to 176 on sm_80, 120 to 184 on sm_90a; of the gated product 93 to 166, and 93
+// to 170. No spills.
 //
 // Source: PTX ISA 8.5, "Matrix fragments for mma.m16n8k16"; Thakkar et al., CUTLASS 3, 2023.
 
@@ -51,7 +56,10 @@ using SmallStaged = Plan<64, 4, 3, true>;
 // more: in the same four banks. Swizzled, piece i of line l lies where piece i ^ l % 8 would, and the
 // eight are in all banks. Numbers of 32 bits in lines along the side are read one by one, by each
 // quarter of a warp 8 neighbours of a line, two pieces, and for that i ^ 2 (l % 4) is right.
-template <typename T, typename Plan, bool along_k>
+//
+// The columns of a paired tile are those of two matrices, half of each, which lie in memory alike: `second`
+// is where the other one begins.
+template <typename T, typename Plan, bool along_k, bool paired = false>
 struct Tile {
     static constexpr int n = 16 / sizeof(T);  // numbers of a piece
     static constexpr int depth = 128 / sizeof(T);
@@ -59,6 +67,7 @@ struct Tile {
     static constexpr int pieces = (along_k ? depth : Plan::side) / n;
     static constexpr bool turned_by_ldmatrix = sizeof(T) == 2;
     T* data;
+    const T* second = nullptr;
 
     __device__ T* piece(int line, int i) const {
         if constexpr (Plan::swizzled)
@@ -99,12 +108,14 @@ struct Tile {
             run.store(to);
         }
     };
-    __device__ static Run run_of(const Matrix<const T>& x, long height, long width, long row,
-                                 long k, int t) {
-        const int line = t / pieces, i = t % pieces;
-        const long r = row + (along_k ? line : i * n), d = k + (along_k ? i * n : line);
+    __device__ Run run_of(const Matrix<const T>& x, long height, long width, long row, long k,
+                          int t) const {
+        constexpr int half = Plan::side / 2;
+        const int line = t / pieces, i = t % pieces, side = along_k ? line : i * n;
+        const T* const from = paired && side >= half ? second : x.data;
+        const long r = row + (paired ? side % half : side), d = k + (along_k ? i * n : line);
         const long rest = r < height && d < width ? (along_k ? width - d : height - r) : 0;
-        return {along_k ? x.data + r * x.row_stride + d : x.data + d * x.column_stride + r,
+        return {from + (along_k ? r * x.row_stride + d : d * x.column_stride + r),
                 int(min(rest, long(n)))};
     }
 
@@ -188,23 +199,49 @@ __device__ void write_square(const Product<T, O>& p, const Corner& corner, const
     }
 }
 
+// Of a paired square the left half is silu's, the right one is multiplied by that. kept: (2, m, n), to
+// receive both, or null.
+template <typename Plan, typename T>
+__device__ void write_gated(const Product<T, T>& p, const Corner& corner, const float* sums, T* kept) {
+    constexpr int half = Plan::side / 2, per_row = half / 4;
+    Product<T, T> gates = p, ups = p;
+    gates.out.data = kept;
+    ups.out.data = kept + p.m * p.n;
+    const bool vectors = p.out.template has_vectors<4>();
+#pragma unroll 1
+    for (int t = threadIdx.x; t < Plan::side * per_row; t += Plan::threads) {
+        const long row = corner.row + t / per_row, column = corner.column + t % per_row * 4;
+        if (row >= p.m) return;
+        const float* const from = sums + t / per_row * Plan::sums_length + t % per_row * 4;
+        const Vector<float> gate(from), up(from + half);
+        if (kept) {
+            gates.template write_run<4>(row, column, gate.x, vectors);
+            ups.template write_run<4>(row, column, up.x, vectors);
+        }
+        Vector<float> run;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) run[i] = activate(Activation::silu, gate[i]) * up[i];
+        p.template write_run<4>(row, column, run.x, vectors);
+    }
+}
+
 // Whether all lines of an operand begin at multiples of 16 bytes.
 struct Aligned {
     bool a, b;
 };
 
-template <typename T, typename O, typename Plan, bool a_along_k, bool b_along_k>
-__global__ void __launch_bounds__(Plan::threads) tensor(Batch<T, O> batch, Aligned aligned) {
+// The sums of a block's square, in shared memory. paired: of p.b's columns and of those of `second`.
+template <typename Plan, bool a_along_k, bool b_along_k, bool paired, typename T, typename O>
+__device__ const float* make_square(const Product<T, O>& p, const Corner& corner, Aligned aligned,
+                                    const T* second) {
     SHARED_DYNAMIC(char, memory);
-    const Product<T, O> p = batch.of_this_block();
-    const Corner corner(p.n, Plan::side, Plan::side);
     using A = Tile<T, Plan, a_along_k>;
-    using B = Tile<T, Plan, b_along_k>;
+    using B = Tile<T, Plan, b_along_k, paired>;
     const auto place = [&](int tile) {
         return reinterpret_cast<T*>(memory + tile * Plan::tile_bytes);
     };
     const auto a = [&](int step) { return A{place(step % Plan::stages * 2)}; };
-    const auto b = [&](int step) { return B{place(step % Plan::stages * 2 + 1)}; };
+    const auto b = [&](int step) { return B{place(step % Plan::stages * 2 + 1), second}; };
     const int steps = int((p.k + A::depth - 1) / A::depth);
     const auto fetch = [&](int step) {
         if (step < steps) {
@@ -235,18 +272,50 @@ __global__ void __launch_bounds__(Plan::threads) tensor(Batch<T, O> batch, Align
     float* const square = reinterpret_cast<float*>(memory);
     sums.store(square + row * Plan::sums_length + column, Plan::sums_length);
     __syncthreads();
-    write_square<Plan>(p, corner, square);
+    return square;
 }
 
-// layout: whether a and b lie along k, and whether they are aligned.
-template <typename Plan, typename T, typename O>
-void start(const Batch<T, O>& batch, const double* layout, cudaStream_t stream) {
+template <typename T, typename O, typename Plan, bool a_along_k, bool b_along_k>
+__global__ void __launch_bounds__(Plan::threads) tensor(Batch<T, O> batch, Aligned aligned) {
+    const Product<T, O> p = batch.of_this_block();
+    const Corner corner(p.n, Plan::side, Plan::side);
+    write_square<Plan>(
+        p, corner, make_square<Plan, a_along_k, b_along_k, false, T, O>(p, corner, aligned, nullptr));
+}
+
+template <typename T, typename Plan, bool a_along_k, bool b_along_k>
+__global__ void __launch_bounds__(Plan::threads)
+    gated(Batch<T, T> batch, Aligned aligned, const T* up, T* kept) {
+    const Product<T, T>& p = batch.first;
+    const Corner corner(p.n, Plan::side, Plan::side / 2);
+    write_gated<Plan>(p, corner, make_square<Plan, a_along_k, b_along_k, true>(p, corner, aligned, up),
+                      kept);
+}
+
+// layout: whether a and b lie along k, and whether they are aligned. body(aligned, flag of a, of b)
+template <typename Body>
+void by_layout(const double* layout, Body&& body) {
     const Aligned aligned{layout[2] != 0, layout[3] != 0};
     by_flag(layout[0] != 0, [&](auto a) {
-        by_flag(layout[1] != 0, [&](auto b) {
-            launch_tiles(tensor<T, O, Plan, a.value, b.value>, batch, Plan::side, Plan::side,
-                         Plan::threads, Plan::shared_bytes, stream, aligned);
-        });
+        by_flag(layout[1] != 0, [&](auto b) { body(aligned, a, b); });
+    });
+}
+
+template <typename Plan, typename T, typename O>
+void start(const Batch<T, O>& batch, const double* layout, cudaStream_t stream) {
+    by_layout(layout, [&](Aligned aligned, auto a, auto b) {
+        launch_tiles(tensor<T, O, Plan, a.value, b.value>, batch, Plan::side, Plan::side,
+                     Plan::threads, Plan::shared_bytes, stream, aligned);
+    });
+}
+
+template <typename Plan, typename T>
+void start_gated(const Array* arrays, const Batch<T, T>& batch, const double* layout,
+                 cudaStream_t stream) {
+    by_layout(layout, [&](Aligned aligned, auto a, auto b) {
+        launch_tiles(gated<T, Plan, a.value, b.value>, batch, Plan::side, Plan::side / 2,
+                     Plan::threads, Plan::shared_bytes, stream, aligned, arrays[6].as<const T>(),
+                     arrays[7].as<T>());
     });
 }
 
@@ -275,6 +344,19 @@ DEVICE_KERNEL(matmul_mma) {
     by_half(arrays[0], arrays[2], [&](auto kind, auto result) {
         start<decltype(kind), decltype(result)>(arrays, numbers, stream);
     });
+}
+
+// As matmul_mma's last step, of one product, and nothing but it: out (m, n) = silu(a b) (a up), with up
+// in memory as b; kept (2, m, n), contiguous, which receives a b and a up, or None. Out is of a's dtype.
+DEVICE_KERNEL(linear_swiglu_mma) {
+    const auto run = [&](auto kind) {
+        using T = decltype(kind);
+        const Batch<T, T> batch = batch_of<T, T>(arrays, numbers);
+        fills_large_tiles(batch, 64) ? start_gated<Staged>(arrays, batch, numbers + 4, stream)
+                                     : start_gated<SmallStaged>(arrays, batch, numbers + 4, stream);
+    };
+    if (arrays[0].dtype == Dtype::float32) return run(float());
+    by_half(arrays[0], run);
 }
 
 }  // namespace minitorch

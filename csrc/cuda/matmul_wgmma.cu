@@ -18,6 +18,9 @@
 // Whichever way the operands lie in memory, tiles are copied as they are: the instruction takes both.
 // Sums are made in the order of k.
 //
+// The gated product, silu(a b) (a up), is the last step with a tile of B that is half of b's columns and
+// half of up's: a thread holds both products of a number of out, and writes what is made of them.
+//
 // Registers of a thread: 168, which is the share of each of 384; of `copied` 58. No spills.
 //
 // Source: PTX ISA 8.5; Thakkar et al., CUTLASS 3, 2023; P. Shankhdhar, Outperforming cuBLAS on H100,
@@ -74,15 +77,85 @@ template <typename P, typename O>
 __global__ void __launch_bounds__(P::threads, 1)
     pipelined(const __grid_constant__ Maps maps, Batch<typename P::T, O> batch, Order order) {
     const int k = int(batch.first.k);
-    make_tiles<P>(maps, batch, order, [k](auto& sums, auto& ring, int consumer, int, int) {
+    make_tiles<P>(maps, order, k, [&](auto& sums, auto& ring, int consumer, const Place& at) {
         accumulate(sums, k, consumer, ring, [](char*, int) {});
+        write_tile(batch, sums, maps, at);
     });
 }
 
 template <typename P, typename O>
 void run_pipelined(const Array* arrays, const Batch<typename P::T, O>& batch, int band, bool stores,
                    cudaStream_t stream) {
-    launch_persistent<P>(pipelined<P, O>, arrays, batch, band, stores, stream);
+    const Maps maps = maps_of<typename P::A, typename P::B>(arrays, batch, stores);
+    launch_persistent<P>(pipelined<P, O>, maps, batch, band, stream);
+}
+
+// kept: both products, as planes.
+struct GatedMaps : Maps {
+    CUtensorMap up, kept;
+};
+
+template <typename T, bool a_along_k, bool b_along_k, int rows, int columns, int stages, int cluster>
+struct GatedPlan : Plan<T, a_along_k, b_along_k, rows, columns, stages, cluster> {
+    static constexpr int width = columns / 2;
+    using Half = Operand<T, width, b_along_k>;
+
+    __device__ static void load_b(char* tile, const GatedMaps& maps, uint64_t* barrier, int column,
+                                  int k, int plane) {
+        Half::load(tile, &maps.b, barrier, column, k, plane, cluster);
+        Half::load(tile + Half::bytes, &maps.up, barrier, column, k, plane, cluster);
+    }
+};
+
+template <typename P>
+__global__ void __launch_bounds__(P::threads, 1)
+    gated(const __grid_constant__ GatedMaps maps, Batch<typename P::T, typename P::T> batch,
+          Order order, typename P::T* kept) {
+    using T = typename P::T;
+    const Product<T, T>& p = batch.first;
+    const int k = int(p.k);
+    make_tiles<P>(maps, order, k, [&](auto& sums, auto& ring, int consumer, const Place& at) {
+        accumulate(sums, k, consumer, ring, [](char*, int) {});
+        Sums<P::width> halves[2];
+#pragma unroll
+        for (int e = 0; e < P::width; ++e) halves[e / (P::width / 2)].x[e % (P::width / 2)] = sums.x[e];
+        if (kept)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const Place in_plane{i, at.row, at.column, at.square};
+                Product<T, T> to = p;
+                to.out.data = kept + i * p.m * p.n;
+                if (maps.stores)
+                    store(to, halves[i], &maps.kept, in_plane);
+                else
+                    halves[i].write(to, at.row, at.column, at.square);
+            }
+#pragma unroll
+        for (int e = 0; e < P::width / 2; ++e)
+            halves[0].x[e] = activate(Activation::silu, halves[0].x[e]) * halves[1].x[e];
+        write_tile(batch, halves[0], maps, at);
+    });
+}
+
+template <typename P>
+void run_gated(const Array* arrays, const Batch<typename P::T, typename P::T>& batch,
+               cudaStream_t stream) {
+    using T = typename P::T;
+    const Array &up = arrays[6], &kept = arrays[7];
+    const long m = batch.first.m, n = batch.first.n;
+    GatedMaps maps{maps_of<typename P::A, typename P::B>(arrays, batch, true), {}, {}};
+    maps.up = P::B::map(matrix_of<const T>(up).transposed(), n, batch.first.k, 1, 0);
+    if (kept && maps.stores)
+        maps.kept = tensor_map(kept.as<T>(), {n, m, 2l}, {1l, n, m * n}, {64, 64, 1},
+                               ptx::Swizzle::bytes_128);
+    launch_persistent<P>(gated<P>, maps, batch, 16, stream, kept.as<T>());
+}
+
+// Whether there are two large tiles, 128 x width of out, for each multiprocessor.
+template <typename T, typename O>
+bool fills_twice(const Batch<T, O>& batch, int width) {
+    const long tiles = long(ceil_div(batch.first.m, 128)) * ceil_div(batch.first.n, width);
+    return tiles * batch.count >= 2l * multiprocessors();
 }
 
 enum class Step { copied, wide, specialised, larger, persistent, clustered, stored, ordered };
@@ -124,10 +197,8 @@ void start(Step step, const Array* arrays, const Batch<T, O>& batch, cudaStream_
                 break;
         }
     }
-    const bool large = long(ceil_div(batch.first.m, 128)) * ceil_div(batch.first.n, 256) *
-                           batch.count >= 2l * multiprocessors();
-    large ? run_pipelined<Shared>(arrays, batch, 16, true, stream)
-          : run_pipelined<Small>(arrays, batch, 16, true, stream);
+    fills_twice(batch, 256) ? run_pipelined<Shared>(arrays, batch, 16, true, stream)
+                            : run_pipelined<Small>(arrays, batch, 16, true, stream);
 }
 
 template <typename T, typename O>
@@ -147,6 +218,22 @@ void start(const Array* arrays, const double* numbers, cudaStream_t stream) {
 DEVICE_KERNEL(matmul_wgmma) {
     by_half(arrays[0], arrays[2], [&](auto kind, auto result) {
         start<decltype(kind), decltype(result)>(arrays, numbers, stream);
+    });
+}
+
+// As linear_swiglu_mma, of 16 bits.
+DEVICE_KERNEL(linear_swiglu_wgmma) {
+    by_half(arrays[0], [&](auto kind) {
+        using T = decltype(kind);
+        const Batch<T, T> batch = batch_of<T, T>(arrays, numbers);
+        by_flag(numbers[4] != 0, [&](auto a) {
+            by_flag(numbers[5] != 0, [&](auto b) {
+                using Small = GatedPlan<T, a.value, b.value, 128, 128, 6, 1>;
+                using Large = GatedPlan<T, a.value, b.value, 128, 256, 4, 2>;
+                fills_twice(batch, Large::width) ? run_gated<Large>(arrays, batch, stream)
+                                                 : run_gated<Small>(arrays, batch, stream);
+            });
+        });
     });
 }
 

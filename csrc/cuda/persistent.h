@@ -20,50 +20,67 @@ struct Order {
             const int plane = int(tile / (rows * columns)), rest = int(tile % (rows * columns));
             const int first = rest / (band * columns) * band, height = min(band, rows - first);
             const int within = rest - first * columns;
-            body(plane, (first + within % height) * P::rows, within / height * P::columns);
+            body(plane, (first + within % height) * P::rows, within / height * P::width);
         }
     }
 };
 
-template <typename P>
-__device__ void produce(const Maps& maps, const Order& order, int k, Ring<P> ring) {
+// Where 64 rows of a tile begin, and what shared memory there is to write them by.
+struct Place {
+    int plane, row, column;
+    Square square;
+};
+
+template <typename P, typename OfP>
+__device__ void produce(const OfP& maps, const Order& order, int k, Ring<P> ring) {
     order.each_tile<P>([&](int plane, int row, int column) {
         fill(ring, maps, row, column, maps.many_a ? plane : 0, maps.many_b ? plane : 0, 0, k);
     });
 }
 
 // Alpha times the sums, plus a bias perhaps, leaves by 64 columns, through two panels in turns: one is
-// filled while the other is read by the accelerator. A warp's 8 x 8 numbers go there by stmatrix.
+// filled while the other is read by the accelerator. A warp's 8 x 8 numbers go there by stmatrix. A tile
+// of 64 columns has one panel, so that of the last tile has to have been read.
 template <int columns, typename T, typename O>
 __device__ void store(const Product<T, O>& p, const Sums<columns>& sums, const CUtensorMap* map,
-                      int plane, int row, int column, const Square& square) {
+                      const Place& at) {
     const int lane = threadIdx.x % 32, line = threadIdx.x % kGroup / 32 * 16 + lane % 16;
     const bool first = threadIdx.x % kGroup == 0;
 #pragma unroll
     for (int i = 0; i < columns / 64; ++i) {
-        char* const panel = reinterpret_cast<char*>(square.data) + i % 2 * kPanelBytes;
-        if (first) ptx::bulk_wait_read<1>();
-        square.meet();
+        char* const panel = reinterpret_cast<char*>(at.square.data) + i % 2 * kPanelBytes;
+        if (first) ptx::bulk_wait_read<columns == 64 ? 0 : 1>();
+        at.square.meet();
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
             uint32_t pairs[4];
 #pragma unroll
             for (int l = 0; l < 4; ++l) {
-                const int e = 32 * i + 4 * j + 2 * l, at = column + e / 4 * 8 + sums.column();
+                const int e = 32 * i + 4 * j + 2 * l;
+                const int column = at.column + e / 4 * 8 + sums.column();
                 Vector<O, 2> pair;
-                pair[0] = O(p.alpha * sums.x[e] + p.bias_of(at));
-                pair[1] = O(p.alpha * sums.x[e + 1] + p.bias_of(at + 1));
+                pair[0] = O(p.alpha * sums.x[e] + p.bias_of(column));
+                pair[1] = O(p.alpha * sums.x[e + 1] + p.bias_of(column + 1));
                 pairs[l] = pair.whole;
             }
             ptx::stmatrix_x4(panel + line * 128 + ((j + lane / 16) ^ line % 8) * 16, pairs);
         }
         ptx::fence_proxy_async();
-        square.meet();
+        at.square.meet();
         if (first) {
-            ptx::tma_store(map, panel, column + 64 * i, row, plane);
+            ptx::tma_store(map, panel, at.column + 64 * i, at.row, at.plane);
             ptx::bulk_commit();
         }
     }
+}
+
+// A tile's sums leave by the accelerator where it can write them; otherwise the threads do.
+template <int columns, typename T, typename O>
+__device__ void write_tile(const Batch<T, O>& batch, const Sums<columns>& sums, const Maps& maps,
+                           const Place& at) {
+    if constexpr (sizeof(O) == 2)
+        if (maps.stores) return store(batch.first, sums, &maps.out, at);
+    sums.write(batch[at.plane], at.row, at.column, at.square);
 }
 
 // All threads of the cluster.
@@ -78,11 +95,10 @@ __device__ void meet() {
 }
 
 // The first warpgroup copies, by one of its threads; each of the others multiplies 64 rows. They meet at
-// the barriers of a ring alone, and so run as far ahead of each other as it is long. accumulate(sums,
-// ring, consumer, row, column) makes the sums of a tile, which begins there.
-template <typename P, typename O, typename Accumulate>
-__device__ void make_tiles(const Maps& maps, const Batch<typename P::T, O>& batch,
-                           const Order& order, Accumulate accumulate) {
+// the barriers of a ring alone, and so run as far ahead of each other as it is long. make(sums, ring,
+// consumer, at) makes 64 rows of a tile, which are at that place.
+template <typename P, typename OfP, typename Make>
+__device__ void make_tiles(const OfP& maps, const Order& order, int k, Make make) {
     SHARED_DYNAMIC(char, memory);
     SHARED(uint64_t, full, [P::stages]);
     SHARED(uint64_t, empty, [P::stages]);
@@ -91,7 +107,7 @@ __device__ void make_tiles(const Maps& maps, const Batch<typename P::T, O>& batc
     meet<P::cluster>();
     if (threadIdx.x < kGroup) {
         ptx::give_registers<40>();
-        if (threadIdx.x == 0) produce<P>(maps, order, int(batch.first.k), ring);
+        if (threadIdx.x == 0) produce<P>(maps, order, k, ring);
     } else {
         ptx::take_registers<232>();
         const int consumer = threadIdx.x / kGroup - 1;
@@ -99,12 +115,7 @@ __device__ void make_tiles(const Maps& maps, const Batch<typename P::T, O>& batc
         const Square square{reinterpret_cast<float*>(own), 1 + consumer};
         Sums<P::columns> sums;
         order.each_tile<P>([&](int plane, int row, int column) {
-            row += 64 * consumer;
-            accumulate(sums, ring, consumer, row, column);
-            if constexpr (sizeof(O) == 2)
-                if (maps.stores)
-                    return store(batch.first, sums, &maps.out, plane, row, column, square);
-            sums.write(batch[plane], row, column, square);
+            make(sums, ring, consumer, Place{plane, row + 64 * consumer, column, square});
         });
         if (maps.stores && threadIdx.x % kGroup == 0) ptx::bulk_wait<0>();
     }
@@ -165,13 +176,12 @@ inline unsigned multiprocessors() {
 
 // kernel(maps, batch, order, more...). With band 0 each tile has a block of its own; otherwise blocks
 // are as many as multiprocessors.
-template <typename P, typename O, typename Kernel, typename... More>
-void launch_persistent(Kernel kernel, const Array* arrays, const Batch<typename P::T, O>& batch,
-                       int band, bool stores, cudaStream_t stream, const More&... more) {
+template <typename P, typename O, typename Kernel, typename OfP, typename... More>
+void launch_persistent(Kernel kernel, const OfP& maps, const Batch<typename P::T, O>& batch, int band,
+                       cudaStream_t stream, const More&... more) {
     constexpr int cluster = P::cluster;
-    const Maps maps = maps_of<typename P::A, typename P::B>(arrays, batch, stores);
     const Order order{int(ceil_div(ceil_div(batch.first.m, P::rows), cluster) * cluster),
-                      int(ceil_div(batch.first.n, P::columns)), max(band, 1), int(batch.count)};
+                      int(ceil_div(batch.first.n, P::width)), max(band, 1), int(batch.count)};
     const unsigned tiles = unsigned(long(order.products) * order.rows * order.columns);
     const unsigned blocks = band ? min(tiles, multiprocessors() / cluster * cluster) : tiles;
     launch({.cluster = cluster}, kernel, blocks, P::threads, P::shared_bytes, stream, maps, batch,

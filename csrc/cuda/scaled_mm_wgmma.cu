@@ -21,10 +21,11 @@ __global__ void __launch_bounds__(P::threads, 1)
     scaled(const __grid_constant__ Maps maps, Batch<Number, O> batch, Order order, Scales scales) {
     const long rows = batch.first.m, columns = batch.first.n;
     const int steps = int(batch.first.k);
-    make_tiles<P>(maps, batch, order,
-                  [&](auto& sums, auto& ring, int consumer, int row, int column) {
-                      accumulate_scaled<by_column>(sums, ring, consumer, row, column, rows, steps,
-                                                   scales, columns);
+    make_tiles<P>(maps, order, steps,
+                  [&](auto& sums, auto& ring, int consumer, const Place& at) {
+                      accumulate_scaled<by_column>(sums, ring, consumer, at.row, at.column, rows,
+                                                   steps, scales, columns);
+                      write_tile(batch, sums, maps, at);
                   });
 }
 
@@ -33,7 +34,8 @@ void start(const Array* arrays, const double* numbers, cudaStream_t stream) {
     const Scales scales{matrix_of<const float>(arrays[6]), matrix_of<const float>(arrays[7])};
     const Batch<Number, O> batch = batch_of<Number, O>(arrays, numbers);
     by_flag(arrays[7].shape[0] == batch.first.n, [&](auto by_column) {
-        launch_persistent<P>(scaled<O, by_column.value>, arrays, batch, 16, true, stream, scales);
+        launch_persistent<P>(scaled<O, by_column.value>, maps_of<P::A, P::B>(arrays, batch, true),
+                             batch, 16, stream, scales);
     });
 }
 

@@ -148,9 +148,15 @@ struct Plan {
     using A = Operand<T, rows_, a_along_k>;
     using B = Operand<T, columns_, b_along_k>;
     static constexpr int rows = rows_, columns = columns_, stages = stages_, cluster = cluster_;
+    static constexpr int width = columns;  // of out
     static constexpr int consumers = rows / 64, threads = (1 + consumers) * kGroup;
     static constexpr int stage_bytes = A::bytes + B::bytes;
     static constexpr int shared_bytes = stages * stage_bytes + consumers * Square::bytes;
+
+    __device__ static void load_b(char* tile, const Maps& maps, uint64_t* barrier, int column, int k,
+                                  int plane) {
+        B::load(tile, &maps.b, barrier, column, k, plane, cluster);
+    }
 };
 
 // A ring of stages, of A's and B's tiles each. `full` has one arrival in a phase, and the bytes of the
@@ -189,15 +195,15 @@ struct Ring {
 
 // One thread has the tiles of a product copied, from step `begin` of k to `end`, each as soon as its
 // stage is empty; plane_a and plane_b say of which of several products.
-template <typename P>
-__device__ void fill(Ring<P>& ring, const Maps& maps, int row, int column, int plane_a, int plane_b,
+template <typename P, typename OfP>
+__device__ void fill(Ring<P>& ring, const OfP& maps, int row, int column, int plane_a, int plane_b,
                      int begin, int end) {
     for (int k = begin; k < end; k += kDepth<typename P::T>, ring.advance()) {
         uint64_t* const full = &ring.full[ring.slot];
         ptx::mbarrier_wait(&ring.empty[ring.slot], ring.parity ^ 1);
         ptx::mbarrier_arrive_expect(full, P::stage_bytes);
         P::A::load(ring.a(), &maps.a, full, row, k, plane_a);
-        P::B::load(ring.b(), &maps.b, full, column, k, plane_b, P::cluster);
+        P::load_b(ring.b(), maps, full, column, k, plane_b);
     }
 }
 

@@ -1,10 +1,10 @@
+// A processor's thread that runs the fibers of some blocks in turns, and their shared memory.
+
 #include "machine.h"
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <thread>
@@ -12,23 +12,14 @@
 #include <utility>
 
 #include "findings.h"
-#include "runtime.h"
 #include "traffic.h"
 #include "turns.h"
 
 namespace simt {
 namespace {
 
-using Unit = std::vector<std::pair<const Grid*, uint3>>;  // blocks that are on the machine at once
-
 thread_local Thread* current = nullptr;
 std::atomic<uint32_t> next_block{1};
-
-void release_if_complete(Barrier& barrier, Block& block);
-
-uint3 index_of(unsigned rank, dim3 size) {
-    return {rank % size.x, rank / size.x % size.y, rank / (size.x * size.y)};
-}
 
 // Shared memory for an array, or null if there is not enough. 0xFF is a NaN in every floating type,
 // and an index that is out of bounds.
@@ -301,99 +292,10 @@ void Machine::begin_thread() {
     machine().end_thread(*current);
 }
 
-// The blocks of a grid in the groups that are on the machine together.
-void add_units(const Grid& grid, std::vector<Unit>& units) {
-    const dim3 size = grid.launch.grid, cluster = grid.launch.cluster;
-    const dim3 per{(size.x + cluster.x - 1) / cluster.x, (size.y + cluster.y - 1) / cluster.y,
-                   (size.z + cluster.z - 1) / cluster.z};
-    for (unsigned c = 0; c < per.size(); ++c) {
-        const uint3 corner = index_of(c, per);
-        Unit unit;
-        for (unsigned b = 0; b < cluster.size(); ++b) {
-            const uint3 inside = index_of(b, cluster);
-            unit.push_back({&grid,
-                            {corner.x * cluster.x + inside.x, corner.y * cluster.y + inside.y,
-                             corner.z * cluster.z + inside.z}});
-        }
-        units.push_back(std::move(unit));
-    }
-}
-
-cudaError_t execute(const std::vector<Grid>& grids) {
-    check_launch();
-    std::vector<Unit> units;
-    for (const Grid& grid : grids) add_units(grid, units);
-    if (grids.size() > 1 || grids[0].launch.cooperative) {
-        Unit all;
-        for (const Unit& unit : units) all.insert(all.end(), unit.begin(), unit.end());
-        units = {all};
-        size_t threads = 0;
-        for (const Grid& grid : grids)
-            threads += grid.launch.grid.size() * grid.launch.block.size();
-        if (threads > Stacks::kMost) {
-            std::fprintf(stderr, "simt: launch: at most %zu threads run at once, and %zu are to\n",
-                         Stacks::kMost, threads);
-            return remember_error(cudaErrorCooperativeLaunchTooLarge);
-        }
-    }
-    if (options().order == Order::reversed) std::reverse(units.begin(), units.end());
-    const std::vector<unsigned>& choices = options().choices;
-    for (size_t i = 0; i < std::min(choices.size(), units.size()); ++i) {
-        const auto chosen = units.begin() + i + choices[i] % (units.size() - i);
-        std::rotate(units.begin() + i, chosen, chosen + 1);
-    }
-    std::atomic<size_t> next{0};
-    const auto work = [&] {
-        for (size_t i; (i = next++) < units.size();) machine().run(units[i], options().seed + i);
-    };
-    size_t processors =
-        options().processors ? options().processors : std::thread::hardware_concurrency();
-    if (checking || !processors) processors = 1;
-    std::vector<std::jthread> helpers;
-    for (size_t i = 1; i < std::min(processors, units.size()); ++i) helpers.emplace_back(work);
-    work();
-    helpers.clear();
-    for (const Finding& finding : findings())
-        if (finding.kind == "deadlock") return remember_error(cudaErrorLaunchFailure);
-    return cudaSuccess;
-}
-
-thread_local std::vector<Grid>* together = nullptr;
-thread_local int together_depth = 0;
-
-// A barrier that waits for no more lets its threads go on.
-void release_if_complete(Barrier& barrier, Block& block) {
-    const unsigned expected = barrier.expected ? barrier.expected : block.alive;
-    if (!barrier.arrived || barrier.arrived < expected) return;
-    if (!barrier.expected && barrier.arrived < block.threads.size())
-        report("divergent barrier", barrier.first,
-               std::to_string(block.threads.size() - barrier.arrived) + " of " +
-                   std::to_string(block.threads.size()) +
-                   " threads have left the kernel without reaching it");
-    if (checking) release_at_barrier(barrier.waiting, barrier.released);
-    if (counting) in_step(barrier.waiting);
-    for (Thread* thread : barrier.waiting) wake(*thread);
-    barrier = {};
-}
-
 }  // namespace
 
-// SIMT_ORDER (forward, reversed, random), SIMT_SEED and SIMT_CHOICES ("3,0,5") of the environment,
-// unless a program says otherwise.
-Options& options() {
-    static Options one = [] {
-        Options from_environment;
-        const char* order = std::getenv("SIMT_ORDER");
-        if (order && !std::strcmp(order, "reversed")) from_environment.order = Order::reversed;
-        if (order && !std::strcmp(order, "random")) from_environment.order = Order::random;
-        if (const char* seed = std::getenv("SIMT_SEED"))
-            from_environment.seed = std::strtoull(seed, nullptr, 10);
-        if (const char* choices = std::getenv("SIMT_CHOICES"))
-            for (char* end; *choices; choices = *end ? end + 1 : end)
-                from_environment.choices.push_back(unsigned(std::strtoul(choices, &end, 10)));
-        return from_environment;
-    }();
-    return one;
+void run_together(const Unit& unit, uint64_t seed) {
+    machine().run(unit, seed);
 }
 
 Thread* self() {
@@ -415,10 +317,6 @@ unsigned lane() {
     return current->lane();
 }
 
-void report_absent_lane(unsigned lane, Site site) {
-    report("wrong mask", site,
-           "takes a value from lane " + std::to_string(lane) + ", which does not take part");
-}
 bool on_a_stack(const void* address) {
     return machine().on_a_stack(address);
 }
@@ -431,102 +329,6 @@ void wake(Thread& thread) {
 }
 void spin(const char* what, Site site) {
     machine().give_way(Thread::spinning, what, site);
-}
-
-void collective(const char* name, unsigned mask, void* arguments,
-                void (*compute)(void** arguments, unsigned mask), Site site) {
-    Thread& thread = *self();
-    const unsigned bit = 1u << thread.lane();
-    if (!(mask & bit)) {
-        report("wrong mask", site, std::string("calls ") + name + " and is not in its mask");
-        mask |= bit;
-    }
-    auto& open = thread.block->collectives[thread.warp()];
-    auto mine = std::find_if(open.begin(), open.end(), [&](const Collective& other) {
-        return other.mask & mask && !(other.arrived & bit);
-    });
-    if (mine == open.end()) {
-        open.push_back({name, site, mask});
-        mine = open.end() - 1;
-    } else if (mine->mask != mask || std::strcmp(mine->name, name) != 0) {
-        char text[160];
-        std::snprintf(
-            text, sizeof text,
-            "calls %s with mask %#x while others of its warp, at line %d, call %s with %#x", name,
-            mask, mine->site.line, mine->name, mine->mask);
-        report("wrong mask", site, text);
-    }
-    mine->arrived |= bit;
-    mine->arguments[thread.lane()] = arguments;
-    if ((mine->arrived & mine->mask) != mine->mask) return wait(name, site);
-    Collective whole = *mine;
-    open.erase(mine);
-    compute(whole.arguments, whole.mask);
-    Block& block = *thread.block;
-    if (counting) in_step(block, thread.warp(), whole.arrived);
-    for (unsigned lane = 0; lane < kWarp; ++lane)
-        if (whole.arrived >> lane & 1 && lane != thread.lane())
-            wake(block.threads[thread.warp() * kWarp + lane]);
-}
-
-void barrier(unsigned id, unsigned expected, bool waits, Site site) {
-    Thread& thread = *self();
-    Block& block = *thread.block;
-    if (id >= kBarriers) return report("wrong barrier", site, "there are barriers 0 to 15");
-    Barrier& barrier = block.barriers[id];
-    if (!barrier.arrived) {
-        barrier.first = site;
-        barrier.expected = expected;
-    } else if (barrier.expected != expected) {
-        report("wrong barrier", site,
-               "expects " + std::to_string(expected) + " threads at barrier " + std::to_string(id) +
-                   ", where others, at line " + std::to_string(barrier.first.line) + ", expect " +
-                   std::to_string(barrier.expected));
-    } else if (!expected && (barrier.first.line != site.line ||
-                             std::strcmp(barrier.first.file, site.file) != 0)) {
-        report("divergent barrier", site,
-               "waits here while others of its block wait at line " +
-                   std::to_string(barrier.first.line));
-    }
-    ++barrier.arrived;
-    if (!waits) {
-        if (checking) release(thread, barrier.released);
-        return release_if_complete(barrier, block);
-    }
-    barrier.waiting.push_back(&thread);
-    thread.state = Thread::waiting;
-    release_if_complete(barrier, block);
-    if (thread.state == Thread::waiting) wait("a barrier", site);
-}
-
-// Nobody comes to the next but one barrier before all have read the count of this one.
-int count_at_barrier(bool predicate, Site site) {
-    Block& block = *self()->block;
-    if (!block.barriers[0].arrived) block.votes = !block.votes;
-    const int turn = block.votes;
-    if (!block.barriers[0].arrived) block.counts[turn] = 0;
-    block.counts[turn] += predicate;
-    barrier(0, 0, true, site);
-    return block.counts[turn];
-}
-
-void sync_warp(unsigned mask, Site site) {
-    collective(
-        "__syncwarp", mask, nullptr,
-        [](void**, unsigned lanes) {
-            if (!checking) return;
-            Block& block = *self()->block;
-            std::vector<Thread*> threads;
-            for (unsigned lane = 0; lane < kWarp; ++lane)
-                if (lanes >> lane & 1)
-                    threads.push_back(&block.threads[self()->warp() * kWarp + lane]);
-            release_at_barrier(threads, {});
-        },
-        site);
-}
-
-void fence(bool device_wide) {
-    if (checking) release_by_fence(*self(), device_wide);
 }
 
 void* shared_array(const void* key, const char* name, size_t bytes, size_t alignment, Site site) {
@@ -553,40 +355,6 @@ void* dynamic_shared() {
 
 void begin_copy(std::function<void()> land) {
     machine().begin_copy(std::move(land));
-}
-
-// Why a launch cannot be, or null.
-static const char* trouble_with(const Launch& launch) {
-    if (launch.block.size() == 0 || launch.block.size() > 1024)
-        return "a block has 1 to 1024 threads";
-    if (launch.grid.size() == 0) return "a grid has at least one block";
-    if (launch.dynamic_bytes > kSharedBytes) return "a block has at most 227 KiB of shared memory";
-    if (launch.grid.x % launch.cluster.x || launch.grid.y % launch.cluster.y ||
-        launch.grid.z % launch.cluster.z)
-        return "the clusters do not divide the grid";
-    if (launch.cluster.size() > 8) return "a cluster has at most 8 blocks";
-    return nullptr;
-}
-
-cudaError_t run(const Launch& launch) {
-    const Grid grid{launch, {launch.arguments, launch.drop}};
-    if (const char* trouble = trouble_with(launch)) {
-        std::fprintf(stderr, "simt: launch: %s\n", trouble);
-        return remember_error(cudaErrorInvalidValue);
-    }
-    if (!together) return execute({grid});
-    together->push_back(grid);
-    return cudaSuccess;
-}
-
-Together::Together() {
-    if (together_depth++ == 0) together = new std::vector<Grid>;
-}
-
-Together::~Together() {
-    if (--together_depth > 0) return;
-    const std::unique_ptr<std::vector<Grid>> grids(std::exchange(together, nullptr));
-    if (!grids->empty()) (void)execute(*grids);
 }
 
 std::string text(uint3 index) {

@@ -121,6 +121,12 @@ struct Grid {
     std::shared_ptr<const void> arguments;
 };
 
+using Unit = std::vector<std::pair<const Grid*, uint3>>;  // blocks that are on the machine at once
+
+inline uint3 index_of(unsigned rank, dim3 size) {
+    return {rank % size.x, rank / size.x % size.y, rank / (size.x * size.y)};
+}
+
 // Where, of 128, 64, 32 or 0 bytes' swizzle, the byte at an offset in shared memory is: 16-byte
 // pieces change places within 1024 bytes, so that a column lies in different banks. Bits 4 to 6 of
 // the address are combined with bits 7 to 9.
@@ -171,6 +177,11 @@ struct Options {
 };
 
 Options& options();
+
+// Runs blocks from beginning to end, in an order that the options and the seed decide.
+void run_together(const Unit& unit, uint64_t seed);
+// A barrier that waits for no more lets its threads go on.
+void release_if_complete(Barrier& barrier, Block& block);
 
 // The thread that runs, or null outside of kernels.
 Thread* self();

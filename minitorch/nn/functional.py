@@ -18,7 +18,7 @@ from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
 from minitorch.ops.decoding import decode_block
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
 from minitorch.ops.experts import grouped_mm, moe_permute, moe_swiglu, moe_unpermute
-from minitorch.ops.feed_forward import mlp
+from minitorch.ops.feed_forward import linear_swiglu, mlp
 from minitorch.ops.fused import (
     apply_rotary_emb,
     dropout,
@@ -71,6 +71,7 @@ __all__ = [
     "lightning_attention",
     "linear",
     "linear_cross_entropy",
+    "linear_swiglu",
     "log_softmax",
     "logsigmoid",
     "logsumexp",

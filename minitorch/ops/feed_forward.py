@@ -1,4 +1,5 @@
-"""The feed-forward layer of a transformer as one operation, which keeps half as much."""
+"""The feed-forward layer of a transformer as one operation, which keeps half as much; and the first
+half of a gated one."""
 
 from typing import Any
 
@@ -7,7 +8,7 @@ from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.kernels.reference.mlp import ACTIVATIONS
 from minitorch.ops.definition import _kernel
 from minitorch.ops.elementwise import relu
-from minitorch.ops.fused import gelu, linear, silu
+from minitorch.ops.fused import gelu, linear, silu, swiglu
 from minitorch.ops.primitive import fused
 from minitorch.ops.samples import real, sample
 from minitorch.tape import apply
@@ -117,3 +118,58 @@ def mlp(
     if modes.thread.mode.scaled:
         return _composed(x, weight_1, bias_1, weight_2, bias_2, activation, scaled=True)
     return apply(_mlp, inputs, {"activation": activation})
+
+
+def _gated_forward(x: Any, gate: Any, up: Any, *, keep: bool) -> Any:
+    out, gates, ups = _kernel("linear_swiglu")(x, gate, up, keep=keep)
+    return out, {"gates": gates, "ups": ups} if keep else {}
+
+
+def _gated_backward(
+    grad: Any, x: Any, gate: Any, up: Any, gates: Any, ups: Any, needs: Any
+) -> tuple[Any, ...]:
+    if gates is None:
+        gates, ups = (_kernel("linear")(x, weight, None) for weight in (gate, up))
+    return _kernel("linear_swiglu_backward")(grad, x, gate, up, gates, ups, needs=needs)
+
+
+_linear_swiglu = fused(
+    "linear_swiglu",
+    _gated_forward,
+    kernel="linear_swiglu",
+    autocast="lower",
+    reference=lambda x, gate, up, keep: silu(linear(x, gate)) * linear(x, up),
+    backward=_gated_backward,
+    inputs=("x", "gate", "up"),
+    extras=("gates", "ups"),
+    formula=r"\operatorname{silu}(W_g x) \odot W_u x",
+    jacobian=r"\operatorname{diag}(W_u x \odot \operatorname{silu}'(W_g x)) W_g + "
+    r"\operatorname{diag}(\operatorname{silu}(W_g x)) W_u",
+    samples=lambda: [
+        sample(real(2, 3, 4), real(5, 4), real(5, 4, seed=1), keep=True),
+        sample(real(3, 4), real(6, 4), real(6, 4, seed=1), keep=False),
+        sample(real(4), real(2, 4), real(2, 4, seed=1), keep=True),
+    ],
+)
+
+
+def linear_swiglu(x: Tensor, gate: Tensor, up: Tensor, recompute: bool = False) -> Tensor:
+    """silu(x gateᵀ) * (x upᵀ), what comes before the last matrix of a gated feed-forward layer.
+
+    x: (..., in); gate, up: (hidden, in). Returns (..., hidden). The same as `swiglu` of two
+    `linear`. On tensor cores one kernel makes it, which does not write the two products unless a
+    gradient is wanted. recompute: not even then; the backward makes them again, two products more
+    for two arrays of (..., hidden) less. Raises ShapeError where the shapes disagree.
+    Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
+    """
+    if gate.ndim != 2 or up.shape != gate.shape or x.shape[-1:] != gate.shape[1:]:
+        raise ShapeError(
+            "linear_swiglu: expected x (..., in), gate (hidden, in) and up (hidden, in); got "
+            f"{x.shape}, {gate.shape} and {up.shape}"
+        )
+    mode, inputs = modes.thread.mode, [x, gate, up]
+    lowered = {backend.float32: mode.lower or backend.float32}
+    if mode.scaled or len({lowered.get(t.dtype, t.dtype) for t in inputs}) > 1:
+        return swiglu(*(linear(x, weight, scaled=mode.scaled) for weight in (gate, up)))
+    keep = mode.record and not recompute and any(t.requires_grad for t in inputs)
+    return apply(_linear_swiglu, inputs, {"keep": keep})

@@ -70,6 +70,9 @@ class GatedFeedForward(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias, dtype, generator)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        weights = self.swiglu_weights()
+        if weights is not None:
+            return self.down_proj(F.linear_swiglu(x, *weights[:2]))
         gate, up = self.gate_proj(x), self.up_proj(x)
         if self.activation == "silu":
             return self.down_proj(F.swiglu(gate, up))

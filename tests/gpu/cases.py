@@ -28,6 +28,8 @@ TOKENS = 1 << 15
 """Rows of a transformer's products."""
 LAYERS = ((768, 2304), (768, 3072), (768, 50257))
 """GPT-2's: features that come in, and that go out."""
+GATED = (8192, 4096, 14336)
+"""Rows of a gated product, and Llama 3 8B's features and hidden width."""
 EXPERTS = (8, 2048, 4096)
 """How many, and the features on both sides."""
 LENGTHS = (16384, 4096, 1024, 512, 8192, 2048)
@@ -79,6 +81,7 @@ def cases() -> Iterator[Case]:
             if (length, width) != (LENGTHS[0], WIDTHS[0]):
                 yield from attention(length, width, bfloat16)
     yield head()
+    yield from gated_product()
     yield from experts()
     yield decoding()
     yield scaled_product()
@@ -176,6 +179,32 @@ def scaled_product() -> Case:
     return Case(
         f"scaled_mm {m} x {n} x {k}", ["minitorch"], build, "e4m3", size, 2.0 * m * n * k, True
     )
+
+
+def gated_product() -> Iterator[Case]:
+    """silu(x gateᵀ) (x upᵀ): by one kernel, which keeps both products or not; by two and a pass."""
+    count, width, hidden = GATED
+
+    for keep in (False, True):
+
+        def build(library: str, keep: bool = keep) -> Call:
+            given = normal(count, width), *(normal(hidden, width) / 64 for _ in range(2))
+            if library == "torch":
+                import torch
+
+                a, gate, up = (torch_of(one, bfloat16) for one in given)
+                return lambda: torch.nn.functional.silu(a @ gate.T) * (a @ up.T)
+            a, gate, up = (on_the_device(one, bfloat16) for one in given)
+            if library == "minitorch":
+                return partial(kernels.lookup("linear_swiglu", "cuda"), a, gate, up, keep=keep)
+            linear, swiglu = (kernels.lookup(name, "cuda") for name in ("linear", "swiglu"))
+            return lambda: swiglu(linear(a, gate, None), linear(a, up, None))
+
+        libraries = with_torch("minitorch", "minitorch in three")
+        size = 2.0 * (count * width + 2 * width * hidden + (3 if keep else 1) * count * hidden)
+        name = f"linear_swiglu {count} x {hidden} x {width}{', kept' if keep else ''}"
+        flops = 2 * 2.0 * count * width * hidden
+        yield Case(name, libraries, build, "bfloat16", size, flops, True)
 
 
 def experts() -> Iterator[Case]:

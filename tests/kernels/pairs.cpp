@@ -18,7 +18,8 @@ PRODUCT(bfloat16, float);
 
 using namespace minitorch::MT_INSTRUCTION_SET;
 
-// out (m, n) = A (m, k) B (k, n), and the sums of A's rows. Strides: of a row and a column, of A and B.
+// out (m, n) = A (m, k) B (k, n), and in a_sums, or null, the sums of A's rows. Strides: of a row and a
+// column, of A and B.
 extern "C" void multiply(long m, long n, long k, const bfloat16* a, const bfloat16* b,
                          const long* strides, float* out, float* a_sums) {
     product<bfloat16, float>(m, n, k, {a, strides[0], strides[1]}, {b, strides[2], strides[3]},

@@ -15,6 +15,7 @@ from minitorch.nn import functional as F
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12, "bfloat16": 4e-2}
 TIME = st.one_of(st.integers(1, 20), st.sampled_from([32, 33, 97, 130]))
 DTYPE = st.sampled_from(sorted(TOLERANCE))
+LEAST = float(np.finfo(np.float32).min)
 EDGE = st.sampled_from([-1, -1, 0, 1, 5, 40])
 OPTIONS = st.fixed_dictionaries(
     {
@@ -167,9 +168,48 @@ def test_a_query_that_sees_nothing_gets_zeros(instruction_set):
 def test_a_query_of_which_all_is_masked_by_the_least_finite_number_takes_the_mean(instruction_set):
     q, k, v = np.random.default_rng(0).standard_normal((3, 1, 1, 40, 8), np.float32)
     mask = np.zeros((40, 40), np.float32)
-    mask[3] = np.finfo(np.float32).min
+    mask[3] = LEAST
     out, _ = compiled("scaled_dot_product_attention")(q, k, v, mask)
     np.testing.assert_allclose(out[0, 0, 3], v[0, 0].mean(0), atol=1e-6)
+
+
+def by_hand(grad, q, k, v, mask, sink):
+    """out and all gradients of one head, each row's largest score taken off first: in float64."""
+    grad, q, k, v, mask = (wide(x) for x in (grad, q, k, v, mask))
+    scores = np.column_stack([q @ k.T + mask, np.full(len(q), sink)])
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    to_sink, weights = weights[:, -1], weights[:, :-1]
+    out = weights @ v
+    delta = (grad * out).sum(1)
+    dscores = weights * (grad @ v.T - delta[:, None])
+    return out, dscores @ k, dscores.T @ q, weights.T @ grad, dscores, -(to_sink * delta).sum()
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "numpy"])
+@pytest.mark.parametrize("sink", [-np.inf, -(2.0**100), 0.5])
+@pytest.mark.parametrize("least", [LEAST, -(2.0**100)])
+def test_gradients_of_rows_that_are_masked_by_a_finite_number(
+    instruction_set, least, sink, implementation
+):
+    """Beside such a number a float has no digits for the logarithm of a sum."""
+    q, k, v, grad = np.random.default_rng(0).standard_normal((4, 1, 1, 40, 8), np.float32)
+    mask = np.zeros((40, 40), np.float32)
+    mask[3] = mask[17] = least
+    mask[17, 5:9] = -np.inf
+    mask[21, 1:] = least
+    sinks = None if np.isneginf(sink) else np.array([sink], np.float32)
+    inputs, options = (q, k, v, mask, sinks), {"scale": 1.0}
+    forward, backward = (
+        kernels.implementations(f"scaled_dot_product_attention{name}")[implementation]
+        for name in ("", "_backward")
+    )
+    out, lse = forward(*inputs, **options)
+    found = backward(grad, *inputs, out, lse, needs_mask=True, **options)
+    expected = by_hand(*(x[0, 0] for x in (grad, q, k, v)), mask, sink)
+    for one, other in zip((out, *found), expected, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(one.reshape(np.shape(other)), other, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("time", [1, 3])

@@ -18,6 +18,7 @@ RANDOM = np.random.default_rng(0)
 
 # On both sides of a tile, a piece of the depth (1,024 numbers here) and an odd number of them.
 SHAPES = [(100, 70, 129), (37, 300, 256), (300, 37, 255), (64, 64, 2051), (13, 513, 1026)]
+FEW_ROWS = [(1, 70, 96), (1, 33, 131), (3, 17, 130), (8, 65, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,23 @@ def strided(rows, columns, kind):
 @pytest.mark.parametrize("a_kind", ["rows", "columns", "odd"])
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
 def test_a_product_by_pairs(multiply, m, n, k, a_kind, b_kind):
-    a, b = strided(m, k, a_kind), strided(k, n, b_kind)
-    out, sums = np.full((m, n), np.nan, np.float32), np.full(m, np.nan, np.float32)
+    a, b, sums = strided(m, k, a_kind), strided(k, n, b_kind), np.full(m, np.nan, np.float32)
+    check(multiply, a, b, sums)
+    np.testing.assert_allclose(sums, a.astype(np.float64).sum(1), atol=2e-6 * k, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "odd"])
+@pytest.mark.parametrize(("m", "n", "k"), FEW_ROWS)
+def test_a_few_rows_by_pairs(multiply, m, n, k, kind):
+    check(multiply, strided(m, k, "odd"), strided(n, k, kind).T)
+
+
+def check(multiply, a, b, sums=None):
+    (m, k), n = a.shape, b.shape[1]
+    out = np.full((m, n), np.nan, np.float32)
     strides = (ctypes.c_long * 4)(*[stride // 2 for x in (a, b) for stride in x.strides])
     pointers = [ctypes.c_void_p(x.ctypes.data) for x in (a, b)]
-    results = [ctypes.c_void_p(x.ctypes.data) for x in (out, sums)]
+    results = [ctypes.c_void_p(x.ctypes.data if x is not None else None) for x in (out, sums)]
     multiply(*map(ctypes.c_long, (m, n, k)), *pointers, strides, *results)
-    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-    np.testing.assert_allclose(out, wide_a @ wide_b, atol=2e-6 * k, rtol=0)
-    np.testing.assert_allclose(sums, wide_a.sum(1), atol=2e-6 * k, rtol=0)
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    np.testing.assert_allclose(out, expected, atol=2e-6 * k, rtol=0)

@@ -9,6 +9,7 @@ import minitorch as mt
 from models.blocks.positions import Rotary
 from models.gpt2 import GPT2Config
 from models.llama import LlamaConfig
+from models.mistral import MistralConfig
 
 SMALL = LlamaConfig(
     vocab_size=19,
@@ -152,8 +153,13 @@ VARIANTS = {
 }
 """What is changed of an attention."""
 
+STREAMING = MistralConfig(
+    **dataclasses.asdict(dataclasses.replace(SMALL)), sliding_window=3, first_tokens=2
+)
+
 MODELS = {
     "gpt2": GPT2,
+    "first tokens": STREAMING,
     "gpt2 without biases": dataclasses.replace(GPT2, bias=False),
     **{name: varied(**variant) for name, variant in VARIANTS.items()},
 }

@@ -10,7 +10,7 @@ from minitorch.tokenizers import BPETokenizer, ByteTokenizer, CharTokenizer
 from models.generate import generate, generate_batch, start_of_text, stream_text
 from models.gpt2 import GPT2, GPT2Config
 from models.llama import LlamaConfig
-from models.mistral import MistralConfig
+from models.mistral import MistralConfig, streaming
 from models.qwen import Qwen2Config, QwenConfig
 from models.sampling import Sampler
 
@@ -103,6 +103,28 @@ def test_a_batch_has_to_fit(any_model):
     for prompts in ([[1], []], [[1], [2] * 6]):
         with pytest.raises(ConfigError, match="1 to 5 tokens"):
             generate_batch(any_model, prompts, **options)
+
+
+def test_a_window_with_the_first_tokens_goes_on_with_the_cache_it_has():
+    """Beyond the context, as the whole text at once says; and it has the weights it was given."""
+    sizes = {"layers": 2, "heads": 2, "width": 16, "positions": 12}
+    plain = LlamaConfig.sized(vocab_size=23, **sizes).build(np.dtype(np.float64), Generator(0))
+    model = streaming(plain, window=8, first_tokens=3)
+    assert model.embed_tokens.weight.data is plain.embed_tokens.weight.data
+    prompt = [1, 5, 2, 8]
+    options = {"sampler": Sampler(temperature=0), "generator": Generator(1)}
+    drawn = [token for token, _ in generate(model, prompt, max_tokens=40, **options)]
+    with mt.no_grad():
+        logits, _ = model(mt.tensor([[*prompt, *drawn]]))
+    assert drawn == logits.numpy()[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+    short = [token for token, _ in generate(plain, prompt, max_tokens=7, **options)]
+    assert drawn[:7] == short  # 3 + 8 tokens are all seen as in the model without a window
+
+
+def test_streaming_is_for_llama_and_mistral():
+    model = Qwen2Config.preset("toy", vocab_size=23).build(np.dtype(np.float32), None)
+    with pytest.raises(ConfigError, match="expected a Llama or a Mistral; got Qwen2Config"):
+        streaming(model, window=8)
 
 
 def test_a_long_prompt_is_cropped(model):

@@ -12,6 +12,7 @@ from models.blocks.attention import Attention, AttentionConfig
 from models.blocks.context import PADDING, place, place_packed
 from models.blocks.dual_chunk import Chunks, DualChunkAttention
 from models.blocks.positions import Rotary
+from models.blocks.streaming import StreamingAttention
 from models.blocks.vertical_slash import Budget, VerticalSlashAttention, kept
 from models.qwen import Qwen2Config
 
@@ -42,6 +43,71 @@ def context(time, mask=None):
 def out(layer, x, mask=None):
     with mt.no_grad():
         return layer(x, context(x.shape[1], mask)).numpy()
+
+
+@pytest.mark.parametrize("time", [1, 4, 7])
+def test_with_the_first_tokens_a_short_text_has_plain_attention(time):
+    config = dataclasses.replace(CONFIG, window=5)
+    streaming = alike(StreamingAttention, 2, config=config)
+    np.testing.assert_allclose(
+        out(streaming, stream(time)), out(alike(Attention), stream(time)), rtol=1e-12, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize(("window", "first"), [(5, 2), (1, 1), (3, 6)])
+def test_the_first_tokens_are_as_near_as_the_cache_is_long(window, first):
+    """Every pair of positions by itself, the distance turned into the query alone."""
+    time, x = 17, stream(17, 1)
+    layer = alike(StreamingAttention, first, config=dataclasses.replace(CONFIG, window=window))
+    projections = layer.q_proj, layer.k_proj, layer.v_proj
+    q, k, v = (x.numpy()[0] @ projection.weight.data.T for projection in projections)
+    expected = np.zeros((time, 24))
+    for head in range(4):
+        mine, theirs = (slice(6 * h, 6 * h + 6) for h in (head, head // 2))
+        for i in range(time):
+            seen = [j for j in range(i + 1) if i - j < window or j < first]
+            scores = []
+            for j in seen:
+                apart = i - j if i - j < window else min(i, first + window - 1) - j
+                turned = mt.from_numpy(q[i : i + 1, mine][None, None])
+                at = layer.config.rotary.at(np.array([[apart]]), turned, context(1), apart)
+                scores.append(float(at.numpy()[0, 0, 0] @ k[j, theirs]) / 6**0.5)
+            weights = np.exp(scores) / np.exp(scores).sum()
+            expected[i, mine] = weights @ v[seen][:, theirs]
+    expected = expected @ layer.o_proj.weight.data.T
+    np.testing.assert_allclose(out(layer, x)[0], expected, rtol=1e-10, atol=1e-11)
+
+
+def test_a_text_without_end_takes_no_more_memory():
+    layer = alike(StreamingAttention, 2, config=dataclasses.replace(CONFIG, window=4))
+    cache, x, past, sizes = layer.new_cache(), stream(60), np.empty((1, 0), int), []
+    with mt.no_grad():
+        whole = layer(x, context(60)).numpy()
+        for t in range(60):
+            at = place(1, None, past, 60, "cpu")
+            past = at.key
+            step = layer(x[:, t : t + 1], at, cache).numpy()
+            np.testing.assert_allclose(step[:, 0], whole[:, t], rtol=1e-11, atol=1e-12)
+            sizes.append(cache.nbytes)
+    assert len({*sizes[8:]}) == 1
+
+
+def test_first_tokens_of_several_texts_in_a_row():
+    layer = alike(StreamingAttention, 2, config=dataclasses.replace(CONFIG, window=3))
+    x, segments = stream(16, 1), np.array([[1] * 7 + [2] * 8 + [0]])
+    with mt.no_grad():
+        packed = layer(x, place_packed(segments, "cpu")).numpy()
+    for part in (slice(0, 7), slice(7, 15)):
+        np.testing.assert_allclose(packed[:, part], out(layer, x[:, part]), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("first", "changes"),
+    [(0, {"window": 3}), (2, {}), (2, {"window": 3, "rotary": None, "alibi": True})],
+)
+def test_first_tokens_need_a_window_and_rotations(first, changes):
+    with pytest.raises(ConfigError, match="first_tokens: expected at least 1, with a window"):
+        alike(StreamingAttention, first, config=dataclasses.replace(CONFIG, **changes))
 
 
 @pytest.mark.parametrize("time", [1, 4, 5])

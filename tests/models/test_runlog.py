@@ -61,7 +61,7 @@ def test_a_full_disk_is_an_error_and_the_rows_before_stay(tmp_path, monkeypatch,
 
 
 def test_tensorboard_gets_the_same_rows(tmp_path):
-    pytest.importorskip("tensorboardX", reason="peer not installed: pip install -e .[peers]")
+    pytest.importorskip("tensorboardX", reason="not installed: pip install -e .[test]")
     with RunLog(tmp_path) as log:
         log.write(row(1))
     (events,) = (tmp_path / "tensorboard").iterdir()

@@ -106,7 +106,7 @@ def test_without_out_each_run_has_its_own_folder(cli, tiny, tmp_path, monkeypatc
 
 
 def test_tensorboard_files_are_written(cli, tiny, tmp_path):
-    pytest.importorskip("tensorboardX", reason="peer not installed: pip install -e .[peers]")
+    pytest.importorskip("tensorboardX", reason="not installed: pip install -e .[test]")
     assert cli(*tiny, "--out", tmp_path / "run").exit_code == 0
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     assert b"train_loss" in events.read_bytes()

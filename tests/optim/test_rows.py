@@ -1,4 +1,4 @@
-"""Gradients of few rows of a table: the same updates as dense ones, and torch's SparseAdam."""
+"""Gradients of few rows of a table: the same updates as dense ones."""
 
 import numpy as np
 import pytest
@@ -79,24 +79,6 @@ def test_rows_without_a_gradient_stay_where_they_are():
     moved = (made[1].weight.data != before).any(1)
     assert np.flatnonzero(moved).tolist() == [1, 2, 3]
     assert (made[0].weight.data != before).any(1).all()
-
-
-def test_it_is_torchs_sparse_adam():
-    torch = pytest.importorskip("torch", reason="peer not installed: pip install -e .[peers]")
-    _, table = tables()
-    theirs = torch.nn.Embedding(ROWS, WIDTH, sparse=True)
-    theirs.weight.data.copy_(torch.from_numpy(table.weight.data.copy()))
-    mine = optim.Adam(table.parameters(), lr=0.1, eps=1e-30)  # theirs adds eps elsewhere
-    his = torch.optim.SparseAdam(theirs.parameters(), lr=0.1, eps=1e-30)
-    for seed in range(6):
-        indices = np.random.default_rng(seed).integers(0, ROWS, (2, 2))
-        mine.zero_grad(), his.zero_grad()
-        loss_of(table, indices, seed).backward()
-        cotangent = np.random.default_rng(seed).standard_normal((2, 2, WIDTH)).astype(np.float32)
-        found = theirs(torch.from_numpy(indices))
-        (found.square() * torch.from_numpy(cotangent)).sum().backward()
-        mine.step(), his.step()
-    np.testing.assert_allclose(table.weight.data, theirs.weight.detach().numpy(), rtol=1e-4)
 
 
 def test_clipping_and_saved_state():

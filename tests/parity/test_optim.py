@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minitorch import optim
+from minitorch import nn, optim
 from minitorch.nn import Parameter
 from minitorch.optim import schedules
 from minitorch.tensor import Tensor
@@ -135,6 +135,24 @@ def torch_factors(make, steps):
         optimizer.step()
         scheduler.step()
     return factors
+
+
+def test_few_rows_of_a_table_are_torchs_sparse_adam():
+    rows, width = 9, 3
+    table, theirs = nn.RowEmbedding(rows, width), torch.nn.Embedding(rows, width, sparse=True)
+    theirs.weight.data.copy_(torch.from_numpy(table.weight.data.copy()))
+    mine = optim.Adam(table.parameters(), lr=0.1, eps=1e-30)  # theirs adds eps elsewhere
+    his = torch.optim.SparseAdam(theirs.parameters(), lr=0.1, eps=1e-30)
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        indices = rng.integers(0, rows, (2, 2))
+        cotangent = rng.standard_normal((2, 2, width)).astype(np.float32)
+        mine.zero_grad(), his.zero_grad()
+        (table(Tensor(indices)).square() * Tensor(cotangent)).sum().backward()
+        found = theirs(torch.from_numpy(indices))
+        (found.square() * torch.from_numpy(cotangent)).sum().backward()
+        mine.step(), his.step()
+    np.testing.assert_allclose(table.weight.data, theirs.weight.detach().numpy(), rtol=1e-4)
 
 
 def test_cosine_and_linear_are_torchs():

@@ -330,6 +330,7 @@ PEERS = {
     "fold": fold,
     "linear": F.linear,
     "mlp": mlp,
+    "linear_swiglu": lambda x, gate, up, keep: F.silu(F.linear(x, gate)) * F.linear(x, up),
     "swiglu": lambda gate, up: F.silu(gate) * up,
     "swiglu_packed": lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
     "apply_rotary_emb": rotary,

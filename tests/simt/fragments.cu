@@ -163,10 +163,12 @@ __global__ void wgmma(const char* in, float* out) {
     float d[columns / 2];
     uint32_t a[4];
     for (float& sum : d) sum = given.before[0];
+    ptx::keep_in_registers(d);
     for (int i = 0; i < 4; ++i) a[i] = given.a[threadIdx.x][i];
     const char* begin = reinterpret_cast<const char*>(memory);
-    const uint64_t b = ptx::matrix_descriptor(begin + given.b_offset, given.b_leading,
-                                              given.b_stride, ptx::Swizzle(given.b_swizzle));
+    const uint64_t b = ptx::descriptor_after(
+        ptx::matrix_descriptor(begin, given.b_leading, given.b_stride, ptx::Swizzle(given.b_swizzle)),
+        given.b_offset);
     ptx::wgmma_fence();
     const auto from_memory = [&] {
         ptx::wgmma<T, a_transposed, b_transposed>(
@@ -288,6 +290,51 @@ __global__ void barriers(const char* in, float* out) {
     ptx::cluster_wait();
 }
 
+// Boxes of 64 columns and 8 rows of a tensor (20, 104) of 16 bits, loaded into both blocks of a cluster by
+// the first one, over and over, into the same place as soon as it hears from both that they have read it.
+__global__ void ring(const __grid_constant__ CUtensorMap from, float* out) {
+    SHARED_DYNAMIC(uint4, box);
+    SHARED(uint64_t, full, [1]);
+    SHARED(uint64_t, empty, [1]);
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(full, 1);
+        ptx::mbarrier_init(empty, 2);
+        ptx::fence_mbarrier_init();
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    for (unsigned round = 0; round < 4; ++round) {
+        if (threadIdx.x == 0) {
+            ptx::mbarrier_arrive_expect(full, 1024);
+            if (ptx::cluster_rank() == 0) {
+                if (round) ptx::mbarrier_wait(empty, (round - 1) % 2);
+                ptx::tma_load_multicast(box, &from, full, 8 * round, 3 * round, 3);
+            }
+        }
+        ptx::mbarrier_wait(full, round % 2);
+        for (int i = threadIdx.x; i < 64; i += 32)
+            reinterpret_cast<uint4*>(out)[64 * (2 * round + blockIdx.x) + i] = box[i];
+        __syncwarp();
+        if (threadIdx.x == 0) ptx::mbarrier_arrive_at(empty, 0);
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+}
+
+// in: 128 numbers of 32 bits, which the four blocks of a grid hand on, each to the next one.
+__global__ void rounds(const char* in, float* out) {
+    auto* numbers = reinterpret_cast<uint32_t*>(out);
+    const unsigned own = 32 * blockIdx.x + threadIdx.x;
+    uint32_t number = reinterpret_cast<const uint32_t*>(in)[own];
+    for (uint32_t round = 0; round < 3; ++round) {
+        numbers[own] = number;
+        ptx::sync_grid();
+        number = 3 * numbers[(own + 32) % 128] + round;
+        ptx::sync_grid();
+    }
+    numbers[own] = number;
+}
+
 // in: 32 numbers of 32 bits, which go back and forth between two blocks, by way of memory and flags.
 __global__ void flags(const char* in, float* out) {
     auto* numbers = reinterpret_cast<uint32_t*>(out);
@@ -378,6 +425,7 @@ int main(int argc, char** argv) {
     }
     if (name == "barriers") launch({.cluster = 2}, barriers, 2, 128, 0, 0, in, out);
     if (name == "flags") launch({.cluster = 2}, flags, 2, 32, 0, 0, in, out);
+    if (name == "rounds") launch({.cooperative = true}, rounds, 4, 32, 0, 0, in, out);
     if (name == "registers") launch(registers, 1, 384, 0, 0, in, out);
     if (name == "boxes_of_planes") {
         const auto map = [](void* data) {
@@ -389,13 +437,12 @@ int main(int argc, char** argv) {
                                                 ptx::Swizzle::bytes_64);
         launch({.cluster = 2}, boxes_of_planes, 2, 32, 3072, 0, map(in), four, map(out + 1536), out);
     }
-    if (name == "boxes") {
-        const auto map = [](void* data) {
-            return minitorch::tensor_map(static_cast<__half*>(data), {104, 20}, {1, 104}, {64, 8},
-                                         ptx::Swizzle::bytes_128);
-        };
-        launch({.cluster = 2}, boxes, 2, 32, 1024, 0, map(in), map(out + 512), out);
-    }
+    const auto map = [](void* data) {
+        return minitorch::tensor_map(static_cast<__half*>(data), {104, 20}, {1, 104}, {64, 8},
+                                     ptx::Swizzle::bytes_128);
+    };
+    if (name == "boxes") launch({.cluster = 2}, boxes, 2, 32, 1024, 0, map(in), map(out + 512), out);
+    if (name == "ring") launch({.cluster = 2}, ring, 2, 32, 1024, 0, map(in), out);
     cudaMemcpy(output.data(), out, kMost, cudaMemcpyDeviceToHost);
     std::fwrite(output.data(), 1, kMost, stdout);
 }

@@ -119,12 +119,14 @@ def _cases(rng: np.random.Generator) -> Iterator[tuple[str, str, bytes, int, boo
         ("cp_async", 1536),
         ("barriers", 512),
         ("flags", 132),
+        ("rounds", 512),
     ):
         yield name, name, rng.bytes(512), size, False
     planes = rng.bytes(3 * 20 * 104 * 2)
     yield "boxes_of_planes", "boxes_of_planes", planes, 6144 + len(planes), False
     yield "registers", "registers", rng.normal(size=128).astype(np.float32).tobytes(), 512, True
     yield "boxes", "boxes", rng.bytes(20 * 104 * 2), 2048 + 20 * 104 * 2, False
+    yield "ring", "ring", rng.bytes(20 * 104 * 2), 8192, False
     numbers = rng.normal(size=32).astype(np.float32).tobytes()
     yield "round_to_tf32", "round_to_tf32", numbers, 128, False
     yield "exp2", "powers_of_two", rng.normal(size=32).astype(np.float32).tobytes(), 128, True

@@ -1,6 +1,7 @@
 """Instructions on matrices give what NumPy does, in the layouts of the PTX ISA; no findings."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -198,6 +199,43 @@ def test_copies_of_many_bytes(run):
     for order in ("forward", "reversed", "random"):
         output = run("bulk", numbers, order=order)
         np.testing.assert_array_equal(read(output, np.uint32, 128), 2 * numbers)
+
+
+def test_blocks_of_a_grid_hand_on_numbers(run):
+    numbers = np.random.default_rng(9).integers(0, 1 << 20, (4, 32), np.uint32)
+    expected = numbers
+    for i in range(3):
+        expected = 3 * np.roll(expected, -1, 0) + np.uint32(i)
+    for order in ("forward", "reversed", "random"):
+        output = run("rounds", numbers, order=order)
+        np.testing.assert_array_equal(read(output, np.uint32, 4, 32), expected)
+
+
+def test_a_block_hears_from_others_before_it_overwrites(run):
+    x = np.random.default_rng(10).integers(1, 1 << 16, (20, 104), np.uint16)
+    swizzled = np.arange(8) ^ np.arange(8)[:, None]
+    for order in ("forward", "reversed", "random"):
+        found = read(run("ring", x, order=order), np.uint16, 4, 2, 8, 8, 8)
+        for i, boxes in enumerate(found):
+            expected = x[3 * i : 3 * i + 8, 8 * i : 8 * i + 64]
+            for box in boxes:
+                straight = np.take_along_axis(box, swizzled[:, :, None], 1).reshape(8, 64)
+                np.testing.assert_array_equal(straight, expected)
+
+
+def test_every_instruction_has_a_case():
+    """The functions of ptx.h and wgmma.h, but for one, which all others use, are in a kernel, and
+    that is in the golden vectors."""
+    cuda = Path(__file__).parents[2] / "csrc" / "cuda"
+    headers = "".join((cuda / name).read_text() for name in ("ptx.h", "wgmma.h"))
+    program = Path(__file__).with_name("fragments.cu").read_text()
+    functions = set(re.findall(r"^__device__ inline [\w&*: ]+?(\w+)\(", headers, re.M))
+    assert {"mbarrier_arrive_at", "sync_grid", "wgmma", "in_block"} <= functions
+    assert functions - set(re.findall(r"ptx::(\w+)", program)) == {"shared_address"}
+    kernels = set(re.findall(r"__global__ void (?:__launch_bounds__\(.*?\) )?(\w+)\(", program))
+    assert {"registers", "ring", "wgmma"} <= kernels
+    recorded = {kernel.split()[0] for kernel, *_ in golden.cases().values()}
+    assert kernels - {"wgmma"} == recorded - {"bfloat16", "float16", "float8"}
 
 
 def test_golden_vectors(run, tmp_path):

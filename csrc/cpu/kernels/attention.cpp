@@ -1,4 +1,4 @@
-#include "attention.h"
+#include "attention_backward.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
 

@@ -452,21 +452,26 @@ void parallel_shrinking(long count, long step, long least, Body&& body) {
     parallel_for(pieces, [&](long i) { body(i ? ends[i - 1] : 0L, ends[i]); });
 }
 
-// B's columns contiguous along k: every element of the result is a product of two vectors.
-template <typename T, typename O, long rows>
+// B's columns contiguous along k: every element of the result is a product of two vectors. With
+// Layout::pairs those are of pairs, and k is even.
+template <typename T, typename O, long rows, Layout layout>
 void few_rows_by_dots(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
                       const Epilogue<O, Compute<T>>& epilogue) {
     using C = Compute<T>;
+    using Element = std::conditional_t<layout == Layout::pairs, Pair, T>;
     constexpr long lanes = Lanes<C>::count;
     constexpr long together = rows <= 4 && lanes >= 4 ? 4 : 2;
+    const long depth = k * static_cast<long>(sizeof(T)) / static_cast<long>(sizeof(Element));
+    const auto elements = [](const T* x) { return reinterpret_cast<const Element*>(x); };
     parallel_shrinking(n, lanes, rows_per_piece(k), [&](long begin, long end) {
         for (long j = begin; j < end; j += lanes) {
             const long count = end - j < lanes ? end - j : lanes;
             Vector<C> dots[rows][lanes] = {};
             for (long first = 0; first < count; first += together) {
-                const T* from[together];
+                const Element* from[together];
                 for (long c = 0; c < together; ++c)
-                    from[c] = b.at(0, j + (first + c < count ? first + c : first));
+                    from[c] = elements(b.at(0, j + (first + c < count ? first + c : first)));
+                const long ahead = elements(b.at(0, j + first + together)) - from[0];
                 Vector<C> sum[rows][together] = {};
                 const auto add = [&](long p, const auto& get) __attribute__((always_inline)) {
                     Vector<C> column[together];
@@ -474,18 +479,23 @@ void few_rows_by_dots(long m, long n, long k, Matrix<const T> a, Matrix<const T>
                     for (long c = 0; c < together; ++c) column[c] = get(from[c] + p);
 #pragma GCC unroll 8
                     for (long r = 0; r < rows; ++r) {
-                        const Vector<C> left = get(a.at(r < m ? r : 0, p));
+                        const Vector<C> left = get(elements(a.at(r < m ? r : 0, 0)) + p);
 #pragma GCC unroll 4
-                        for (long c = 0; c < together; ++c) sum[r][c] += left * column[c];
+                        for (long c = 0; c < together; ++c) {
+                            if constexpr (layout == Layout::pairs)
+                                sum[r][c] = add_pairs(sum[r][c], left, column[c]);
+                            else
+                                sum[r][c] += left * column[c];
+                        }
                     }
                 };
                 long p = 0;
-                for (; p + lanes <= k; p += lanes) {
-                    for (long c = 0; c < together; ++c)
-                        __builtin_prefetch(from[c] + p + together * b.column);
-                    add(p, [](const T* x) { return load(x); });
+                for (; p + lanes <= depth; p += lanes) {
+                    for (long c = 0; c < together; ++c) __builtin_prefetch(from[c] + p + ahead);
+                    add(p, [](const Element* x) { return load(x); });
                 }
-                if (p < k) add(p, [&](const T* x) { return load_part(x, k - p, C(0)); });
+                if (p < depth)
+                    add(p, [&](const Element* x) { return load_part(x, depth - p, C(0)); });
                 for (long r = 0; r < rows; ++r)
                     for (long c = 0; c < together; ++c) dots[r][first + c] = sum[r][c];
             }
@@ -541,9 +551,12 @@ void few_rows(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matr
               const Epilogue<O, Compute<T>>& epilogue) {
     if constexpr (rows > 1)
         if (m <= rows / 2) return few_rows<T, O, rows / 2>(m, n, k, a, b, out, epilogue);
-    if (b.row == 1 && a.column == 1)
-        few_rows_by_dots<T, O, rows>(m, n, k, a, b, out, epilogue);
-    else
+    if (b.row == 1 && a.column == 1) {
+        if constexpr (kPanels<T> == Layout::pairs)
+            if (k % 2 == 0)
+                return few_rows_by_dots<T, O, rows, Layout::pairs>(m, n, k, a, b, out, epilogue);
+        few_rows_by_dots<T, O, rows, Layout::any>(m, n, k, a, b, out, epilogue);
+    } else
         few_rows_by_tiles<T, O, rows>(m, n, k, a, b, out, epilogue);
 }
 

@@ -121,6 +121,22 @@ Compute<T> load_one(const T* from) {
         return *from;
 }
 
+// Two neighbouring bfloat16, kept in a float's place: instructions that multiply pairs take vectors of
+// them.
+struct Pair {
+    bfloat16 first, second;
+};
+template <>
+struct ComputeOf<Pair> {
+    using type = float;
+};
+template <>
+struct Lanes<Pair> : Lanes<float> {};
+
+inline float load_one(const Pair* from) {
+    return __builtin_bit_cast(float, *from);
+}
+
 template <typename T>
 void store(T* to, Vector<Compute<T>> value) {
     Vector<T> stored;
@@ -168,7 +184,7 @@ Vector<Compute<T>> load_part(const T* from, long count, Compute<T> fill) {
     using C = Compute<T>;
 #if MT_VECTOR_BYTES == 64
     const unsigned mask = (1u << count) - 1;
-    if constexpr (__is_same(T, float))
+    if constexpr (__is_same(T, float) || __is_same(T, Pair))
         return (Vector<C>)_mm512_mask_loadu_ps((__m512)broadcast(fill), mask, from);
     if constexpr (__is_same(T, double))
         return (Vector<C>)_mm512_mask_loadu_pd((__m512d)broadcast(fill), mask, from);
@@ -232,22 +248,6 @@ inline float log_of(float x) {
 }
 inline double log_of(double x) {
     return __builtin_log(x);
-}
-
-// Two neighbouring bfloat16, kept in a float's place: instructions that multiply pairs take vectors of
-// them.
-struct Pair {
-    bfloat16 first, second;
-};
-template <>
-struct ComputeOf<Pair> {
-    using type = float;
-};
-template <>
-struct Lanes<Pair> : Lanes<float> {};
-
-inline float load_one(const Pair* from) {
-    return __builtin_bit_cast(float, *from);
 }
 
 inline Vector<float> pairs(Vector<bfloat16> first, Vector<bfloat16> second) {

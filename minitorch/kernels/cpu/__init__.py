@@ -18,6 +18,7 @@ if extension:
     from minitorch.kernels.cpu import experts as experts
     from minitorch.kernels.cpu import latent as latent
     from minitorch.kernels.cpu import linear_cross_entropy as linear_cross_entropy
+    from minitorch.kernels.cpu import linear_swiglu as linear_swiglu
     from minitorch.kernels.cpu import matmul as matmul
     from minitorch.kernels.cpu import mlp as mlp
     from minitorch.kernels.cpu import norms as norms

@@ -9,6 +9,7 @@ from minitorch.kernels.cuda import elementwise as elementwise
 from minitorch.kernels.cuda import embedding as embedding
 from minitorch.kernels.cuda import experts as experts
 from minitorch.kernels.cuda import linear_cross_entropy as linear_cross_entropy
+from minitorch.kernels.cuda import linear_swiglu as linear_swiglu
 from minitorch.kernels.cuda import matmul as matmul
 from minitorch.kernels.cuda import mlp as mlp
 from minitorch.kernels.cuda import norms as norms

@@ -160,6 +160,18 @@ def pick(a: Array, b: Array, out: Array) -> tuple[str, list[float]]:
     return kernel, numbers + [float(bool(x)) for x in (*request.along_k, *request.aligned)]
 
 
+def pick_gated(x: Array, gate: Array, up: Array, out: Array) -> tuple[str, list[float]] | None:
+    """As `pick`, for silu(x gate) (x up), (m, k) by (k, n) twice; None: two products make it."""
+    alike = gate.strides == up.strides and lines(gate) == lines(up)
+    if not alike or parts(x, gate, out) > 1:
+        return None
+    kernel, numbers = pick(x, gate, out)
+    is_last = numbers[:1] == [len(LADDER[kernel]) - 1]
+    return (_GATED[kernel], numbers) if kernel in _GATED and is_last else None
+
+
+_GATED = {"matmul_mma": "linear_swiglu_mma", "matmul_wgmma": "linear_swiglu_wgmma"}
+"""Their last steps, with two products in a tile."""
 _WANTED = {
     "matmul_mma": "bfloat16, float16 or float32",
     "matmul_wgmma": "bfloat16 or float16 at multiples of 16 bytes, operands evenly spaced",

@@ -17,6 +17,7 @@ from minitorch.kernels.reference import embedding as embedding
 from minitorch.kernels.reference import experts as experts
 from minitorch.kernels.reference import latent as latent
 from minitorch.kernels.reference import linear_cross_entropy as linear_cross_entropy
+from minitorch.kernels.reference import linear_swiglu as linear_swiglu
 from minitorch.kernels.reference import matmul as matmul
 from minitorch.kernels.reference import mlp as mlp
 from minitorch.kernels.reference import norms as norms

@@ -94,7 +94,8 @@ def scaled_dot_product_attention_backward(
 
     With P = exp(S - log_normaliser), dP = grad Vᵀ and D = Σ grad out:  dV = Pᵀ grad,
     dS = P (dP - D), which is the mask's;  dX = scale softcap' dS,  dQ = dX K,  dK = dXᵀ Q;  and of
-    a sink z, whose value is 0:  dz = -Σ exp(z - log_normaliser) D.
+    a sink z, whose value is 0:  dz = -Σ exp(z - log_normaliser) D. Where a row is masked throughout
+    by the least finite number, log_normaliser has no digits for the sum, and P is divided by it.
     Source: Dao et al. 2022 (FlashAttention), appendix B.2.
     """
     kv_heads = key.shape[-3]
@@ -102,6 +103,11 @@ def scaled_dot_product_attention_backward(
     probabilities, slope = _scores(query, key, mask, seen, scale, softcap)
     probabilities -= log_normaliser[..., None]
     np.exp(probabilities, out=probabilities)
+    total = probabilities.sum(-1, keepdims=True)
+    shares = None if sinks is None else np.exp(sinks[:, None] - log_normaliser)[..., None]
+    total += 0 if shares is None else shares
+    total[total == 0] = 1  # of a query that sees nothing
+    probabilities /= total
 
     dvalue = _group(probabilities, kv_heads).mT @ _group(grad, kv_heads)
     delta = np.vecdot(grad, out)
@@ -113,8 +119,8 @@ def scaled_dot_product_attention_backward(
     dquery = _by_group(dscores, key)
     dkey = _group(dscores, kv_heads).mT @ _group(query, kv_heads)
     dsinks = None
-    if sinks is not None:
-        shares = np.exp(sinks[:, None] - log_normaliser) * delta
+    if shares is not None:
+        shares = (shares / total)[..., 0] * delta
         dsinks = -shares.sum(axis=(*range(shares.ndim - 2), -1))
     return dquery, dkey, dvalue, dmask, dsinks
 
