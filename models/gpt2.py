@@ -209,16 +209,16 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, cache: nn.KVCache | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        if cache is not None and mask is None and x.shape[1] == 1 and self._decodes(x):
-            return self._decode(x, cache)
         x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))
 
-    def _decodes(self, x: Tensor) -> bool:
-        """Whether one operation can do it all: nothing is dropped, replaced or lowered."""
+    def decodes(self, x: Tensor) -> bool:
+        """Whether `F.decode_blocks` can do it all: one token, and nothing dropped or replaced."""
         attn, mlp = self.attn, self.mlp
         return (
-            type(attn.c_attn)
+            x.shape[1] == 1
+            and type(self) is Block
+            and type(attn.c_attn)
             is type(attn.c_proj)
             is type(mlp.c_fc)
             is type(mlp.c_proj)
@@ -229,20 +229,18 @@ class Block(nn.Module):
             and not (self.training and mlp.dropout.p)
         )
 
-    def _decode(self, x: Tensor, cache: nn.KVCache) -> Tensor:
-        """One new token of each sequence: the same, in one call from Python."""
+    def decoded(self, x: Tensor, cache: nn.KVCache) -> F.DecodedBlock:
+        """What one new token of each sequence, x: (batch, 1, n_embd), meets here."""
         attn, mlp = self.attn, self.mlp
         heads = attn.n_head
-        keys, values = cache.extend((x.shape[0], heads, 1, x.shape[2] // heads), x.data)
-        return F.decode_block(
-            x,
-            (_affine(self.ln_1), _affine(self.ln_2)),
-            (_affine(attn.c_attn), _affine(attn.c_proj)),
-            (_affine(mlp.c_fc), _affine(mlp.c_proj)),
-            keys,
-            values,
-            eps=self.ln_1.eps,
-            activation="gelu_tanh",
+        return F.DecodedBlock(
+            _affine(self.ln_1),
+            _affine(attn.c_attn),
+            _affine(attn.c_proj),
+            _affine(self.ln_2),
+            _affine(mlp.c_fc),
+            _affine(mlp.c_proj),
+            *cache.extend((x.shape[0], heads, 1, x.shape[2] // heads), x.data),
         )
 
 
@@ -317,9 +315,22 @@ class GPT2(nn.Module):
         """What the head reads: (batch, time, n_embd). context: of `ids`, if it is known."""
         context, seen = self._place(ids, cache, mask, context)
         x = self._embed(ids, context)
+        decoded: list[F.DecodedBlock] = []
         for i, block in enumerate(self.h):
-            x = block(x, cache.layers[i] if cache else None, seen)
-        return self.ln_f(x)
+            layer = cache.layers[i] if cache else None
+            if layer is not None and seen is None and isinstance(block, Block) and block.decodes(x):
+                decoded.append(block.decoded(x, layer))
+            else:
+                x = block(self._decode(x, decoded), layer, seen)
+        return self.ln_f(self._decode(x, decoded))
+
+    def _decode(self, x: Tensor, blocks: list[F.DecodedBlock]) -> Tensor:
+        """x after these blocks, in one call from Python; forgets them."""
+        if not blocks:
+            return x
+        x = F.decode_blocks(x, blocks, eps=self.config.layer_norm_epsilon, activation="gelu_tanh")
+        blocks.clear()
+        return x
 
     def hidden_states(self, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """The stream before the first block and after each: (batch, time, n_embd) all."""

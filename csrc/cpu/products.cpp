@@ -3,12 +3,14 @@
 //
 //     matmul_as_it_is(a, b, out)          a b, into out if it is not None
 //     linear_as_it_is(x, weight, bias)    x weightᵀ + bias; bias may be None
-//     decode_block_as_it_is(x, ...)       what kernels/decoding.cpp takes up to out, and its numbers
+//     decode_blocks_as_it_is(x, ...)      what kernels/decoding.cpp takes up to out, and its numbers
 //
 // They return the result; or None where something has to be converted, copied, broadcast or refused,
 // which minitorch/kernels/cpu/matmul.py does.
 
 #include "python.h"
+
+#include <vector>
 
 namespace py = pybind11;
 
@@ -112,42 +114,44 @@ PyObject* linear_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
     });
 }
 
-PyObject* decode_block_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+PyObject* decode_blocks_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     return guarded([=]() -> PyObject* {
-        constexpr int kInputs = 15, kCaches = 13;
-        static const Implementations& kernel = implementations("decode_block");
+        constexpr Py_ssize_t kBlock = 14, kCaches = 12;  // arrays of a block, the caches' the last
+        static const Implementations& kernel = implementations("decode_blocks");
+        const Py_ssize_t inputs = count - 2;
         PyArrayObject* x = as_array(arguments[0]);
-        if (!takes(x) || PyArray_NDIM(x) != 3 || PyArray_SIZE(x) == 0) Py_RETURN_NONE;
-        Array arrays[kInputs + 1];
-        for (int i = 0; i < kInputs; ++i) {
-            arrays[i] = kNone;
-            if (arguments[i] == Py_None && i > 0 && i < kCaches) continue;
+        if (inputs == 1 || (inputs - 1) % kBlock || !takes(x) || PyArray_NDIM(x) != 3 || PyArray_SIZE(x) == 0)
+            Py_RETURN_NONE;
+        std::vector<Array> arrays(inputs + 1, kNone);
+        for (Py_ssize_t i = 0; i < inputs; ++i) {
+            const bool cache = i > 0 && (i - 1) % kBlock >= kCaches;
+            if (arguments[i] == Py_None && i > 0 && !cache) continue;
             PyArrayObject* array = as_array(arguments[i]);
             if (!takes(array) || !same_dtype(array, x)) Py_RETURN_NONE;
             const bool rows_lie = PyArray_NDIM(array) == 4 && PyArray_DIM(array, 3) > 0 &&
                                   PyArray_STRIDE(array, 3) == PyArray_ITEMSIZE(array);
-            if (i < kCaches ? !PyArray_IS_C_CONTIGUOUS(array) : !rows_lie || !PyArray_ISWRITEABLE(array))
+            if (cache ? !rows_lie || !PyArray_ISWRITEABLE(array) : !PyArray_IS_C_CONTIGUOUS(array))
                 Py_RETURN_NONE;
             arrays[i] = view(arguments[i]);
         }
         if (!takes_products(arrays[0].dtype) || PyArray_DIM(x, 1) != 1) Py_RETURN_NONE;
         py::object out = py::reinterpret_steal<py::object>(empty(3, PyArray_DIMS(x), x));
         arrays[0] = as_rows(arrays[0]);
-        arrays[kInputs] = as_rows(view(out.ptr()));
-        const double numbers[] = {PyFloat_AsDouble(arguments[kInputs]),
-                                  PyFloat_AsDouble(arguments[kInputs + 1])};
+        arrays[inputs] = as_rows(view(out.ptr()));
+        const double numbers[] = {PyFloat_AsDouble(arguments[inputs]),
+                                  PyFloat_AsDouble(arguments[inputs + 1])};
         if (PyErr_Occurred()) throw py::error_already_set();
-        call(kernel, arrays, kInputs + 1, numbers);
+        call(kernel, arrays.data(), static_cast<int>(arrays.size()), numbers);
         return out.release().ptr();
     });
 }
 
 using Function = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 
-template <Function function, Py_ssize_t expected>
+template <Function function, Py_ssize_t least, Py_ssize_t most = least>
 PyObject* counted(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-    if (count == expected) return function(self, arguments, count);
-    PyErr_Format(PyExc_TypeError, "expected %zd arguments; got %zd", expected, count);
+    if (count >= least && count <= most) return function(self, arguments, count);
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments; got %zd", least, count);
     return nullptr;
 }
 
@@ -158,9 +162,10 @@ PyMethodDef methods[] = {
     {"linear_as_it_is",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<linear_as_it_is, 3>)),
      METH_FASTCALL, "x weightᵀ + bias, if nothing has to be prepared; else None"},
-    {"decode_block_as_it_is",
-     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<decode_block_as_it_is, 17>)),
-     METH_FASTCALL, "a new token through a block, if nothing has to be prepared; else None"},
+    {"decode_blocks_as_it_is",
+     reinterpret_cast<PyCFunction>(
+         reinterpret_cast<void (*)()>(counted<decode_blocks_as_it_is, 3, PY_SSIZE_T_MAX>)),
+     METH_FASTCALL, "a new token through blocks, if nothing has to be prepared; else None"},
     {}};
 
 }  // namespace

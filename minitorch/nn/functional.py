@@ -15,7 +15,7 @@ from minitorch.ops.attention import (
     varlen_attn,
 )
 from minitorch.ops.convolution import avg_pool2d, conv1d, conv2d, max_pool2d
-from minitorch.ops.decoding import decode_block
+from minitorch.ops.decoding import DecodedBlock, decode_blocks
 from minitorch.ops.elementwise import leaky_relu, logsigmoid, relu, sigmoid, softplus, tanh
 from minitorch.ops.experts import grouped_mm, moe_permute, moe_swiglu, moe_unpermute
 from minitorch.ops.feed_forward import linear_swiglu, mlp
@@ -48,6 +48,7 @@ from minitorch.ops.unit_experts import unit_experts
 from minitorch.tensor import Tensor
 
 __all__ = [
+    "DecodedBlock",
     "apply_rotary_emb",
     "attention_qkvpacked",
     "avg_pool2d",
@@ -56,7 +57,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "cross_entropy",
-    "decode_block",
+    "decode_blocks",
     "dropout",
     "embedding",
     "expected_cost",

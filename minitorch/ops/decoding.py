@@ -1,4 +1,7 @@
-"""A block of a GPT for one new token, as one operation, which Python cannot slow down."""
+"""Blocks of a GPT for one new token, as one operation, which Python cannot slow down."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,26 +23,21 @@ def _parameters(width: int, hidden: int, biased: bool) -> list[np.ndarray | None
     return found
 
 
-_decode_block = nondifferentiable(
-    "decode_block",
-    _kernel("decode_block"),
-    kernel="decode_block",
-    inputs=(
-        *("x", "norm_1", "shift_1", "qkv", "qkv_bias", "proj", "proj_bias"),
-        *("norm_2", "shift_2", "up", "up_bias", "down", "down_bias", "keys", "values"),
-    ),
+def _sample(batch: int, blocks: int, biased: bool, activation: str) -> Any:
+    arrays: list[Any] = [real(batch, 1, 4)]
+    for seed in range(blocks):
+        arrays += _parameters(4, 6, biased)
+        arrays += [real(batch, 2, 3, 2, seed=7 + seed), real(batch, 2, 3, 2, seed=8 + seed)]
+    return sample(*arrays, eps=1e-5, activation=activation)
+
+
+_decode_blocks = nondifferentiable(
+    "decode_blocks",
+    _kernel("decode_blocks"),
+    kernel="decode_blocks",
+    inputs=("x", "*blocks"),
     formula=r"y + W_2 f(W_1 n(y) + b_1) + b_2,\quad y = x + W_o A(n(x)) + b_o",
-    samples=lambda: [
-        sample(
-            real(2, 1, 4),
-            *_parameters(4, 6, biased),
-            real(2, 2, 3, 2, seed=7),
-            real(2, 2, 3, 2, seed=8),
-            eps=1e-5,
-            activation=activation,
-        )
-        for biased, activation in [(True, "gelu_tanh"), (False, "silu")]
-    ],
+    samples=lambda: [_sample(2, 1, True, "gelu_tanh"), _sample(1, 2, False, "silu")],
     why="a cache is on no tape; the operations that it is made of have derivatives",
 )
 
@@ -48,37 +46,50 @@ Affine = tuple[Tensor, Tensor | None]
 """The weight and the bias of a norm or of a linear layer."""
 
 
-def decode_block(
+class DecodedBlock(NamedTuple):
+    """What a token meets in a block of a GPT, all of one dtype.
+
+    norm_1, norm_2: (width,). qkv: the projection to queries, keys and values, (3 width, width);
+    proj: that of the heads, (width, width). up, down: (hidden, width) and (width, hidden). keys,
+    values: (batch, heads, time, head_dim), those of the positions before and room for one more.
+    """
+
+    norm_1: Affine
+    qkv: Affine
+    proj: Affine
+    norm_2: Affine
+    up: Affine
+    down: Affine
+    keys: Tensor
+    values: Tensor
+
+
+def decode_blocks(
     x: Tensor,
-    norms: tuple[Affine, Affine],
-    attention: tuple[Affine, Affine],
-    feed_forward: tuple[Affine, Affine],
-    keys: Tensor,
-    values: Tensor,
+    blocks: Sequence[DecodedBlock],
     *,
     eps: float = 1e-5,
     activation: str = "gelu_tanh",
 ) -> Tensor:
-    """One new token of each sequence through a block of a GPT, in one call; without derivatives.
+    """One new token of each sequence through blocks of a GPT, in one call; without derivatives.
 
         y = x + W_o attention(layer_norm(x)) + b_o
         out = y + W_2 f(W_1 layer_norm(y) + b_1) + b_2
 
-    x: (batch, 1, width). norms: (width,) each. attention: the projection to queries, keys and
-    values, (3 width, width), and that of the heads, (width, width). feed_forward: (hidden, width)
-    and (width, hidden). keys, values: (batch, heads, time, head_dim), those of the positions before
-    and room for one more, **which is written**: the last row of each is the new token's. All of one
-    dtype. activation: "gelu", "gelu_tanh", "silu" or "relu". Returns the shape of x. Raises
-    ShapeError for shapes that do not fit. It computes what `layer_norm`, `linear`,
-    `scaled_dot_product_attention` and `mlp` would; in half precision it rounds less often.
+    x: (batch, 1, width), of the blocks' dtype. The blocks' keys and values **are written**: the
+    last row of each is the new token's. activation: "gelu", "gelu_tanh", "silu" or "relu". Returns
+    the shape of x. Raises ShapeError for shapes that do not fit. It computes what `layer_norm`,
+    `linear`, `scaled_dot_product_attention` and `mlp` would; in half precision it rounds less
+    often.
     """
     if activation not in ACTIVATIONS:
         raise ConfigError(
-            f"decode_block: expected an activation among {', '.join(ACTIVATIONS)}; got "
+            f"decode_blocks: expected an activation among {', '.join(ACTIVATIONS)}; got "
             f"{activation!r}"
         )
-    inputs = [
-        *(x, *norms[0], *attention[0], *attention[1]),
-        *(*norms[1], *feed_forward[0], *feed_forward[1], keys, values),
-    ]
-    return apply(_decode_block, inputs, {"eps": eps, "activation": activation})
+    inputs: list[Tensor | None] = [x]
+    for block in blocks:
+        for affine in block[:6]:
+            inputs += affine
+        inputs += block[6:]
+    return apply(_decode_blocks, inputs, {"eps": eps, "activation": activation})

@@ -474,7 +474,7 @@ static void check_decoding(long batch, long heads, long dim, long time) {
     Owned<T> up_bias({hidden}), down({width, hidden}, 0.1), zero({width, hidden}, 0);
     Owned<T> keys({batch, heads, time, dim}), values({batch, heads, time, dim});
     const auto decode = [&](const Array& last, const Array& bias) {
-        run("decode_block",
+        run("decode_blocks",
             {x.array, norm.array, norm.array, qkv.array, qkv_bias.array, proj.array, norm.array,
              norm.array, kNone, up.array, up_bias.array, last, bias, keys.array, values.array,
              out.array},
@@ -488,8 +488,15 @@ static void check_decoding(long batch, long heads, long dim, long time) {
     }();
     decode(zero.array, norm.array);
     for (long i = 0; i < batch * width; ++i)
-        close<T>("decode_block", out[i], stream[i] + norm[i % width], 1e-4);
+        close<T>("decode_blocks", out[i], stream[i] + norm[i % width], 1e-4);
     decode(down.array, norm.array);
+    const std::vector<Array> block{norm.array, kNone, qkv.array, kNone, proj.array, kNone,
+                                   norm.array, kNone, up.array, kNone, down.array, kNone,
+                                   keys.array, values.array};
+    std::vector<Array> two{x.array};
+    for (int i = 0; i < 2; ++i) two.insert(two.end(), block.begin(), block.end());
+    two.push_back(out.array);
+    run("decode_blocks", two, {1e-5, 3});
 }
 
 template <typename T>

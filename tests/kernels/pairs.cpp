@@ -1,6 +1,6 @@
 // The matrix product of bfloat16 by pairs, for tests/kernels/test_pairs.py.
 
-#include "kernels/matmul.h"
+#include "kernels/few_rows.h"
 
 #include <cstdlib>
 

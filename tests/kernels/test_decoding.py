@@ -1,4 +1,4 @@
-"""A block of a GPT for one new token, against the operations that it is made of."""
+"""Blocks of a GPT for one new token, against the operations that it is made of."""
 
 import numpy as np
 import pytest
@@ -40,9 +40,18 @@ def arrays(batch, heads, dim, time, hidden, dtype, biased, seed=0):
     biased=st.booleans(),
     activation=st.sampled_from(["relu", "silu", "gelu", "gelu_tanh"]),
 )
-def test_decode_block(hold, batch, heads, dim, time, hidden, dtype, biased, activation):
+def test_decode_blocks(hold, batch, heads, dim, time, hidden, dtype, biased, activation):
     given = arrays(batch, heads, dim, time, hidden, dtype, biased)
-    hold("decode_block", *given, eps=1e-3, activation=activation)
+    hold("decode_blocks", *given, eps=1e-3, activation=activation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks_of_several_widths_inside(hold, dtype):
+    """Their feed-forward parts, and heads, need not be alike."""
+    first = arrays(2, 3, 4, 6, 20, dtype, True)
+    second = arrays(2, 2, 6, 9, 33, dtype, False, seed=1)
+    third = arrays(2, 12, 1, 1, 5, dtype, True, seed=2)
+    hold("decode_blocks", *first, *second[1:], *third[1:], eps=1e-3, activation="gelu_tanh")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -72,8 +81,7 @@ def test_it_is_the_composition_and_fills_the_cache(instruction_set, dtype):
 def run(given, **options):
     x, *others, keys, values = (None if a is None else mt.from_numpy(a) for a in given)
     pairs = [tuple(others[i : i + 2]) for i in range(0, 12, 2)]
-    norms, attention = (pairs[0], pairs[3]), (pairs[1], pairs[2])
-    return F.decode_block(x, norms, attention, (pairs[4], pairs[5]), keys, values, **options)
+    return F.decode_blocks(x, [F.DecodedBlock(*pairs, keys, values)], **options)
 
 
 def test_float16_fills_the_cache():
@@ -88,5 +96,7 @@ def test_what_does_not_fit():
     with pytest.raises(ConfigError, match="among relu, silu, gelu, gelu_tanh; got 'tanh'"):
         run(given, activation="tanh")
     for place, changed in [(0, given[0][:, [0, 0]]), (3, given[5]), (14, given[14][:, :2])]:
-        with pytest.raises(ShapeError, match=r"decode_block: .*expected x \(batch, 1"):
+        with pytest.raises(ShapeError, match=r"decode_blocks: .*expected x \(batch, 1"):
             run([changed if i == place else x for i, x in enumerate(given)])
+    with pytest.raises(ShapeError, match=r"decode_blocks: .*14 arrays of each block"):
+        F.decode_blocks(mt.ones(1, 1, 4), [])

@@ -142,6 +142,12 @@ def paged(query, keys, values, sinks, table, lengths, **options):
     return torch.stack(parts)
 
 
+def decode_blocks(x, *others, eps, activation):
+    for i in range(0, len(others), 14):
+        x = decode_block(x, *others[i : i + 14], eps=eps, activation=activation)
+    return x
+
+
 def decode_block(x, *others, eps, activation):
     """In float32, as ours computes half precision."""
     half = x.dtype if x.dtype.itemsize == 2 else None
@@ -345,7 +351,7 @@ PEERS = {
     "lightning_attention": lightning,
     "varlen_attention": varlen,
     "paged_attention": paged,
-    "decode_block": decode_block,
+    "decode_blocks": decode_blocks,
     "dropout": lambda x, p, seed, offset: x * kept(x.shape, p, seed, offset) / (1 - p),
     "getitem": getitem,
     "setitem": setitem,

@@ -312,28 +312,49 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
     C* sums = scaled + round_up(s.dim, lanes);
     const C factor = s.factor();
     for_each_vector<C>(s.dim, [&](long d, auto get, auto) { store(scaled + d, get(q) * factor); });
-    // A vector of keys at a time: their products are turned, so that sums run across vectors.
+    // A vector of keys at a time, four of them at once: their products are turned, so that sums run
+    // across vectors. Past the end the last key stands for those that are not there.
     for (long key = begin; key < end; key += lanes) {
-        Vector<C> products[lanes] = {};
-        for (long i = 0; i < lanes && key + i < end; ++i) {
-            const T* row = k.at(key + i, 0);
-            if (key + lanes + i < end) fetch_ahead(k.at(key + lanes + i, 0), s.dim);
-            fetch_ahead(v.at(key + i, 0), s.value_dim);
+        constexpr long together = lanes < 4 ? lanes : 4;
+        Vector<C> products[lanes];
+        for (long i = 0; i < lanes; i += together) {
+            const T* row[together];
+            for (long c = 0; c < together; ++c) {
+                const long at = key + i + c < end ? key + i + c : end - 1;
+                row[c] = k.at(at, 0);
+                fetch_ahead(k.at(at + lanes < end ? at + lanes : at, 0), s.dim);
+                fetch_ahead(v.at(at, 0), s.value_dim);
+            }
+            Vector<C> sum[together] = {};
+            const auto add = [&](long d, const auto& get) __attribute__((always_inline)) {
+                const Vector<C> part = load(scaled + d);
+#pragma GCC unroll 4
+                for (long c = 0; c < together; ++c) sum[c] += part * get(row[c] + d);
+            };
             long d = 0;
-            for (; d + lanes <= s.dim; d += lanes) products[i] += load(scaled + d) * load(row + d);
-            if (d < s.dim) products[i] += load(scaled + d) * load_part(row + d, s.dim - d, C(0));
+            for (; d + lanes <= s.dim; d += lanes) add(d, [](const T* x) { return load(x); });
+            if (const long rest = s.dim - d; rest > 0)
+                add(d, [=](const T* x) { return load_part(x, rest, C(0)); });
+#pragma GCC unroll 4
+            for (long c = 0; c < together; ++c) products[i + c] = sum[c];
         }
         turn_blocks<C, 1>(products);
         for (long i = 1; i < lanes; ++i) products[0] += products[i];
         store(weights + (key - begin), products[0]);
     }
-    C peak = s.has_sink() ? *s.sink : -kInfinity<C>;
-    for_each_vector<C>(end - begin,
-                       [&](long, auto get, auto put) { put(weights, s.capped(get(weights))); });
-    for (long i = 0; i < end - begin; ++i) {
-        if (s.bias.data) weights[i] += *s.bias.at(query, begin + i);
-        peak = weights[i] > peak ? weights[i] : peak;
+    Vector<C> peaks = broadcast(s.has_sink() ? *s.sink : -kInfinity<C>);
+    for (long i = 0; i < end - begin; i += lanes) {
+        const long count = end - begin - i < lanes ? end - begin - i : lanes;
+        Vector<C> score = s.capped(load(weights + i));
+        if (s.bias.data) {
+            C bias[lanes] = {};
+            for (long j = 0; j < count; ++j) bias[j] = *s.bias.at(query, begin + i + j);
+            score += load(bias);
+        }
+        store(weights + i, score);
+        peaks = maximum<C>(first_lanes<C>(score, count, -kInfinity<C>), peaks);
     }
+    const C peak = largest_lane<C>(peaks);
     const C shift = peak > -kInfinity<C> ? peak : C(0);
     C total = 0;
     if (s.has_sink()) total = exp_nonpositive<C>(broadcast(*s.sink - shift))[0];
@@ -363,7 +384,9 @@ void attend_alone(const Scores<Compute<T>>& s, long query, const T* q, Head<cons
         }
         store(sums + d, sum);
     }
-    for (d = 0; d < s.value_dim; ++d) store_one(out + d, total == 0 ? C(0) : sums[d] / total);
+    for_each_vector<C>(s.value_dim, [&](long, auto get, auto put) {
+        put(out, total == 0 ? Vector<C>{} : get(sums) / total);
+    });
     *lse = total == 0 ? kInfinity<C> : peak + log_of(total);
 }
 

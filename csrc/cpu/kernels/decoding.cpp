@@ -1,4 +1,4 @@
-// One new token of each sequence through a block of a GPT, in one call:
+// One new token of each sequence through blocks of a GPT, in one call; of each block
 //
 //     y = x + W_o attention(layer_norm(x)) + b_o
 //     out = y + W_2 f(W_1 layer_norm(y) + b_1) + b_2
@@ -14,46 +14,46 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-// What a token of each sequence reads and writes; the order of the arrays.
+// What a token meets in a block, in the order of the arrays.
 struct DecodedBlock {
-    const Array& x;
+    static constexpr int kArrays = 14;
     const Array &norm_1, &shift_1, &qkv, &qkv_bias, &proj, &proj_bias;
     const Array &norm_2, &shift_2, &up, &up_bias, &down, &down_bias;
     const Array &keys, &values;  // (batch, heads, time, head_dim): the last rows are written here
-    const Array& out;
 
-    long batch() const { return x.dim(0); }
-    long width() const { return x.dim(-1); }
+    explicit DecodedBlock(const Array* a)
+        : norm_1(a[0]), shift_1(a[1]), qkv(a[2]), qkv_bias(a[3]), proj(a[4]), proj_bias(a[5]),
+          norm_2(a[6]), shift_2(a[7]), up(a[8]), up_bias(a[9]), down(a[10]), down_bias(a[11]),
+          keys(a[12]), values(a[13]) {}
+
     long hidden() const { return up.dim(0); }
     long heads() const { return keys.dim(1); }
     long head_dim() const { return keys.dim(3); }
 };
 
-static DecodedBlock block_of(const Array* a) {
-    return {a[0], a[1], a[2],  a[3],  a[4],  a[5],  a[6],  a[7],
-            a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]};
+static bool lies(const Array& x, Dtype dtype, long size) {
+    return !x || (x.dtype == dtype && x.size == size && x.stride(-1) == 1);
 }
 
-static void check(const DecodedBlock& b) {
-    const long width = b.width(), hidden = b.hidden();
-    const auto lies = [&](const Array& x, long size) {
-        return !x || (x.dtype == b.x.dtype && x.size == size && x.stride(-1) == 1);
-    };
+static void check(const DecodedBlock& b, const Array& x) {
+    const long width = x.dim(-1), hidden = b.hidden();
+    const auto vector = [&](const Array& v, long size) { return lies(v, x.dtype, size); };
     const auto projects = [&](const Array& weight, const Array& bias, long from, long to) {
-        return weight.ndim == 2 && weight.dtype == b.x.dtype && weight.dim(0) == to &&
-               weight.dim(1) == from && lies(bias, to);
+        return weight.ndim == 2 && weight.dtype == x.dtype && weight.dim(0) == to &&
+               weight.dim(1) == from && vector(bias, to);
     };
-    const auto caches = [&](const Array& x) {
-        return x.ndim == 4 && x.dtype == b.x.dtype && x.dim(0) == b.batch() && x.dim(2) > 0 &&
-               x.dim(1) * x.dim(3) == width && x.stride(3) == 1;
+    const auto caches = [&](const Array& c) {
+        return c.ndim == 4 && c.dtype == x.dtype && c.dim(0) == x.dim(0) && c.dim(2) > 0 &&
+               c.dim(1) * c.dim(3) == width && c.stride(3) == 1;
     };
-    require(b.x.ndim == 2 && b.x.size > 0 && lies(b.x, b.x.size) && lies(b.out, b.x.size) &&
-                lies(b.norm_1, width) && lies(b.shift_1, width) && lies(b.norm_2, width) &&
-                lies(b.shift_2, width) && projects(b.qkv, b.qkv_bias, width, 3 * width) &&
+    require(vector(b.norm_1, width) && vector(b.shift_1, width) && vector(b.norm_2, width) &&
+                vector(b.shift_2, width) && projects(b.qkv, b.qkv_bias, width, 3 * width) &&
                 projects(b.proj, b.proj_bias, width, width) &&
                 projects(b.up, b.up_bias, width, hidden) &&
-                projects(b.down, b.down_bias, hidden, width) && caches(b.keys) && caches(b.values),
-            "decode_block: arrays that do not fit");
+                projects(b.down, b.down_bias, hidden, width) && caches(b.keys) &&
+                caches(b.values) && b.keys.dim(1) == b.values.dim(1) &&
+                b.keys.dim(2) == b.values.dim(2),
+            "decode_blocks: arrays that do not fit");
 }
 
 // f(x weightᵀ + bias) + residual, of rows without gaps.
@@ -73,13 +73,13 @@ static void project(long rows, const T* x, const Array& weight, const Array& bia
 template <typename T>
 static void attend_last(const DecodedBlock& b, const T* qkv, T* out) {
     using C = Compute<T>;
-    const long heads = b.heads(), dim = b.head_dim(), width = b.width(), time = b.keys.dim(2);
+    const long heads = b.heads(), dim = b.head_dim(), width = heads * dim, time = b.keys.dim(2);
     const Scores<C> s{1,  time,    dim, dim, C(1) / square_root(C(dim)), 0, time - 1, -1,
                       -1, nullptr, {},  {}};
     const auto rows_of = [](const Array& x, long i, long head) {
         return Head<T>{x.as<T>() + i * x.strides[0] + head * x.strides[1], x.strides[2], 1};
     };
-    parallel_ranges(b.batch() * heads, rows_per_piece(2 * time * dim), [&](long begin, long end) {
+    parallel_ranges(b.keys.dim(0) * heads, rows_per_piece(2 * time * dim), [&](long begin, long end) {
         for (long at = begin; at < end; ++at) {
             const long i = at / heads, head = at % heads;
             const T* query = qkv + i * 3 * width + head * dim;
@@ -93,43 +93,65 @@ static void attend_last(const DecodedBlock& b, const T* qkv, T* out) {
     });
 }
 
+// What the rows of a block need on their way.
 template <typename T>
-static void decode(const DecodedBlock& b, Compute<T> eps, Activation activation) {
-    using C = Compute<T>;
-    const long rows = b.batch(), width = b.width();
-    T* normed = scratch<T>(6, rows * (6 * width + b.hidden()));
-    T* qkv = normed + rows * width;
-    T* attended = qkv + rows * 3 * width;
-    T* stream = attended + rows * width;
-    T* units = stream + rows * width;
-    C* means = scratch<C>(7, 2 * rows);
-    const auto normalise = [&](const T* x, const Array& weight, const Array& bias) {
-        norm<T, true>(x, static_cast<const T*>(nullptr), weight.as<const T>(), bias.as<const T>(),
-                      normed, static_cast<T*>(nullptr), means, means + rows, rows, width, eps);
+struct Room {
+    T *normed, *qkv, *attended, *stream, *units;
+    Compute<T>* means;
+
+    Room(long rows, long width, long hidden)
+        : normed(scratch<T>(6, rows * (6 * width + hidden))),
+          qkv(normed + rows * width),
+          attended(qkv + rows * 3 * width),
+          stream(attended + rows * width),
+          units(stream + rows * width),
+          means(scratch<Compute<T>>(7, 2 * rows)) {}
+};
+
+// x, out: (rows, width), which may be the same.
+template <typename T>
+static void decode(const DecodedBlock& b, const Room<T>& room, long rows, long width, const T* x,
+                   T* out, Compute<T> eps, Activation activation) {
+    const auto normalise = [&](const T* from, const Array& weight, const Array& bias) {
+        norm<T, true>(from, static_cast<const T*>(nullptr), weight.as<const T>(),
+                      bias.as<const T>(), room.normed, static_cast<T*>(nullptr), room.means,
+                      room.means + rows, rows, width, eps);
     };
-    const T* x = b.x.as<const T>();
     const T* nothing = nullptr;
     normalise(x, b.norm_1, b.shift_1);
-    project<T>(rows, normed, b.qkv, b.qkv_bias, qkv, nothing, Activation::none);
-    attend_last<T>(b, qkv, attended);
-    project<T>(rows, attended, b.proj, b.proj_bias, stream, x, Activation::none);
-    normalise(stream, b.norm_2, b.shift_2);
-    project<T>(rows, normed, b.up, b.up_bias, units, nothing, activation);
-    project<T>(rows, units, b.down, b.down_bias, b.out.as<T>(), stream, Activation::none);
+    project<T>(rows, room.normed, b.qkv, b.qkv_bias, room.qkv, nothing, Activation::none);
+    attend_last<T>(b, room.qkv, room.attended);
+    project<T>(rows, room.attended, b.proj, b.proj_bias, room.stream, x, Activation::none);
+    normalise(room.stream, b.norm_2, b.shift_2);
+    project<T>(rows, room.normed, b.up, b.up_bias, room.units, nothing, activation);
+    project<T>(rows, room.units, b.down, b.down_bias, out, room.stream, Activation::none);
 }
 
-// x (batch, width); weight and bias, or None, of the first norm, of the projection to queries, keys
-// and values, of that of the heads, of the second norm, and of both layers of the feed-forward
-// part; keys, values (batch, heads, time, head_dim), whose last rows are written; out, like x; eps,
-// the number of an Activation. All of one dtype.
-KERNEL(decode_block) {
-    require(num_arrays == 16, "decode_block: expected 16 arrays");
-    const DecodedBlock block = block_of(arrays);
-    check(block);
-    by_dtype(block.x, "decode_block: expected float32, float64 or bfloat16", [&](auto kind) {
+// x (batch, width); of each block weight and bias, or None, of the first norm, of the projection to
+// queries, keys and values, of that of the heads, of the second norm, and of both layers of the
+// feed-forward part; its keys, values (batch, heads, time, head_dim), whose last rows are written; at
+// the end out, like x; eps, the number of an Activation. All of one dtype.
+KERNEL(decode_blocks) {
+    constexpr int each = DecodedBlock::kArrays;
+    require(num_arrays >= 2 + each && (num_arrays - 2) % each == 0,
+            "decode_blocks: expected x, 14 arrays for each block, and out");
+    const Array &x = arrays[0], &out = arrays[num_arrays - 1];
+    require(x.ndim == 2 && x.size > 0 && lies(x, x.dtype, x.size) && out &&
+                lies(out, x.dtype, x.size),
+            "decode_blocks: arrays that do not fit");
+    long hidden = 0;
+    for (int i = 1; i + 1 < num_arrays; i += each) {
+        const DecodedBlock block(arrays + i);
+        check(block, x);
+        hidden = block.hidden() > hidden ? block.hidden() : hidden;
+    }
+    by_dtype(x, "decode_blocks: expected float32, float64 or bfloat16", [&](auto kind) {
         using T = decltype(kind);
-        decode<T>(block, Compute<T>(numbers[0]),
-                  static_cast<Activation>(static_cast<int>(numbers[1])));
+        const Room<T> room(x.dim(0), x.dim(1), hidden);
+        for (int i = 1; i + 1 < num_arrays; i += each)
+            decode<T>(DecodedBlock(arrays + i), room, x.dim(0), x.dim(1),
+                      i == 1 ? x.as<const T>() : out.as<const T>(), out.as<T>(),
+                      Compute<T>(numbers[0]), static_cast<Activation>(static_cast<int>(numbers[1])));
     });
 }
 

@@ -1,4 +1,4 @@
-#include "matmul.h"
+#include "few_rows.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
 

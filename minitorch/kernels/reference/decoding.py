@@ -1,4 +1,4 @@
-"""The reference of a block of a GPT that takes in one new token of each sequence."""
+"""The reference of blocks of a GPT that take in one new token of each sequence."""
 
 from typing import Any
 
@@ -14,16 +14,29 @@ Array = np.ndarray
 HALF = (bfloat16, float16)
 
 
-@register("decode_block", "numpy", half=HALF)
-def decode_block(x: Array, *others: Any, eps: float, activation: str) -> Array:
-    """y + W_2 f(W_1 norm(y) + b_1) + b_2, where y = x + W_o attention(norm(x)) + b_o.
+BLOCK = 14
+"""Arrays of a block."""
 
-    x: (batch, 1, width). others: weight and bias of the first norm, (width,) both; of the
-    projection to queries, keys and values, (3 width, width), and of that of the heads; of the
-    second norm; of the layers of the feed-forward part, (hidden, width) and (width, hidden); any
-    bias may be None. Then keys and values, (batch, heads, time, head_dim), whose last rows are
-    written: those of the new token. Half precision is computed in float32. Returns the shape of x.
+
+@register("decode_blocks", "numpy", half=HALF)
+def decode_blocks(x: Array, *others: Any, eps: float, activation: str) -> Array:
+    """Of each block y + W_2 f(W_1 norm(y) + b_1) + b_2, where y = x + W_o attention(norm(x)) + b_o.
+
+    x: (batch, 1, width). others, of each block: weight and bias of the first norm, (width,) both;
+    of the projection to queries, keys and values, (3 width, width), and of that of the heads; of
+    the second norm; of the layers of the feed-forward part, (hidden, width) and (width, hidden);
+    any bias may be None. Then keys and values, (batch, heads, time, head_dim), whose last rows are
+    written: those of the new token. Half precision is computed in float32, and rounded after each
+    block. Returns the shape of x.
     """
+    if not others or len(others) % BLOCK:
+        raise ValueError(f"expected {BLOCK} arrays of each block")
+    for i in range(0, len(others), BLOCK):
+        x = _through(x, *others[i : i + BLOCK], eps=eps, activation=activation)
+    return x
+
+
+def _through(x: Array, *others: Any, eps: float, activation: str) -> Array:
     *parameters, keys, values = others
     _check(x, parameters, keys, values)
     x_wide, *wide = (_wide(array) for array in (x, *parameters))
