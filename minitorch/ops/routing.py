@@ -74,27 +74,6 @@ _routing_weights = fused(
 )
 
 
-def _scores(logits: Any, score_function: str) -> tuple[Any, Any]:
-    """Scores that sum to 1, and, of the sigmoid, what their slope has besides; arrays."""
-    if score_function == "softmax":
-        return _kernel("softmax")(logits), None
-    sigmoids = 1 / (1 + np.exp(-logits))
-    return sigmoids / sigmoids.sum(-1, keepdims=True), 1 - sigmoids
-
-
-def _expected_forward(logits: Any, cost: Any, *, score_function: str) -> Any:
-    return (_scores(logits, score_function)[0] * cost).sum()
-
-
-def _expected_backward(
-    grad: Any, logits: Any, cost: Any, score_function: str, needs: tuple[bool, ...]
-) -> tuple[Any, Any]:
-    scores, slope = _scores(logits, score_function)
-    dlogits = scores * (cost - (scores * cost).sum(-1, keepdims=True))
-    dlogits *= grad if slope is None else grad * slope
-    return dlogits, grad * scores if needs[1] else None
-
-
 def _expected_reference(logits: Tensor, cost: Tensor, *, score_function: str) -> Tensor:
     if score_function == "softmax":
         return (softmax(logits, -1) * cost).sum()
@@ -104,9 +83,12 @@ def _expected_reference(logits: Tensor, cost: Tensor, *, score_function: str) ->
 
 _expected_cost = fused(
     "expected_cost",
-    _expected_forward,
+    _kernel("expected_cost"),
+    kernel="expected_cost",
     reference=_expected_reference,
-    backward=_expected_backward,
+    backward=lambda grad, logits, cost, score_function, needs: _kernel("expected_cost_backward")(
+        grad, logits, cost, score_function=score_function, needs=needs
+    ),
     autocast="raise",
     inputs=("logits", "cost"),
     formula=r"\sum_{te} s_{te} c_{te}",

@@ -144,8 +144,14 @@ class Router(nn.Module):
         if not self.training:
             return routing
         if config.bias:
-            self.load.data += counts(routing.indices, config.num_experts, real).data
+            self.load.data += self._load(routing, real)
         return routing._replace(weights=self._bounded(routing, real, sequences))
+
+    def _load(self, routing: Routing, real: Tensor | None) -> Any:
+        """How many tokens chose each expert; where all count, from where its rows end."""
+        if real is not None:
+            return counts(routing.indices, self.config.num_experts, real).data
+        return np.diff(routing.offs.data, prepend=0).astype(np.float32)
 
     def options(self) -> dict[str, Any]:
         """Of `F.route`."""

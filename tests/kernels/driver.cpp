@@ -303,6 +303,25 @@ static void check_routing(long tokens, long experts, long k) {
             run("routing_weights_backward", {weights.array, x.array, indices.array, dx.array},
                 {logistic, logistic, 2.5});
         }
+    Owned<T> total({1});
+    Array cost = bias.array;  // one for all tokens
+    cost.ndim = 2, cost.size = tokens * experts;
+    cost.shape[0] = tokens, cost.shape[1] = experts, cost.strides[0] = 0, cost.strides[1] = 1;
+    for (double logistic : {0, 1}) {
+        run("expected_cost", {x.array, cost, total.array}, {logistic, 0, 1});
+        double expected = 0;
+        for (long t = 0; t < tokens; ++t) {
+            double sum = 0, costs = 0;
+            for (long e = 0; e < experts; ++e) {
+                const double power = std::exp(x[t * experts + e]);
+                const double score = logistic ? power / (1 + power) : power;
+                sum += score, costs += score * bias[e];
+            }
+            expected += costs / sum;
+        }
+        close<T>("expected_cost", total[0], expected, 1e-4 * double(tokens));
+        run("expected_cost_backward", {x.array, cost, dx.array}, {logistic, 0, 1, 0.5});
+    }
 }
 
 template <typename T>

@@ -1,4 +1,4 @@
-// From the dtype of an array to the template argument of a kernel.
+// From the dtype of an array to the template argument of a kernel, and from a row to where it lies.
 
 #pragma once
 
@@ -20,6 +20,14 @@ void by_dtype(const Array& x, const char* otherwise, F f) {
         default:
             fail(otherwise);
     }
+}
+
+// Where a row begins in an array of any strides; rows lie along the last dimension.
+inline long row_offset(const Array& array, long row) {
+    long at = 0;
+    for (int i = array.ndim - 2; i >= 0; row /= array.shape[i--])
+        at += row % array.shape[i] * array.strides[i];
+    return at;
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

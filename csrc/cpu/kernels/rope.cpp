@@ -16,12 +16,6 @@ KERNEL(rope) {
         require(out.shape[i] == x.shape[i], "rope: arrays that do not fit");
     const bool interleaved = numbers[0] != 0;
     const long half = x.dim(-1) / 2, time = x.dim(-2), rows = half ? x.size / (2 * half) : 0;
-    const auto offset = [](const Array& array, long row) {
-        long at = 0;
-        for (int i = array.ndim - 2; i >= 0; row /= array.shape[i--])
-            at += row % array.shape[i] * array.strides[i];
-        return at;
-    };
     by_dtype(x, "rope: expected float32, float64 or bfloat16", [&](auto kind) {
         using T = decltype(kind);
         using C = Compute<T>;
@@ -31,8 +25,8 @@ KERNEL(rope) {
             for (long row = begin, run; row < end; row += run) {
                 const long first = row % time;
                 run = time - first < end - row ? time - first : end - row;
-                const T* from = x.as<T>() + offset(x, row);
-                T* to = out.as<T>() + offset(out, row);
+                const T* from = x.as<T>() + row_offset(x, row);
+                T* to = out.as<T>() + row_offset(out, row);
                 const C* c = cosine.as<C>() + first * half;
                 const C* s = sine.as<C>() + first * half;
                 for (long i = 0; i < run; ++i, c += half, s += half) {

@@ -207,4 +207,86 @@ KERNEL(routing_weights_backward) {
     });
 }
 
+static void check_cost(const Array& x, const Array& cost) {
+    require(x.ndim > 0 && cost.ndim == x.ndim && cost.dtype == x.dtype && cost.size == x.size &&
+                (cost.stride(-1) == 1 || cost.dim(-1) <= 1),
+            "expected_cost: arrays that do not fit");
+}
+
+// row(row, s, cost of it) of rows from begin to end, s being scores that sum to 1, and the factor by
+// which they were divided.
+template <typename T, typename F>
+static void for_costs(const Array& x, const Array& cost, const Weighing& weighing, long begin,
+                      long end, F row) {
+    const long experts = x.dim(-1);
+    T* s = scratch<T>(3, experts);
+    for (long t = begin; t < end; ++t) {
+        weighing.scores(x.as<T>() + t * experts, s, experts);
+        T total = weighing.logistic ? T(0) : T(1);
+        for (long e = 0; weighing.logistic && e < experts; ++e) total += s[e];
+        row(t, s, cost.as<T>() + row_offset(cost, t), T(1) / total);
+    }
+}
+
+template <typename T>
+static T expected(const T* s, const T* cost, long experts, T inverse) {
+    Vector<T> sum{};
+    for_each_vector<T>(experts, [&](long, auto get, auto) { sum += get(s) * get(cost); });
+    return sum_of_lanes<T>(sum) * inverse;
+}
+
+// x (..., experts) contiguous, cost of its shape, its rows contiguous, out one number: Σ cost s, s
+// being scores that sum to 1; logistic, and two numbers that are not used.
+KERNEL(expected_cost) {
+    const Array &x = arrays[0], &cost = arrays[1], &out = arrays[2];
+    check_cost(x, cost);
+    require(num_arrays == 3 && out.size == 1 && out.dtype == x.dtype,
+            "expected_cost: arrays that do not fit");
+    const Weighing weighing(numbers);
+    const long experts = x.dim(-1), rows = x.size / experts, grain = rows_per_piece(16 * experts);
+    const long pieces = (rows + grain - 1) / grain;
+    double* sums = scratch<double>(4, pieces);
+    by_float(x, [&](auto kind) {
+        using T = decltype(kind);
+        parallel_for(pieces, [&](long i) {
+            const long begin = i * grain, end = begin + grain < rows ? begin + grain : rows;
+            double sum = 0;
+            for_costs<T>(x, cost, weighing, begin, end,
+                         [&](long, const T* s, const T* c, T inverse) {
+                sum += expected(s, c, experts, inverse);
+            });
+            sums[i] = sum;
+        });
+        double total = 0;
+        for (long i = 0; i < pieces; ++i) total += sums[i];
+        out.as<T>()[0] = T(total);
+    });
+}
+
+// x and cost as above, dx as x; logistic, two numbers that are not used, the gradient of the sum.
+KERNEL(expected_cost_backward) {
+    const Array &x = arrays[0], &cost = arrays[1], &dx = arrays[2];
+    check_cost(x, cost);
+    require(num_arrays == 3 && dx.size == x.size && dx.dtype == x.dtype,
+            "expected_cost: arrays that do not fit");
+    const Weighing weighing(numbers);
+    const long experts = x.dim(-1);
+    by_float(x, [&](auto kind) {
+        using T = decltype(kind);
+        const T grad = T(numbers[3]);
+        parallel_ranges(x.size / experts, rows_per_piece(16 * experts), [&](long begin, long end) {
+            for_costs<T>(x, cost, weighing, begin, end,
+                         [&](long t, const T* s, const T* c, T inverse) {
+                const T mean = expected(s, c, experts, inverse), scale = grad * inverse;
+                for_each_vector<T>(experts, [&](long, auto get, auto put) {
+                    const Vector<T> score = get(s);
+                    Vector<T> slope = scale * score * (get(c) - mean);
+                    if (weighing.logistic) slope *= T(1) - score;
+                    put(dx.as<T>() + t * experts, slope);
+                });
+            });
+        });
+    });
+}
+
 }  // namespace minitorch::MT_INSTRUCTION_SET

@@ -71,6 +71,44 @@ def routing_weights_backward(grad: Array, logits: Array, indices: Array, **optio
     return dx
 
 
+@register("expected_cost", "cpu")
+def expected_cost(logits: Array, cost: Array, *, score_function: str) -> Array:
+    """The reference's, a token at a time."""
+    if not _routes(logits) or cost.dtype != logits.dtype:
+        return reference.expected_cost(logits, cost, score_function=score_function)
+    out = np.empty((), logits.dtype)
+    extension.expected_cost(*_costs(logits, cost), out, *_whole(score_function))
+    return out
+
+
+@register("expected_cost_backward", "cpu")
+def expected_cost_backward(
+    grad: Array, logits: Array, cost: Array, *, score_function: str, needs: tuple[bool, bool]
+) -> tuple[Array, Array | None]:
+    """The reference's."""
+    if not _routes(logits) or cost.dtype != logits.dtype or needs[1]:
+        return reference.expected_cost_backward(
+            grad, logits, cost, score_function=score_function, needs=needs
+        )
+    dlogits = np.empty(logits.shape, logits.dtype)
+    arrays = *_costs(logits, cost), dlogits
+    extension.expected_cost_backward(*arrays, *_whole(score_function), float(grad))
+    return dlogits, None
+
+
+def _costs(logits: Array, cost: Array) -> tuple[Array, Array]:
+    """logits, contiguous, and for each of them its cost: those of a row lie side by side."""
+    cost = np.broadcast_to(cost, logits.shape)
+    if cost.strides[-1] != cost.itemsize:
+        cost = np.ascontiguousarray(cost)
+    return np.ascontiguousarray(logits), cost
+
+
+def _whole(score_function: str) -> tuple[bool, bool, float]:
+    """The numbers of scores that are not weighed any further."""
+    return _numbers(score_function=score_function, norm_topk_prob=False, scaling_factor=1.0)
+
+
 def _routes(logits: Array) -> bool:
     return logits.dtype in (float32, float64) and logits.size > 0
 

@@ -298,6 +298,35 @@ def routing_weights_backward(
     return dx
 
 
+@register("expected_cost", "numpy")
+def expected_cost(logits: Array, cost: Array, *, score_function: str) -> Array:
+    """The sum of cost times scores that sum to 1 for each token: ().
+
+    logits: (..., experts); cost: broadcastable to it. The scores are the softmax, or the sigmoids
+    over their sum.
+    """
+    return (_shares(logits, score_function)[0] * cost).sum()
+
+
+@register("expected_cost_backward", "numpy")
+def expected_cost_backward(
+    grad: Array, logits: Array, cost: Array, *, score_function: str, needs: tuple[bool, bool]
+) -> tuple[Array, Array | None]:
+    """The gradients for logits, and for cost, spread over all tokens, if it is needed."""
+    scores, slope = _shares(logits, score_function)
+    dlogits = scores * (cost - (scores * cost).sum(-1, keepdims=True))
+    dlogits *= grad if slope is None else grad * slope
+    return dlogits, grad * scores if needs[1] else None
+
+
+def _shares(logits: Array, score_function: str) -> tuple[Array, Array | None]:
+    """Scores that sum to 1, and, of the sigmoid, what their slope has besides."""
+    if score_function == "softmax":
+        return part("softmax", logits)(logits), None
+    sigmoids = 1 / (1 + np.exp(-logits))
+    return sigmoids / sigmoids.sum(-1, keepdims=True), 1 - sigmoids
+
+
 def _weighed(
     logits: Array, indices: Array, score_function: str, norm_topk_prob: bool
 ) -> tuple[Array, Array, Any]:
