@@ -94,14 +94,15 @@ class autocast(_Switch):
     """Mixed precision: matrix products and attention take and give `dtype` instead of float32.
 
     dtype: "bfloat16" (the default) or "float16", or the dtype itself; or "float8": as bfloat16, and
-    the products of `Linear` and `mlp`, all three of them, are of operands rounded to e4m3 with a
-    scale for each block (DeepSeek-V3 2024, section 3.3), which only Hopper has hardware for;
-    everything else, the head with its loss too, stays in bfloat16. Parameters stay float32, and so
-    do their gradients: what is lowered is a copy, made where it is used. That of a parameter is
-    kept until the parameter changes, and optimizers write it as they change the parameter: no cast
-    in a step of training or for a token that is sampled. Losses raise what they are given back to
-    float32; everything else follows its inputs, computes in float32 and rounds once. float64 is
-    left alone. Also a decorator. In PyTorch: torch.autocast, which keeps copies to its end.
+    the products of `Linear`, `mlp`, `linear_swiglu` and `moe_swiglu`, all three of each, are of
+    operands rounded to e4m3 with a scale for each block (DeepSeek-V3 2024, section 3.3), which only
+    Hopper has hardware for; everything else, the head with its loss too, stays in bfloat16.
+    Parameters stay float32, and so do their gradients: what is lowered is a copy, made where it is
+    used. That of a parameter is kept until the parameter changes, and optimizers write it as they
+    change the parameter: no cast in a step of training or for a token that is sampled. Losses raise
+    what they are given back to float32; everything else follows its inputs, computes in float32 and
+    rounds once. float64 is left alone. Also a decorator. In PyTorch: torch.autocast, which keeps
+    copies to its end.
     """
 
     def __init__(self, dtype: Any = "bfloat16"):

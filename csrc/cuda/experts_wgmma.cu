@@ -4,7 +4,8 @@
 //     grouped_mm       out[r] = x[r] weight[e]       for the rows r of group e; the gradient of x is
 //                                                    one, too, of weight[e]ᵀ
 //     grouped_outer    out[e] = x_eᵀ grad_e          the gradient of the weight
-//     grouped_scaled   as grouped_mm, of 8-bit floats with scales (scaled.h)
+//     grouped_scaled   as grouped_mm, of 8-bit floats with scales (scaled.h); grouped_scaled_outer as
+//                      grouped_outer, of what quantize_groups has turned (quantize.cu)
 //
 // Only the device knows where groups begin. The tensor memory accelerator does not mind: a box may
 // begin at any row. What it brings of the next group's rows makes sums that are not written, or, where
@@ -14,6 +15,7 @@
 //
 // Source: Gale et al. 2022, "MegaBlocks"; for 8 bits DeepSeek-V3, 2024 (arXiv 2412.19437), section 3.3.
 
+#include "groups.h"
 #include "scaled.h"
 
 namespace minitorch {
@@ -22,26 +24,6 @@ namespace {
 
 template <typename T, bool a_along_k, bool b_along_k>
 using Grouped = Plan<T, a_along_k, b_along_k, 128, 128, 6, 1>;
-
-// A tile of rows of a group: there are as many blocks as there can be such tiles.
-struct GroupRows {
-    int group;
-    long begin, end;
-
-    __device__ GroupRows(const int64_t* ends, int groups, long tile) {
-        begin = 0;
-        for (group = 0; group < groups; ++group) {
-            end = ends[group];
-            const long tiles = (end - begin + 127) / 128;
-            if (tile < tiles) {
-                begin += tile * 128;
-                return;
-            }
-            tile -= tiles;
-            begin = end;
-        }
-    }
-};
 
 // `steps` of k from `begin` on: the first warpgroup has tiles copied, the others multiply them, by
 // accumulate(sums, ring, consumer).
@@ -143,6 +125,34 @@ __global__ void __launch_bounds__(P::threads, 1)
         });
 }
 
+// Each group's rows are blocks of 128 of their own, which end with zeros.
+template <typename O>
+__global__ void __launch_bounds__(ScaledPlan::threads, 1)
+    grouped_scaled_outer_kernel(const __grid_constant__ Maps maps, Matrix<O> out, long out_stride,
+                                const int64_t* ends, long m, long n, Scales scales) {
+    int first = 0, steps = 0;
+    long begin = 0;
+    for (int e = 0; e <= int(blockIdx.y); ++e) {
+        first += steps / kScaledBlock;
+        steps = int((ends[e] - begin + kScaledBlock - 1) / kScaledBlock) * kScaledBlock;
+        begin = ends[e];
+    }
+    const Corner corner(n, ScaledPlan::rows, ScaledPlan::columns);
+    const int row = int(corner.row), column = int(corner.column);
+    multiply_tile<ScaledPlan>(
+        maps, row, column, 0, first * kScaledBlock, steps,
+        [&](auto& sums, auto& ring, int consumer) {
+            accumulate_scaled<true>(sums, ring, consumer, row + 64 * consumer, column, m, steps, scales,
+                                    n, first);
+        },
+        [&](const Sums<ScaledPlan::columns>& sums, int own, const Square& square) {
+            Product<Number, O> p{};
+            p.m = m, p.n = n, p.alpha = 1;
+            p.out = {out.data + blockIdx.y * out_stride, out.row_stride, out.column_stride};
+            sums.write(p, row + own, column, square);
+        });
+}
+
 }  // namespace
 
 // x (rows, k), in rows; weight (groups, k, n), in columns if that is said, otherwise in rows; ends
@@ -184,6 +194,27 @@ DEVICE_KERNEL(grouped_scaled_wgmma) {
                ends.as<const int64_t>(), int(groups), n, int(k),
                Scales{matrix_of<const float>(left), matrix_of<const float>(right)},
                right.strides[0]);
+    };
+    if (out.dtype == Dtype::float32) return run(float());
+    by_half(out, run);
+}
+
+// x (m, columns), grad (n, columns), uint8, left (m, blocks) and right (n, blocks), float32, of
+// quantize_groups; ends (groups), int64; out (groups, m, n), of 16 bits or float32.
+DEVICE_KERNEL(grouped_scaled_outer_wgmma) {
+    const Array &x = arrays[0], &grad = arrays[1], &ends = arrays[2], &out = arrays[3];
+    const auto run = [&](auto kind) {
+        using O = decltype(kind);
+        using P = ScaledPlan;
+        const long m = x.shape[0], n = grad.shape[0], columns = x.shape[1];
+        Maps maps{};
+        maps.a = P::A::map(matrix_of<const Number>(x), m, columns, 1, 0);
+        maps.b = P::B::map(matrix_of<const Number>(grad), n, columns, 1, 0);
+        launch(grouped_scaled_outer_kernel<O>,
+               dim3(ceil_div(m, P::rows) * ceil_div(n, P::columns), unsigned(ends.size)), P::threads,
+               P::shared_bytes, stream, maps, matrix_of<O>(out), out.strides[0],
+               ends.as<const int64_t>(), m, n,
+               Scales{matrix_of<const float>(arrays[4]), matrix_of<const float>(arrays[5])});
     };
     if (out.dtype == Dtype::float32) return run(float());
     by_half(out, run);

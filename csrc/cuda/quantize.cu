@@ -7,12 +7,13 @@
 // has the smallest normal number for a scale. A warp reads 128 neighbours at a time, and keeps what it has
 // read until it knows the scale: x is read once. Where not those but the rows are neighbours, as in the
 // operands of a weight's gradient, they are turned in shared memory; blocks of 128 x 128 are read twice
-// then. sm_80 and later, where it has no instruction for it the conversion is a function of cuda_fp8.h.
+// then. The rows of a mixture's experts come in groups, and each group has blocks of its own. sm_80 and later, where it has no instruction for it the conversion is a function of cuda_fp8.h.
 //
 // Source: DeepSeek-V3, 2024 (arXiv 2412.19437), section 3.3.2.
 
 #include <cfloat>
 
+#include "groups.h"
 #include "product.h"
 #include "reduce.h"
 
@@ -82,16 +83,15 @@ __global__ void __launch_bounds__(kThreads)
         if (row_of(i) < rows && column < columns) put(out, row_of(i), column, kept[i], scale);
 }
 
-// Of x whose rows are neighbours: 128 x 128 to a block of threads, 32 rows of them at a time through
-// shared memory. `shared`: they have one scale.
-template <typename T, bool shared>
-__global__ void __launch_bounds__(kThreads)
-    quantize_turned(Matrix<const T> x, Matrix<uint8_t> out, Matrix<float> scales, long rows,
-                    long columns) {
+// 128 x 128 of x, whose rows are neighbours, to a block of threads, 32 rows of them at a time through
+// shared memory: rows from 128 `down` on, columns from `first` on and before `columns`, to block `block`
+// of out's columns. `shared`: they have one scale. `whole`: zeros follow to the end of the block.
+template <bool shared, bool whole, typename T>
+__device__ void turn(const Matrix<const T>& x, const Matrix<uint8_t>& out,
+                     const Matrix<float>& scales, long rows, long columns, long down, long first,
+                     long block) {
     SHARED(float, tile, [32][kBlock + 1]);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const long across = (columns + kBlock - 1) / kBlock;
-    const long down = blockIdx.x / across, first = blockIdx.x % across * kBlock;
     const auto at = [&](long row, long column) {
         return row < rows && column < columns ? float(x(row, column)) : 0.0f;
     };
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
             for (int j = lane; j < kBlock; j += 32)
                 largest = Larger()(largest, fabsf(at(down * kBlock + j, first + i)));
         scale = scale_of(reduce_block<Larger>(largest, 0.0f));
-        if (threadIdx.x == 0) scales(down, blockIdx.x % across) = scale;
+        if (threadIdx.x == 0) scales(down, block) = scale;
     }
     for (long strip = down * kBlock; strip < min(rows, (down + 1) * kBlock); strip += 32) {
 #pragma unroll 4
@@ -116,12 +116,30 @@ __global__ void __launch_bounds__(kThreads)
             const float4 a = make_float4(four[0], four[1], four[2], four[3]);
             if constexpr (!shared) {
                 scale = scale_of(reduce_warp<Larger>(larger(0, a)));
-                if (lane == 0) scales(strip + i, blockIdx.x % across) = scale;
+                if (lane == 0) scales(strip + i, block) = scale;
             }
-            if (first + 4 * lane < columns) put(out, strip + i, first + 4 * lane, a, scale);
+            if (whole || first + 4 * lane < columns)
+                put(out, strip + i, block * kBlock + 4 * lane, a, scale);
         }
         __syncthreads();
     }
+}
+
+template <typename T, bool shared>
+__global__ void __launch_bounds__(kThreads)
+    quantize_turned(Matrix<const T> x, Matrix<uint8_t> out, Matrix<float> scales, long rows,
+                    long columns) {
+    const long across = (columns + kBlock - 1) / kBlock, block = blockIdx.x % across;
+    turn<shared, false>(x, out, scales, rows, columns, blockIdx.x / across, block * kBlock, block);
+}
+
+// x (columns, rows) are rows in groups, turned.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    quantize_groups_kernel(Matrix<const T> x, Matrix<uint8_t> out, Matrix<float> scales,
+                           const int64_t* ends, int groups, long columns) {
+    const GroupRows rows(ends, groups, blockIdx.x);
+    turn<false, true>(x, out, scales, columns, rows.end, blockIdx.y, rows.begin, blockIdx.x);
 }
 
 }  // namespace
@@ -150,6 +168,22 @@ DEVICE_KERNEL(quantize_blocks) {
         const long blocks = scales.shape[0] * scales.shape[1];
         numbers[0] == 1 ? start(quantize<T, 1>, ceil_div(blocks, kWarps))
                         : start(quantize<T, kBlock / kWarps>, unsigned(blocks));
+    };
+    if (x.dtype == Dtype::float32) return run(float());
+    by_half(x, run);
+}
+
+// x (rows, columns) of floats, in rows; ends (groups), int64; out (columns, 128 blocks), uint8; scales
+// (columns, blocks), float32. There are rows / 128 + groups blocks, of the rows of one group each, zeros
+// after their end, and zeros in those that are too many.
+DEVICE_KERNEL(quantize_groups) {
+    const Array &x = arrays[0], &ends = arrays[1], &out = arrays[2], &scales = arrays[3];
+    const auto run = [&](auto kind) {
+        using T = decltype(kind);
+        launch(quantize_groups_kernel<T>,
+               dim3(unsigned(scales.shape[1]), ceil_div(x.shape[1], kBlock)), kThreads, 0, stream,
+               matrix_of<const T>(x).transposed(), matrix_of<uint8_t>(out),
+               matrix_of<float>(scales), ends.as<const int64_t>(), int(ends.size), x.shape[1]);
     };
     if (x.dtype == Dtype::float32) return run(float());
     by_half(x, run);

@@ -36,6 +36,7 @@ struct RightScales {
     __device__ RightScales(const Scales& scales, int column, long end, int block) {
         if constexpr (by_column) {
             column += Sums<ScaledPlan::columns>::column();
+            ptx::make_again(column);
 #pragma unroll
             for (int i = 0; i < ScaledPlan::columns / 4; ++i)
                 of[i] = scales.right(min(long(column + i / 2 * 8 + i % 2), end - 1), block);
@@ -48,16 +49,16 @@ struct RightScales {
 };
 
 // A warpgroup's 64 rows from `row` on, of which those before `end` have scales; so do columns before
-// `right_end`, where each has its own.
+// `right_end`, where each has its own. `first_block`: of the scales.
 template <bool by_column = false>
 __device__ void accumulate_scaled(Sums<ScaledPlan::columns>& sums, Ring<ScaledPlan>& ring,
                                   int consumer, int row, int column, long end, int steps,
-                                  const Scales& scales, long right_end = 0) {
+                                  const Scales& scales, long right_end = 0, int first_block = 0) {
     using P = ScaledPlan;
     Sums<P::columns> product;
     sums.clear();
     const long first = row + sums.row();
-    for (int k = 0, block = 0; k < steps; k += kScaledBlock, ++block, ring.advance()) {
+    for (int k = 0, block = first_block; k < steps; k += kScaledBlock, ++block, ring.advance()) {
         const RightScales<by_column> right(scales, column, right_end, block);
         const float left[2] = {scales.left(min(first, end - 1), block),
                                scales.left(min(first + 8, end - 1), block)};

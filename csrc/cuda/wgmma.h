@@ -45,6 +45,11 @@ __device__ inline uint64_t descriptor_after(uint64_t descriptor, unsigned bytes)
     return descriptor + (bytes >> 4);
 }
 
+// In a loop, what is computed from x is computed each time, likewise.
+__device__ inline void make_again([[maybe_unused]] int& x) {
+    PTX(asm volatile("" : "+r"(x)), );
+}
+
 __device__ inline void wgmma_fence() {
     PTX(asm volatile("wgmma.fence.sync.aligned;" ::: "memory"), simt::wgmma_fence());
 }

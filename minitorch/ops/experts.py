@@ -21,11 +21,12 @@ of them: so there are derivatives of every order.
 Source: Shazeer et al. 2017, "Outrageously large neural networks"; Gale et al. 2022, "MegaBlocks".
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minitorch import backend
+from minitorch import backend, modes
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.ops.definition import Primitive, _kernel
 from minitorch.ops.fused import linear, swiglu, swiglu_packed
@@ -82,11 +83,21 @@ _dot: Primitive = bilinear(
     samples=lambda: [sample(real(8, 3), real(4, 3), _PLACES)],
 )
 
+
+def _one_of(plain: str, in_8_bits: str) -> Any:
+    """The forward function of a grouped product."""
+    return lambda x, y, offs, *, scaled=False: _kernel(in_8_bits if scaled else plain)(x, y, offs)
+
+
+def _product(primitive: Primitive, x: Tensor, y: Tensor, offs: Tensor, scaled: bool) -> Tensor:
+    return apply(primitive, [x, y, offs], {"scaled": True} if scaled else {})
+
+
 _grouped_mm: Primitive = bilinear(
     "grouped_mm",
-    _kernel("grouped_mm"),
-    lambda grad, weight, offs: apply(_grouped_mm, [grad, weight.mT, offs], {}),
-    lambda grad, x, offs: apply(_grouped_outer, [x, grad, offs], {}),
+    _one_of("grouped_mm", "scaled_grouped_mm"),
+    lambda grad, weight, offs, scaled: _product(_grouped_mm, grad, weight.mT, offs, scaled),
+    lambda grad, x, offs, scaled: _product(_grouped_outer, x, grad, offs, scaled),
     None,
     kernel="grouped_mm",
     autocast="lower",
@@ -97,9 +108,9 @@ _grouped_mm: Primitive = bilinear(
 
 _grouped_outer: Primitive = bilinear(
     "grouped_outer",
-    _kernel("grouped_outer"),
-    lambda grad, y, offs: apply(_grouped_mm, [y, grad.mT, offs], {}),
-    lambda grad, x, offs: apply(_grouped_mm, [x, grad, offs], {}),
+    _one_of("grouped_outer", "scaled_grouped_outer"),
+    lambda grad, y, offs, scaled: _product(_grouped_mm, y, grad.mT, offs, scaled),
+    lambda grad, x, offs, scaled: _product(_grouped_mm, x, grad, offs, scaled),
     None,
     kernel="grouped_outer",
     autocast="lower",
@@ -111,17 +122,20 @@ _grouped_outer: Primitive = bilinear(
 
 def _swiglu_reference(
     x: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, places: Tensor, offs: Tensor,
-    *shared: Any,
+    *shared: Any, scaled: bool = False,
 ) -> Tensor:  # fmt: skip
     rows = apply(_permute, [x, None, places], {})
-    both = apply(_grouped_mm, [rows, gate_up.mT, offs], {})
-    rows = apply(_grouped_mm, [swiglu_packed(both), down.mT, offs], {})
+    both = _product(_grouped_mm, rows, gate_up.mT, offs, scaled)
+    rows = _product(_grouped_mm, swiglu_packed(both), down.mT, offs, scaled)
+    if weights is not None:
+        weights = weights.to(rows.dtype)
     out = apply(_unpermute, [rows, weights, places], {})
     if not shared or shared[0] is None:
         return out
+    affine = partial(linear, scaled=scaled)
     gate, up, down, scale = shared
-    common = linear(swiglu(linear(x, gate), linear(x, up)), down)
-    return out + (common if scale is None else linear(x, scale).sigmoid() * common)
+    common = affine(swiglu(affine(x, gate), affine(x, up)), down)
+    return out + (common if scale is None else affine(x, scale).sigmoid() * common)
 
 
 def _swiglu_forward(x: Any, *others: Any) -> tuple[Any, dict[str, Any]]:
@@ -281,14 +295,17 @@ def moe_swiglu(
     if weights is not None:
         weights = weights.to(x.dtype)
     parts += [None] * (4 - len(parts))
+    if modes.thread.mode.scaled:
+        return _swiglu_reference(x, weights, gate_up, down, places, offs, *parts, scaled=True)
     return apply(_moe_swiglu, [x, weights, gate_up, down, places, offs, *parts], {})
 
 
-def grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+def grouped_mm(x: Tensor, weight: Tensor, offs: Tensor, *, scaled: bool = False) -> Tensor:
     """x[r] weight[e] for each row r, e being the group of the row: (rows, n).
 
     x: (rows, k); weight: (groups, k, n), a view such as weight.mT perhaps; offs: (groups,)
     integers, where each group ends: it begins where the one before ends, the last ends with x.
+    scaled: operands of this product and of its gradients' are rounded to 8 bits, as in `linear`.
     Raises ShapeError where these disagree. In PyTorch: torch.nn.functional.grouped_mm.
     """
     if (
@@ -308,4 +325,5 @@ def grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
                 f"grouped_mm: expected offs that do not fall and end with {len(x)}, the rows; got "
                 f"{ends.tolist()}"
             )
-    return apply(_grouped_mm, [*promote([x, weight]), offs], {})
+    x, weight = promote([x, weight])
+    return _product(_grouped_mm, x, weight, offs, scaled)

@@ -12,6 +12,7 @@ Weights are stacked over experts as in transformers since version 5: gate_up_pro
 hidden, width) and down_proj (experts, width, hidden).
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,9 @@ class Experts(nn.Module):
 
     def forward(self, rows: Tensor, offs: Tensor) -> Tensor:
         """offs: (experts,), where the rows of each expert end."""
-        both = F.grouped_mm(rows, self.gate_up_proj.mT, offs)
-        return F.grouped_mm(F.swiglu_packed(both), self.down_proj.mT, offs)
+        product = partial(F.grouped_mm, offs=offs, scaled=modes.thread.mode.scaled)
+        both = product(rows, self.gate_up_proj.mT)
+        return product(F.swiglu_packed(both), self.down_proj.mT)
 
     def extra_repr(self) -> str:
         count, width, hidden = self.down_proj.shape
@@ -86,8 +88,7 @@ class MixtureOfExperts(nn.Module):
             return out
         flat, real = x.reshape(-1, x.shape[-1]), context.counted()
         routing = self.gate(flat, real, sequences=len(x))
-        plain = not modes.thread.mode.scaled  # in 8 bits the shared expert's products have scales
-        shared = self._shared_weights() if plain else None
+        shared = self._shared_weights()
         out = F.moe_swiglu(
             flat,
             routing.weights,

@@ -361,7 +361,8 @@ __global__ void __launch_bounds__(384, 1) registers(const char* in, float* out) 
         ptx::give_registers<24>();
     } else {
         ptx::take_registers<240>();
-        const int i = threadIdx.x % 128;
+        int i = threadIdx.x % 128;
+        ptx::make_again(i);
         float sums[200];
 #pragma unroll
         for (int j = 0; j < 200; ++j) sums[j] = numbers[i];

@@ -17,6 +17,7 @@ from minitorch.kernels.cuda import optimizers as optimizers
 from minitorch.kernels.cuda import reductions as reductions
 from minitorch.kernels.cuda import rope as rope
 from minitorch.kernels.cuda import sampling as sampling
+from minitorch.kernels.cuda import scaled_experts as scaled_experts
 from minitorch.kernels.cuda import scaled_linear as scaled_linear
 from minitorch.kernels.cuda import scaled_mm as scaled_mm
 from minitorch.kernels.cuda import softmax as softmax

@@ -9,6 +9,8 @@ from minitorch.kernels.cuda.ladder import lines
 from minitorch.kernels.reference import scaled_mm as reference
 from minitorch.kernels.reference.scaled_mm import BLOCK
 
+_NARROW = (float32, bfloat16, float16)
+
 Array = Any
 
 
@@ -16,8 +18,7 @@ Array = Any
 def quantize_blocks(x: Array, *, rows: int = 1) -> tuple[Array, Array]:
     """The reference's, x read once. Rows of q begin at multiples of 16 bytes."""
     reference.check_rows(rows)
-    if x.dtype not in (float32, bfloat16, float16):
-        x = x.astype(float32)
+    x = narrow(x)
     q = _in_lines(x)
     down, across = -(-x.shape[0] // rows), -(-x.shape[1] // BLOCK)
     scales = empty(x, (across, down), float32).T  # a tile's rows have theirs side by side
@@ -38,7 +39,7 @@ def scaled_mm(
         out = grouped_scaled_mm(rows, b, scales, b_scales, ends, dtype=dtype)
         return out.reshape(batch, m, b.shape[1])
     reference.check_shapes(a, b, a_scales, b_scales)
-    if not _takes(a, b, dtype):
+    if not takes(a, b, dtype):
         return reference.scaled_mm(a, b, a_scales, b_scales, dtype=dtype)
     a, b = (_aligned(x) for x in (a, b))
     out = empty(a, (len(a), len(b)), dtype)
@@ -59,7 +60,7 @@ def grouped_scaled_mm(
 ) -> Array:
     """The reference's; nothing waits to know how many rows a group has."""
     reference.check_groups(x, weight, x_scales, weight_scales)
-    if not _takes(x, weight, dtype):
+    if not takes(x, weight, dtype):
         return reference.grouped_scaled_mm(x, weight, x_scales, weight_scales, offs, dtype=dtype)
     x, weight = (_aligned(one) for one in (x, weight))
     out = empty(x, (len(x), weight.shape[1]), dtype)
@@ -76,9 +77,14 @@ def as_scaled(a: Array, b: Array) -> tuple[Array, Array, Array, Array]:
     return left, right.T, left_scales, right_scales
 
 
-def _takes(a: Array, b: Array, dtype: Any) -> bool:
-    halves_or_float32 = dtype in (float32, bfloat16, float16)
-    return capability(a) // 10 == 9 and halves_or_float32 and bool(a.size and b.size)
+def narrow(x: Array) -> Array:
+    """x in a dtype that is rounded from: no wider than float32."""
+    return x if x.dtype in _NARROW else x.astype(float32)
+
+
+def takes(a: Array, b: Array, dtype: Any) -> bool:
+    """Whether tensor cores multiply these, on this device, for a result in dtype."""
+    return capability(a) // 10 == 9 and dtype in _NARROW and bool(a.size and b.size)
 
 
 def _aligned(x: Array) -> Array:

@@ -25,6 +25,7 @@ from minitorch.kernels.reference import optimizers as optimizers
 from minitorch.kernels.reference import reductions as reductions
 from minitorch.kernels.reference import rope as rope
 from minitorch.kernels.reference import sampling as sampling
+from minitorch.kernels.reference import scaled_experts as scaled_experts
 from minitorch.kernels.reference import scaled_linear as scaled_linear
 from minitorch.kernels.reference import scaled_mm as scaled_mm
 from minitorch.kernels.reference import softmax as softmax
