@@ -398,6 +398,13 @@ static void check_attention(long time_q, long time_k, long dim, long value_dim, 
     Array shared = dbias.array;  // one for all heads of all sequences
     shared.strides[0] = shared.strides[1] = 0;
     both(given, {shared, kNone}, {0.3, 0, -1, causal ? 0. : -1., 0});
+    Owned<Compute<T>> least({2, heads, time_q, time_k});  // hides every other query's keys, finitely
+    for (long i = 0; i < least.array.size; ++i)
+        if (i / time_k % 2) least.set(i, -3e38);
+    given[3] = least.array, given[4] = sinks.array;
+    both(given, {kNone, dsinks.array}, {0.3, 2, -1, causal ? 0. : -1., 0});
+    given[3] = bias.array, given[4] = kNone;
+    both(given, {kNone, kNone}, {0.3, 0, -1, causal ? 0. : -1., 0});
     const long head = 3, t = time_q - 1;  // one row against plain loops, with the bias
     std::vector<double> weights(time_k);
     double total = 0;
