@@ -2,11 +2,11 @@
 
 Each function has the reference's signature after `run`, which is
 
-    run(kernel, lists of arrays, grad_scale, compute)
+    run(kernel, lists of arrays, grad_scale, compute, rows)
 
 where compute() gives the rule's numbers, those of one parameter after the other. The parameters
 whose arrays are contiguous and of one dtype, float32 or float64, go to the kernel together; the
-reference updates the others.
+reference updates the others. rows: as the reference's, of these parameters.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,8 @@ from minitorch.kernels.reference import optimizers as reference
 
 Array = Any
 Scale = float | Array
-Run = Callable[[str, list[list[Any]], Scale, Callable[[], list[float]]], None]
+Rows = Sequence[Array | None] | None
+Run = Callable[[str, list[list[Any]], Scale, Callable[[], list[float]], Rows], None]
 Numbers = Sequence[dict[str, Any]]
 Copies = Sequence[Array | None] | None
 
@@ -36,10 +37,11 @@ def adamw_steps(
     *,
     grad_scale: Scale = 1.0,
     copies: Copies = None,
+    rows: Rows = None,
 ) -> None:
     """The reference's."""
     lists = params, grads, exp_avgs, exp_avg_sqs
-    _sweep(run, "adamw", lists, copies, numbers, grad_scale, _adamw, reference.adamw_steps)
+    _sweep(run, "adamw", lists, copies, rows, numbers, grad_scale, _adamw, reference.adamw_steps)
 
 
 def sgd_steps(
@@ -51,6 +53,7 @@ def sgd_steps(
     *,
     grad_scale: Scale = 1.0,
     copies: Copies = None,
+    rows: Rows = None,
 ) -> None:
     """The reference's."""
     plain = [i for i, buffer in enumerate(buffers) if buffer is None]
@@ -63,7 +66,7 @@ def sgd_steps(
         ("sgd", plain, (params, grads), _descent, without_buffers),
         ("sgd_momentum", heavy, (params, grads, buffers), _momentum, reference.sgd_steps),
     ):
-        _sweep(run, name, lists, copies, numbers, grad_scale, scalars, otherwise, among)
+        _sweep(run, name, lists, copies, rows, numbers, grad_scale, scalars, otherwise, among)
 
 
 def lion_steps(
@@ -75,10 +78,11 @@ def lion_steps(
     *,
     grad_scale: Scale = 1.0,
     copies: Copies = None,
+    rows: Rows = None,
 ) -> None:
     """The reference's."""
     lists = params, grads, exp_avgs
-    _sweep(run, "lion", lists, copies, numbers, grad_scale, _lion, reference.lion_steps)
+    _sweep(run, "lion", lists, copies, rows, numbers, grad_scale, _lion, reference.lion_steps)
 
 
 def follow(run: Run, means: Sequence[Array], values: Sequence[Array], *, rate: float) -> None:
@@ -88,7 +92,11 @@ def follow(run: Run, means: Sequence[Array], values: Sequence[Array], *, rate: f
         reference.follow(means, values, rate=rate)
 
     numbers = [{"rate": rate}] * len(means)
-    _sweep(run, "follow", (means, values), None, numbers, 1.0, lambda rate: (rate,), one_by_one)
+    _sweep(
+        *(run, "follow", (means, values), None, None, numbers, 1.0),
+        lambda rate: (rate,),
+        one_by_one,
+    )
 
 
 def _sweep(
@@ -96,6 +104,7 @@ def _sweep(
     name: str,
     lists: Sequence[Sequence[Any]],
     copies: Copies,
+    rows: Rows,
     numbers: Numbers,
     grad_scale: Scale,
     scalars: Callable[..., tuple[float, ...]],
@@ -126,7 +135,8 @@ def _sweep(
             def compute(indices: list[int] = indices) -> list[float]:
                 return [value for i in indices for value in scalars(**numbers[i])]
 
-            run(name, [params, grads, fit, *states], grad_scale, compute)
+            at = None if rows is None else _pick(rows, indices)
+            run(name, [params, grads, fit, *states], grad_scale, compute, at)
             for param, copy, written in zip(params, own, fit, strict=True):
                 if copy is not written:
                     copy[...] = param.astype(copy.dtype)
@@ -137,7 +147,8 @@ def _sweep(
                 "some that are not. Make them contiguous()"
             )
         picked = [_pick(arrays, rest) for arrays in (*lists, numbers)]
-        otherwise(*picked, grad_scale=grad_scale, copies=_pick(copies, rest))
+        at = None if rows is None else _pick(rows, rest)
+        otherwise(*picked, grad_scale=grad_scale, copies=_pick(copies, rest), rows=at)
 
 
 def _copy_fits(copy: Array | None, param: Array) -> bool:

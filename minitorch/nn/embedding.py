@@ -60,8 +60,9 @@ class RowEmbedding(Embedding):
     """An Embedding whose weight gets a `RowGradient`.
 
     The rows that a call looks up become a leaf of the tape, and their gradient is handed on to
-    weight.grad at the end of the sweep; several calls add up. Only `backward` does so: `grad`, the
-    forward sweep and second derivatives see no weight. It must not be used in other operations.
+    weight.grad at the end of the sweep, where several calls add up. Only `backward` does so:
+    `grad`, the forward sweep and second derivatives see no weight. It must not be used in other
+    operations.
     In PyTorch: Embedding(sparse=True).
     """
 
@@ -80,13 +81,27 @@ class RowEmbedding(Embedding):
 
         rows: as those of a RowGradient.
         """
-        weight = self.weight
-        found = F.embedding(Tensor(rows), weight.detach())
-        if not self.learns():
-            return found
-        found.requires_grad = True
-        found.register_hook(lambda grad: _add_rows(weight, rows, grad.data))
-        return found
+        found = F.embedding(Tensor(rows), self.weight.detach())
+        return _Leaf(found.data, self.weight, rows) if self.learns() else found
+
+
+class _Leaf(Tensor):
+    """Rows of a table, whose gradient is the table's: it keeps none of its own."""
+
+    __slots__ = ("rows", "weight")
+
+    def __init__(self, data: np.ndarray, weight: Parameter, rows: np.ndarray):
+        super().__init__(data, requires_grad=True)
+        self.weight, self.rows = weight, rows
+
+    @property
+    def grad(self) -> None:
+        """Handed on."""
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            _add_rows(self.weight, self.rows, value.data)
 
 
 def _add_rows(weight: Parameter, rows: np.ndarray, grad: np.ndarray) -> None:

@@ -41,6 +41,7 @@ from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.ops.masking import where
 from minitorch.ops.moe_feed_forward import moe_feed_forward
 from minitorch.ops.paged_attention import paged_attention
+from minitorch.ops.product_keys import product_key_topk, product_scores, product_topk
 from minitorch.ops.rotary_attention import rotary_attention
 from minitorch.ops.routing import expected_cost, route, routing_weights, topk_routing
 from minitorch.ops.sampling import categorical
@@ -88,6 +89,9 @@ __all__ = [
     "one_hot",
     "pad",
     "paged_attention",
+    "product_key_topk",
+    "product_scores",
+    "product_topk",
     "relu",
     "rms_norm",
     "rotary_attention",

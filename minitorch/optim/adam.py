@@ -44,6 +44,7 @@ def adamw_steps(
         Numbers(parts, lambda part: {"step": part.state["step"], **numbers(part.group)}),
         grad_scale=grad_scale,
         copies=[part.copy for part in parts],
+        rows=[part.rows for part in parts],
     )
 
 
@@ -57,6 +58,7 @@ class Adam(Optimizer):
         "weight_decay": NON_NEGATIVE,
     }
     capturable: ClassVar = True
+    in_rows: ClassVar = True
 
     def __init__(
         self,
@@ -75,7 +77,8 @@ class Adam(Optimizer):
         penalised = []
         for part in parts:
             grad = scaled(part.grad, grad_scale)
-            grad += part.group["weight_decay"] * part.weight
+            at = ... if part.rows is None else part.rows
+            grad += part.group["weight_decay"] * part.weight[at]
             penalised.append(part._replace(grad=grad))
         adamw_steps(penalised, lambda group: self._numbers(group) | {"weight_decay": 0.0}, 1.0)
 

@@ -28,6 +28,7 @@ class Lion(Optimizer):
     """Sign of an interpolated momentum, with decoupled weight decay."""
 
     rules: ClassVar = {"lr": NON_NEGATIVE, "betas": BETAS, "weight_decay": NON_NEGATIVE}
+    in_rows: ClassVar = True
     capturable: ClassVar = True
 
     def __init__(
@@ -52,4 +53,5 @@ class Lion(Optimizer):
             Numbers(parts, lambda part: self._numbers(part.group)),
             grad_scale=grad_scale,
             copies=[part.copy for part in parts],
+            rows=[part.rows for part in parts],
         )

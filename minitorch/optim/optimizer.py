@@ -30,7 +30,8 @@ Group = dict[str, Any]
 class Part(NamedTuple):
     """A parameter's turn: its array, its gradient, what is kept for it, and its group.
 
-    copy: where autocast keeps the parameter rounded, if it does.
+    copy: where autocast keeps the parameter rounded, if it does. rows: those of the weight and of
+    the state that grad is of; None: all.
     """
 
     weight: np.ndarray
@@ -38,6 +39,7 @@ class Part(NamedTuple):
     state: dict[str, Any]
     group: Group
     copy: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
 
 class Numbers(Sequence[dict[str, Any]]):
@@ -94,6 +96,9 @@ class Optimizer:
     by_number: ClassVar[bool] = True
     """Whether each number is updated by itself, so that some rows of a table can be, too. Then the
     rows that have no gradient stay as they are: no decay, no momentum, as in torch's SparseAdam."""
+    in_rows: ClassVar[bool] = False
+    """Whether update_all reads and writes such rows where they lie; otherwise it is given copies of
+    them, which are then put back."""
 
     def __init__(self, params: Iterable[Tensor] | Iterable[Group], **defaults: Any):
         self.defaults = defaults
@@ -185,7 +190,7 @@ class Optimizer:
                 f"{self._name}.step: computes with numbers that a captured step cannot wait for. "
                 "Leave the step uncaptured, or take another optimizer"
             )
-        for weight, grad, state, group, copy in parts:
+        for weight, grad, state, group, copy, _ in parts:
             self.update(weight, scaled(grad, grad_scale), state, group)
             if copy is not None:
                 copy[...] = weight.astype(copy.dtype)
@@ -212,14 +217,17 @@ class Optimizer:
                     state[name] = np.zeros_like(weight, dtype=dtype, shape=shape)
             state["step"] += 1
             grad = np.atleast_1d(param.grad.data).astype(dtype, copy=False)
-            at: Any
-            if isinstance(param.grad, RowGradient):
-                at, own, kept = param.grad.rows, self._of_rows(state, param.grad.rows), None
-            else:
-                at, own, kept = ..., state, lowered_copy(param)
+            rows = param.grad.rows if isinstance(param.grad, RowGradient) else None
+            at: Any = ...
+            own, kept = state, None if rows is not None else lowered_copy(param)
+            if rows is not None:
+                self._check_rows()
+                if not self.in_rows or dtype != weight.dtype:
+                    own = {k: part if k == "step" else part[rows] for k, part in state.items()}
+                    at, rows = rows, None
             part = weight if at is ... else weight[at]
             copy = None if kept is None else np.atleast_1d(kept.array)
-            parts.append(Part(part.astype(dtype, copy=False), grad, own, group, copy))
+            parts.append(Part(part.astype(dtype, copy=False), grad, own, group, copy, rows))
             params.append((param, weight, at, state, kept))
         if capture.thread.current is not None:
             capture.thread.current.before_replay(lambda: _count(parts))
@@ -233,14 +241,12 @@ class Optimizer:
             if kept is not None:
                 kept.written(param)
 
-    def _of_rows(self, state: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
-        """The state of some rows of a table, to be written back."""
+    def _check_rows(self) -> None:
         if not self.by_number:
             raise ConfigError(
                 f"{self._name}: expected a gradient of all rows; got that of a RowEmbedding, which "
                 "wants an optimizer that updates every number by itself, such as AdamW or SGD"
             )
-        return {name: part if name == "step" else part[rows] for name, part in state.items()}
 
     def _enumerate(self) -> Iterable[tuple[int, Tensor, Group]]:
         index = 0

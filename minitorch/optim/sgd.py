@@ -34,6 +34,7 @@ class SGD(Optimizer):
         "nesterov": FLAG,
     }
     capturable: ClassVar = True
+    in_rows: ClassVar = True
 
     def __init__(
         self,
@@ -74,4 +75,5 @@ class SGD(Optimizer):
             Numbers(parts, lambda part: {"step": part.state["step"], **self._numbers(part.group)}),
             grad_scale=grad_scale,
             copies=[part.copy for part in parts],
+            rows=[part.rows for part in parts],
         )

@@ -4,8 +4,7 @@ r"""PEER: a feed-forward layer of up to a million experts of one hidden unit eac
     s_ij = q_h¹ · c_i + q_h² · c'_j                 the score of expert i n + j, of N = n²
     y = Σ_h Σ_chosen softmax(s)_e gelu(u_e · x) v_e
 
-The k best of the N scores are among the k best c_i with the k best c'_j, since a sum is not among
-the k largest unless both of its parts are among theirs: 2 n + k² scores instead of n². Of the
+The k best of the N scores are found among 2 n products (minitorch.ops.product_keys). Of the
 tables u and v a token reads k rows for each head, and only those have a gradient (nn.RowEmbedding),
 so that a step costs O(√N) however many experts there are.
 
@@ -18,34 +17,15 @@ import math
 
 import numpy as np
 
-from minitorch import modes, nn
+from minitorch import nn
 from minitorch.backend import DEFAULT_FLOAT
-from minitorch.errors import ConfigError, ShapeError
+from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
 from models.blocks.context import Context
 
 INIT_STD = 0.02
-
-
-def product_top_k(first: Tensor, second: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of all sums first_i + second_j: the sums, and i n + j; (..., k) both.
-
-    first, second: (..., n). Raises ShapeError where they differ or k is more than n².
-    """
-    n = first.shape[-1]
-    if first.shape != second.shape or not 1 <= k <= n * n:
-        raise ShapeError(
-            "product_top_k: expected two tensors (..., n) of one shape, and k from 1 to n²; got "
-            f"{first.shape}, {second.shape} and {k}"
-        )
-    best = min(k, n)
-    with modes.no_grad():  # of all these sums k have a gradient
-        (values, i), (others, j) = first.topk(best), second.topk(best)
-        _, at = (values.unsqueeze(-1) + others.unsqueeze(-2)).flatten(-2).topk(k)
-        i, j = i.gather(-1, at // best), j.gather(-1, at % best)
-    return first.gather(-1, i) + second.gather(-1, j), i * n + j
 
 
 class BatchNorm(nn.Module):
@@ -135,9 +115,10 @@ class PEER(nn.Module):
         query = self.query(x)
         if self.query_norm is not None:
             query = self.query_norm(query, real)
-        first, second = query.reshape(len(x), self.heads, -1).chunk(2, -1)
-        scores, experts = product_top_k(first @ self.keys[0].mT, second @ self.keys[1].mT, self.k)
-        return scores.softmax(-1), experts
+        by_head = query.reshape(len(x) * self.heads, -1)
+        scores, experts = F.product_key_topk(by_head, self.keys, self.k)
+        shape = len(x), self.heads, self.k
+        return scores.softmax(-1).reshape(shape), experts.reshape(shape)
 
     def extra_repr(self) -> str:
         return f"{self.num_experts} experts, {self.heads} heads, k={self.k}"

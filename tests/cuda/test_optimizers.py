@@ -60,6 +60,27 @@ def test_steps(rule, dtype, order):
             np.testing.assert_array_equal(copy, np.asarray(param).astype(narrow))
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_of_some_rows(rule):
+    """Beside one of a whole array."""
+    states, options = RULES[rule]
+    rng, rows = np.random.default_rng(0), [np.array([0, 3, 4]), None]
+    lists = [[np.abs(rng.standard_normal(s)) for s in ((6, 5), (7,))] for _ in range(2 + states)]
+    lists[1][0] = lists[1][0][rows[0]]
+    exact = [[x.copy() for x in values] for values in lists]
+    found = [on_simt(values) for values in lists]
+    numbers = [options, options]
+    kernels.implementations(f"{rule}_steps")["numpy"](*exact, numbers, rows=rows)
+    with checked():
+        kernels.lookup(f"{rule}_steps", "simt")(*found, numbers, rows=rows)
+    for values, expected, before in zip(found, exact, lists, strict=True):
+        for x, wide in zip(values, expected, strict=True):
+            np.testing.assert_allclose(x, wide, rtol=0, atol=4e-15)
+        if values is not found[1]:
+            np.testing.assert_array_equal(values[0][[1, 2, 5]], before[0][[1, 2, 5]])
+            assert (values[0][0] != before[0][0]).any()
+
+
 def test_arrays_that_begin_anywhere_and_lie_apart():
     whole = to_device(np.arange(1.0, 22, dtype=np.float32), "simt")
     matrix = to_device(np.ones((4, 6), np.float32), "simt")

@@ -371,6 +371,35 @@ static void check_topk(long rows, long columns, long k) {
 }
 
 template <typename T>
+static void check_product_keys(long rows, long n, long d, long k) {
+    Owned<T> query({rows, 2 * d}), keys({2, n, d}), scores({rows, k}), dquery({rows, 2 * d});
+    Owned<T> dkeys({2, n, d});
+    Owned<long> indices({rows, k});
+    run("product_keys", {query.array, keys.array, scores.array, indices.array});
+    const auto score = [&](long r, long i, long j) {
+        double sum = 0;
+        for (long p = 0; p < d; ++p)
+            sum += query[2 * r * d + p] * keys[i * d + p] +
+                   query[(2 * r + 1) * d + p] * keys[(n + j) * d + p];
+        return sum;
+    };
+    for (long r = 0; r < rows; ++r) {
+        const double last = scores[(r + 1) * k - 1];
+        long larger = 0;
+        for (long e = 0; e < n * n; ++e) larger += score(r, e / n, e % n) > last + 1e-4;
+        close<T>("product_keys, all larger ones", larger < k, 1, 0);
+        for (long i = r * k; i < (r + 1) * k; ++i)
+            close<T>("product_keys", scores[i],
+                     score(r, long(indices[i]) / n, long(indices[i]) % n), 1e-4);
+    }
+    std::vector<Array> given{scores.array,  query.array,  keys.array,
+                             indices.array, dquery.array, dkeys.array};
+    run("product_scores_backward", given);
+    given[4] = kNone;
+    run("product_scores_backward", given);
+}
+
+template <typename T>
 static void check_attention(long time_q, long time_k, long dim, long value_dim, bool causal) {
     const long heads = 4, kv_heads = 2;
     Owned<T> q({2, heads, time_q, dim}), k({2, kv_heads, time_k, dim});
@@ -607,8 +636,11 @@ static void check_optimizers(long size) {
     for (long i = 0; i < size; ++i) v.set(i, std::abs(v[i]));
     for (long i = 0; i < 3; ++i) two.set(i, std::abs(two[i]));
     Owned<bfloat16> copy({size});
+    Owned<T> row({1});  // the gradient of the last of three rows of one number
+    Owned<long> which({1});
+    which.set(0, 2);
     const Array into = std::is_same_v<T, float> ? copy.array : kNone;
-    const std::vector<Array> lists{p.array, other.array, g.array, slope.array, into, kNone};
+    std::vector<Array> lists{p.array, other.array, g.array, slope.array, into, kNone, kNone, kNone};
     const auto sweep = [&](const char* name, std::vector<Array> states, std::vector<double> rule) {
         std::vector<Array> arrays = lists;
         arrays.insert(arrays.end(), states.begin(), states.end());
@@ -616,11 +648,14 @@ static void check_optimizers(long size) {
         for (int i = 0; i < 2; ++i) numbers.insert(numbers.end(), rule.begin(), rule.end());
         run(name, arrays, numbers);
     };
-    sweep("adamw", {m.array, one.array, v.array, two.array}, {0.9, 0.99, 1, 0.1, 1, 1e-8});
-    sweep("sgd", {}, {0.1, 0.2});
-    sweep("sgd_momentum", {m.array, one.array}, {0.1, 0.2, 0.9, 1, 1});
-    sweep("lion", {m.array, one.array}, {0.9, 0.99, 1, 0.1});
-    sweep("follow", {}, {0.1});
+    for (bool some : {false, true}) {
+        if (some) lists[3] = row.array, lists[7] = which.array;
+        sweep("adamw", {m.array, one.array, v.array, two.array}, {0.9, 0.99, 1, 0.1, 1, 1e-8});
+        sweep("sgd", {}, {0.1, 0.2});
+        sweep("sgd_momentum", {m.array, one.array}, {0.1, 0.2, 0.9, 1, 1});
+        sweep("lion", {m.array, one.array}, {0.9, 0.99, 1, 0.1});
+        sweep("follow", {}, {0.1});
+    }
     Owned<double> norm({1});
     run("l2_norm", {p.array, copy.array, norm.array});
 }
@@ -640,11 +675,16 @@ static void check_all() {
         check_routing<T>(1, 1, 1);
         check_routing<T>(300, 8, 3);
         check_routing<T>(7, 17, 17);
+        check_product_keys<T>(1, 1, 1, 1);
+        check_product_keys<T>(9, 3, 2, 9);
+        check_product_keys<T>(70, 40, 5, 16);
     }
     check_unit_experts<T>(1, 1, 1, 1);
     check_unit_experts<T>(40, 5, 33, 70);
     check_topk<T>(1, 1, 1);
     check_topk<T>(70, 33, 5);
+    check_topk<T>(3, 129, 128);
+    check_topk<T>(3, 700, 40);
     for (long wide : {0, 7}) {
         check_experts<T>(1, 1, 1, 1, wide);
         check_experts<T>(9, 5, 17, 3, wide);

@@ -97,6 +97,52 @@ def test_rules(instruction_set, threads, rule, shapes, dtype, grad_scale, layout
                 assert (one == other).all()
 
 
+@pytest.mark.parametrize("dtype", sorted(TOLERANCE, key=str))
+@pytest.mark.parametrize("rule", STATES)
+def test_gradients_of_some_rows(instruction_set, threads, rule, dtype):
+    """Dense on these rows, and nothing else is touched; of many widths, beside a whole array."""
+    shapes = [(90, 33), (5, 4), (3, 20_000), (40, 1), (7,), (6, 2, 3), (9, 8)]
+    rng = np.random.default_rng(0)
+    rows = [None if len(s) == 1 else np.flatnonzero(rng.random(s[0]) < 0.6) for s in shapes]
+    rows[1], rows[6] = np.array([4]), np.array([], np.int64)
+    lists = [
+        [draw(s, dtype, 9 * i + j) for i, s in enumerate(shapes)] for j in range(2 + STATES[rule])
+    ]
+    lists[1] = [g if at is None else g[at] for g, at in zip(lists[1], rows, strict=True)]
+    scalars = [numbers(rule, i) for i in range(len(shapes))]
+    expected = [[a.copy() for a in arrays] for arrays in lists]
+    for i, at in enumerate(rows):
+        own = ... if at is None else at
+        parts = [arrays[i][own] if j != 1 else arrays[i] for j, arrays in enumerate(expected)]
+        wide = [[part.astype(np.float64)] for part in parts]
+        kernels.implementations(f"{rule}_steps")["numpy"](*wide, [scalars[i]], grad_scale=0.3)
+        for j, (part,) in enumerate(wide):
+            if j != 1:
+                expected[j][i][own] = part
+    for name in ("numpy", "cpu"):
+        for number in (1, 2):
+            threads(number)
+            found = [[a.copy() for a in arrays] for arrays in lists]
+            steps = kernels.implementations(f"{rule}_steps")[name]
+            steps(*found, scalars, grad_scale=0.3, rows=rows)
+            for ours, theirs, before in zip(found, expected, lists, strict=True):
+                for i, at in enumerate(rows):
+                    same(ours[i], theirs[i].astype(np.float64), dtype)
+                    if at is not None and ours is not found[1]:
+                        others = np.delete(np.arange(len(ours[i])), at)
+                        np.testing.assert_array_equal(ours[i][others], before[i][others])
+
+
+@pytest.mark.parametrize("wrong", [[1, 1], [2, 0], [-1, 2], [0, 4]], ids=str)
+def test_rows_that_are_none_or_come_twice_are_refused(instruction_set, wrong):
+    param, mean = np.ones((2, 4, 3), np.float32)
+    steps = kernels.implementations("lion_steps")["cpu"]
+    with pytest.raises(ValueError, match="do not fit"):
+        steps([param], [np.ones((2, 3), np.float32)], [mean], [numbers("lion", 0)],
+              rows=[np.array(wrong)])  # fmt: skip
+    assert (param == 1).all()
+
+
 def test_lion_at_zero_does_not_move(instruction_set):
     param, grad, mean = np.ones((3, 5), np.float32)
     grad[:], mean[:] = 0, 0

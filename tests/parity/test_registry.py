@@ -296,6 +296,13 @@ def unit_experts(x, weights, down, up, index):
     return F.embedding_bag(index, up, per_sample_weights=units, mode="sum")
 
 
+def product_scores(query, keys, indices):
+    n, (first, second) = keys.shape[1], query.chunk(2, -1)
+    every = (first @ keys[0].T).unsqueeze(2) + (second @ keys[1].T).unsqueeze(1)
+    assert every.shape[1:] == (n, n)
+    return every.flatten(1).gather(1, indices)
+
+
 def lightning(x, slopes, block_size):
     query, key, value = x.unflatten(-1, (len(slopes), -1)).transpose(1, 2).chunk(3, -1)
     t = torch.arange(x.shape[1])
@@ -380,6 +387,7 @@ PEERS = {
     ),
     "moe_swiglu": moe_swiglu,
     "moe_feed_forward": moe_feed_forward,
+    "product_scores": product_scores,
     "unit_experts": unit_experts,
     "routing_weights": routing_weights,
     "expected_cost": expected_cost,

@@ -14,30 +14,11 @@
 #include "activations.h"
 #include "dispatch.h"
 #include "embedding.h"
+#include "rows.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
 constexpr char kBadDtype[] = "unit_experts: expected float32, float64 or bfloat16";
-
-template <typename T>
-static Compute<T> dot(const T* a, const T* b, long count) {
-    using C = Compute<T>;
-    Vector<C> sum{};
-    for_each_vector<C>(count, [&](long, auto get, auto) { sum += get(a) * get(b); });
-    return sum_of_lanes<C>(sum);
-}
-
-template <typename T>
-static void add_scaled(Compute<T> factor, const T* x, Compute<T>* sum, long count) {
-    for_each_vector<Compute<T>>(
-        count, [&](long, auto get, auto put) { put(sum, get(sum) + factor * get(x)); });
-}
-
-template <typename T>
-static void prefetch(const T* row, long count) {
-    constexpr long line = 64 / sizeof(T);
-    for (long i = 0; i < count; i += line) __builtin_prefetch(row + i);
-}
 
 template <typename T>
 struct UnitExperts {
@@ -75,27 +56,21 @@ struct UnitExperts {
         });
     }
 
-    const T* row(const T* table, long i) const { return table + index[i] * width; }
-    void prefetch_after(const T* table, long i) const {
-        if (i + 1 < tokens * k) prefetch(row(table, i + 1), width);
+    // The rows of a table that a token chose.
+    auto chosen(const T* table, long first) const {
+        return [=, this](long j) { return table + index[first + j] * width; };
     }
 
     void forward(T* pre, T* out) const {
         for_tokens([&](long t, long first) {
-            C* units = scratch<C>(0, k);
-            C* sum = scratch<C>(1, width);
-            for (long j = 0; j < k; ++j) {
-                prefetch_after(down, first + j);
-                store_one(pre + first + j, dot(row(down, first + j), x + t * width, width));
-            }
+            C *units = scratch<C>(0, k), *sum = scratch<C>(1, width);
+            dot_rows(k, chosen(down, first), x + t * width, units, width);
             for_each_vector<C>(k, [&](long, auto get, auto put) {
-                put(units, Gelu<C>().value(get(pre + first)) * get(weights + first));
+                const Vector<C> read = get(units);
+                put(pre + first, read);
+                put(units, Gelu<C>().value(read) * get(weights + first));
             });
-            for (long p = 0; p < width; ++p) sum[p] = 0;
-            for (long j = 0; j < k; ++j) {
-                prefetch_after(up, first + j);
-                add_scaled(units[j], row(up, first + j), sum, width);
-            }
+            add_rows<T>(k, chosen(up, first), [=](long j) { return units[j]; }, sum, width);
             for_each_vector<C>(width,
                                [&](long, auto get, auto put) { put(out + t * width, get(sum)); });
         });
@@ -104,43 +79,43 @@ struct UnitExperts {
     // slopes: dp, units: w gelu(p), (tokens, k) both. dx may be null.
     void backward(const T* grad, const T* pre, T* slopes, T* units, T* dx, T* dweights) const {
         for_tokens([&](long t, long first) {
-            C* read = scratch<C>(0, k);
-            C* sum = scratch<C>(1, width);
-            for (long j = 0; j < k; ++j) {
-                prefetch_after(up, first + j);
-                read[j] = dot(row(up, first + j), grad + t * width, width);
-            }
+            C *read = scratch<C>(0, k), *sum = scratch<C>(1, width);
+            dot_rows(k, chosen(up, first), grad + t * width, read, width);
             for_each_vector<C>(k, [&](long, auto get, auto put) {
                 const Vector<C> p = get(pre + first), w = get(weights + first), r = get(read);
-                const Vector<C> unit = Gelu<C>().value(p);
+                const Vector<C> unit = Gelu<C>().value(p), slope = w * Gelu<C>().slope(p) * r;
                 put(dweights + first, unit * r);
                 put(units + first, unit * w);
-                put(slopes + first, w * Gelu<C>().slope(p) * r);
+                put(slopes + first, slope);
+                put(read, slope);
             });
             if (!dx) return;
-            for (long p = 0; p < width; ++p) sum[p] = 0;
-            for (long j = 0; j < k; ++j) {
-                prefetch_after(down, first + j);
-                add_scaled(load_one(slopes + first + j), row(down, first + j), sum, width);
-            }
+            add_rows<T>(k, chosen(down, first), [=](long j) { return read[j]; }, sum, width);
             for_each_vector<C>(width,
                                [&](long, auto get, auto put) { put(dx + t * width, get(sum)); });
         });
     }
 
-    // out[row] = Σ factors[i] vectors[token of i] over the choices i of this row.
+    // out[row] = Σ factors[i] vectors[token of i] over the choices i of this row, which are
+    // order[i] and tokens[i] from first[row] on.
     void sum_by_row(const T* factors, const T* vectors, const long* first, const long* order,
-                    T* out) const {
+                    const long* token, T* out) const {
         const long average = width * (1 + tokens * k / (rows > 0 ? rows : 1));
         parallel_ranges(rows, rows_per_piece(average), [&](long begin, long end) {
-            C* sum = scratch<C>(2, width);
+            C* wide = nullptr;
+            if constexpr (!__is_same(T, C)) wide = scratch<C>(2, width);
             for (long r = begin; r < end; ++r) {
-                for (long p = 0; p < width; ++p) sum[p] = 0;
-                for (long i = first[r]; i < first[r + 1]; ++i)
-                    add_scaled(load_one(factors + order[i]), vectors + order[i] / k * width, sum,
-                               width);
-                for_each_vector<C>(
-                    width, [&](long, auto get, auto put) { put(out + r * width, get(sum)); });
+                const long *choice = order + first[r], *from = token + first[r];
+                const auto row = [=, this](long i) { return vectors + from[i] * width; };
+                const auto factor = [=](long i) { return load_one(factors + choice[i]); };
+                T* to = out + r * width;
+                if constexpr (__is_same(T, C)) {
+                    add_rows<T>(first[r + 1] - first[r], row, factor, to, width);
+                } else {
+                    add_rows<T>(first[r + 1] - first[r], row, factor, wide, width);
+                    for_each_vector<C>(width,
+                                       [&](long, auto get, auto put) { put(to, get(wide)); });
+                }
             }
         });
     }
@@ -179,8 +154,12 @@ KERNEL(unit_experts_backward) {
         long* first = scratch<long>(3, layer.rows + 2);
         long* order = scratch<long>(4, index.size);
         by_destination(layer.index, index.size, layer.rows, first, order);
-        if (arrays[11]) layer.sum_by_row(at(7), layer.x, first, order, at(11));
-        if (arrays[12]) layer.sum_by_row(at(8), at(5), first, order, at(12));
+        long* token = scratch<long>(5, index.size);
+        require(index.size < 1L << 32, "unit_experts: too many choices");
+        for (long i = 0; i < index.size; ++i)  // division of 64 bits is slow
+            token[i] = static_cast<uint32_t>(order[i]) / static_cast<uint32_t>(layer.k);
+        if (arrays[11]) layer.sum_by_row(at(7), layer.x, first, order, token, at(11));
+        if (arrays[12]) layer.sum_by_row(at(8), at(5), first, order, token, at(12));
     });
 }
 

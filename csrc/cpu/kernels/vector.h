@@ -162,6 +162,21 @@ constexpr bool kMasked = true;
 constexpr bool kMasked = false;
 #endif
 
+// Bit i: whether lane i of a comparison of vectors of C holds.
+template <typename C, typename Mask>
+unsigned bits_of(Mask mask) {
+#if MT_VECTOR_BYTES == 64
+    if constexpr (sizeof(C) == 4) return _mm512_movepi32_mask((__m512i)mask);
+    if constexpr (sizeof(C) == 8) return _mm512_movepi64_mask((__m512i)mask);
+#elif MT_VECTOR_BYTES == 32
+    if constexpr (sizeof(C) == 4) return static_cast<unsigned>(_mm256_movemask_ps((__m256)mask));
+    if constexpr (sizeof(C) == 8) return static_cast<unsigned>(_mm256_movemask_pd((__m256d)mask));
+#endif
+    unsigned bits = 0;
+    for (long lane = 0; lane < Lanes<C>::count; ++lane) bits |= (mask[lane] & 1u) << lane;
+    return bits;
+}
+
 // All bits of the first `count` lanes.
 template <typename C>
 auto lanes_below(long count) {

@@ -23,6 +23,7 @@ if extension:
     from minitorch.kernels.cpu import mlp as mlp
     from minitorch.kernels.cpu import norms as norms
     from minitorch.kernels.cpu import optimizers as optimizers
+    from minitorch.kernels.cpu import product_keys as product_keys
     from minitorch.kernels.cpu import rope as rope
     from minitorch.kernels.cpu import softmax as softmax
     from minitorch.kernels.cpu import topk as topk

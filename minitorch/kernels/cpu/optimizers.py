@@ -8,6 +8,7 @@ import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels import sweep
+from minitorch.kernels.cpu.arrays import integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import optimizers as reference
 from minitorch.kernels.table import register
@@ -16,9 +17,15 @@ Array = np.ndarray
 
 
 def _run(
-    kernel: str, lists: list[list[Any]], grad_scale: Any, compute: Callable[[], list[float]]
+    kernel: str,
+    lists: list[list[Any]],
+    grad_scale: Any,
+    compute: Callable[[], list[float]],
+    rows: sweep.Rows,
 ) -> None:
-    getattr(extension, kernel)(*lists, float(grad_scale), compute())
+    params, grads, copies, *states = lists
+    at = [None] * len(params) if rows is None else [r if r is None else integers(r) for r in rows]
+    getattr(extension, kernel)(params, grads, copies, at, *states, float(grad_scale), compute())
 
 
 for _name in ("adamw_steps", "sgd_steps", "lion_steps", "follow"):

@@ -16,14 +16,20 @@ _PIECE = 4096
 
 
 def _run(
-    kernel: str, lists: list[list[Any]], grad_scale: Any, compute: Callable[[], list[float]]
+    kernel: str,
+    lists: list[list[Any]],
+    grad_scale: Any,
+    compute: Callable[[], list[float]],
+    rows: sweep.Rows,
 ) -> None:
     like = lists[0][0]
     if not hasattr(grad_scale, "dtype"):
         scale = numbers_on(lambda: [grad_scale], like)
     else:
         scale = grad_scale.astype(float64, copy=False).reshape(1)
-    call(kernel, *lists, scale, numbers_on(compute, like))
+    chosen = reference.taken(lists, rows)
+    call(kernel, *chosen, scale, numbers_on(compute, like))
+    reference.put_back(lists, chosen, rows)
 
 
 for _name in ("adamw_steps", "sgd_steps", "lion_steps", "follow"):

@@ -22,6 +22,7 @@ from minitorch.kernels.reference import matmul as matmul
 from minitorch.kernels.reference import mlp as mlp
 from minitorch.kernels.reference import norms as norms
 from minitorch.kernels.reference import optimizers as optimizers
+from minitorch.kernels.reference import product_keys as product_keys
 from minitorch.kernels.reference import reductions as reductions
 from minitorch.kernels.reference import rope as rope
 from minitorch.kernels.reference import sampling as sampling

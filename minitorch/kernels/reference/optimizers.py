@@ -8,6 +8,8 @@ keeps for each (of the parameter's shape and dtype, float32 or float64). Then
                 a number, or an array of no dimensions, which need not be waited for
     copies      arrays in half precision, or None, into which the new parameters are also written,
                 rounded
+    rows        for each parameter which of its rows the gradient is of, int64, ascending, each
+                once; the others, and what is kept for them, stay as they are. None: all
 """
 
 import math
@@ -23,6 +25,7 @@ from minitorch.kernels.table import register
 Array = np.ndarray
 Numbers = Sequence[dict[str, Any]]
 Copies = Sequence[Array | None] | None
+Rows = Sequence[Array | None] | None
 Scale = float | Array
 
 
@@ -36,9 +39,10 @@ def adamw_steps(
     *,
     grad_scale: Scale = 1.0,
     copies: Copies = None,
+    rows: Rows = None,
 ) -> None:
     """AdamW. numbers: step (from 1), lr, betas, eps, weight_decay."""
-    _each(_adamw, (params, grads, exp_avgs, exp_avg_sqs), numbers, grad_scale, copies)
+    _each(_adamw, (params, grads, exp_avgs, exp_avg_sqs), numbers, grad_scale, copies, rows)
 
 
 def _adamw(
@@ -80,12 +84,13 @@ def sgd_steps(
     *,
     grad_scale: Scale = 1.0,
     copies: Copies = None,
+    rows: Rows = None,
 ) -> None:
     """Gradient descent; with momentum where a buffer is not None.
 
     numbers: step (from 1), lr, momentum, dampening, weight_decay, nesterov.
     """
-    _each(_sgd, (params, grads, buffers), numbers, grad_scale, copies)
+    _each(_sgd, (params, grads, buffers), numbers, grad_scale, copies, rows)
 
 
 def _sgd(
@@ -118,9 +123,10 @@ def lion_steps(
     *,
     grad_scale: Scale = 1.0,
     copies: Copies = None,
+    rows: Rows = None,
 ) -> None:
     """Lion. numbers: lr, betas, weight_decay."""
-    _each(_lion, (params, grads, exp_avgs), numbers, grad_scale, copies)
+    _each(_lion, (params, grads, exp_avgs), numbers, grad_scale, copies, rows)
 
 
 def _lion(
@@ -147,14 +153,42 @@ def _each(
     numbers: Numbers,
     grad_scale: Scale,
     copies: Copies,
+    rows: Rows,
 ) -> None:
-    for i, arrays in enumerate(zip(*lists, strict=True)):
+    chosen = taken(lists, rows)
+    for i, arrays in enumerate(zip(*chosen, strict=True)):
         param, *rest = (array for array in arrays if array is not None)
         for p, grad, *states in blocks(param, *rest):
             rule(p, scaled(grad, grad_scale), *states, **numbers[i])
-        copy = None if copies is None else copies[i]
-        if copy is not None:
+    put_back(lists, chosen, rows)
+    for param, copy in zip(lists[0], copies or ()):
+        if param is not None and copy is not None:
             copy[...] = param.astype(copy.dtype)
+
+
+Lists = Sequence[Sequence[Array | None]]
+
+
+def taken(lists: Lists, rows: Rows) -> Lists:
+    """The lists, where rows are chosen copies of these; the second, the gradients, is of them."""
+    if rows is None:
+        return lists
+    params, grads, *others = lists
+
+    def of_rows(arrays: Sequence[Array | None]) -> list[Array | None]:
+        pairs = zip(arrays, rows, strict=True)
+        return [x if x is None or at is None else x[at] for x, at in pairs]
+
+    return [of_rows(params), grads, *map(of_rows, others)]
+
+
+def put_back(lists: Lists, chosen: Lists, rows: Rows) -> None:
+    """Write what `taken` gave, and was changed since, where it came from."""
+    for i, at in enumerate(rows or ()):
+        for arrays, parts in zip(lists, chosen, strict=True):
+            whole = arrays[i]
+            if at is not None and whole is not None and parts[i] is not whole:
+                whole[at] = parts[i]
 
 
 def scaled(grad: Array, scale: Scale) -> Array:
