@@ -153,7 +153,7 @@ def route(
     experts are in kept_groups of so many equal groups, those whose group_best highest scores (with
     the bias) sum highest, which bounds how many devices it is sent to. Returns weights; indices,
     int64, in descending order of what chose them, the lower index first in a tie; and the places
-    and offs of moe_permute. On the CPU one kernel.
+    and offs of moe_permute. One kernel, on the CPU and on a GPU; by parts in half precision.
     Raises ConfigError and ShapeError for what does not fit.
 
     Source: Shazeer et al. 2017, section 2; DeepSeek-AI 2024, "DeepSeek-V2", section 2.2.2, and
@@ -184,12 +184,14 @@ def route(
         "norm_topk_prob": norm_topk_prob,
         "scaling_factor": scaling_factor,
     }
-    mode = modes.thread.mode
-    plain = type(logits.data) is np.ndarray and not backend.half_precision(logits.dtype)
-    if not plain or mode.observers or mode.anomaly:
+    mode, device = modes.thread.mode, backend.device_of(logits.data)
+    samples = hasattr(logits.data, "levels")  # of vmap
+    there = device == "cpu" or device in kernels.implementations("route")
+    whole = there and not samples and not backend.half_precision(logits.dtype)
+    if not whole or mode.observers or mode.anomaly:
         return _route_by_parts(logits, k, expert_bias, weighing, **limits)
     run = backend.arithmetic.copy().run
-    kernel = partial(kernels.lookup("route"), k=k, **weighing, **limits)
+    kernel = partial(kernels.lookup("route", device), k=k, **weighing, **limits)
     array, *found = run(kernel, logits.data, None if expert_bias is None else expert_bias.data)
     indices, places, offs = map(wrap, found)
     weights = computed(_routing_weights, [logits, indices], weighing, array)

@@ -7,6 +7,7 @@ import minitorch as mt
 from minitorch import kernels
 from minitorch.backend import to_device
 from minitorch.errors import ShapeError
+from minitorch.kernels.cuda import experts as module
 from minitorch.kernels.cuda.extension import checked
 from minitorch.nn import functional as F
 from tests.cuda.conftest import close, wide
@@ -89,6 +90,50 @@ def test_routing_weights(hold, dtype, score_function, norm_topk_prob):
         logits, grad, _, indices = sample(dtype, tokens, experts, k, experts)
         hold("routing_weights", 3 * logits, indices, **options)
         hold("routing_weights_backward", grad, 3 * logits, indices, **options)
+
+
+@pytest.mark.parametrize("norm_topk_prob", [True, False])
+@pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_route(hold, dtype, score_function, norm_topk_prob):
+    rng = np.random.default_rng(2)
+    for tokens, experts, k, groups, kept, best in [
+        (1, 1, 1, 1, 1, 1),
+        (5, 8, 2, 1, 1, 1),
+        (9, 16, 3, 8, 3, 2),
+        (3, 40, 20, 4, 2, 10),
+    ]:
+        # every score and every sum of scores apart from the others, in 16 bits too
+        logits = rng.permuted(np.tile(np.linspace(-2, 2, experts), (tokens, 1)), axis=1)
+        bias = rng.permutation(experts) / (16 * experts)
+        for added in (None, bias):
+            hold(
+                "route",
+                logits.astype(getattr(mt, dtype)),
+                None if added is None else added.astype(getattr(mt, dtype)),
+                k=k,
+                groups=groups,
+                kept_groups=kept,
+                group_best=best,
+                score_function=score_function,
+                norm_topk_prob=norm_topk_prob,
+                scaling_factor=2.5,
+            )
+
+
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan, 0.0])
+def test_route_with_ties_and_what_is_no_number(hold, special):
+    """Of equal scores the first; NaN before all others, as in topk."""
+    logits = np.array([[0.5, special, -1.0, special, 0.5, 2.0]] * 2)
+    options = {"norm_topk_prob": False, "scaling_factor": 1.0, "groups": 3, "kept_groups": 2}
+    hold("route", logits, None, k=3, group_best=1, score_function="sigmoid", **options)
+
+
+def test_more_experts_than_fit_go_by_the_reference(hold, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_EXPERTS", 8)
+    logits = np.random.default_rng(0).permuted(np.linspace(-9, 9, 9)[None], axis=1)
+    options = {"groups": 3, "kept_groups": 2, "group_best": 2, "score_function": "softmax"}
+    hold("route", logits, None, k=2, norm_topk_prob=True, scaling_factor=1.0, **options)
 
 
 def test_an_index_that_is_no_expert():

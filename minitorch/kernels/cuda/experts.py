@@ -18,6 +18,7 @@ from minitorch.kernels.reference import experts as reference
 Array = Any
 
 _INT64 = np.dtype(np.int64)
+_MOST_EXPERTS = 8192  # a number for each fits into shared memory
 
 
 @device_kernel("moe_places")
@@ -84,6 +85,32 @@ def grouped_outer(x: Array, grad: Array, offs: Array) -> Array:
     kernel = "grouped_outer_wgmma" if _for_warpgroups(x, grad) else "grouped_outer"
     call(kernel, x, grad, _integers(offs), out)
     return out
+
+
+@device_kernel("route")
+def route(
+    logits: Array,
+    bias: Array | None,
+    *,
+    k: int,
+    groups: int,
+    kept_groups: int,
+    group_best: int,
+    **options: Any,
+) -> tuple[Array, Array, Array, Array]:
+    """The reference's, of up to 8,192 experts, in two launches."""
+    tokens, experts = logits.shape
+    limits: dict[str, Any] = {
+        "groups": groups,
+        "kept_groups": kept_groups,
+        "group_best": group_best,
+    }
+    if not _takes(logits, bias) or experts > _MOST_EXPERTS:
+        return reference.route(logits, bias, k=k, **limits, **options)
+    weights, indices = empty(logits, (tokens, k)), empty(logits, (tokens, k), _INT64)
+    given = contiguous(logits), None if bias is None else contiguous(bias)
+    call("route", *given, weights, indices, *_numbers(**options), *limits.values())
+    return weights, indices, *moe_places(indices, num_experts=experts)
 
 
 @device_kernel("routing_weights")
