@@ -1,5 +1,5 @@
-// The product of a few rows of A and all of B, whose every element is read once: memory decides. B is
-// read where it is.
+// The product of a few rows of A and all of B, whose every element is read once: memory decides. B
+// is read where it is.
 
 #pragma once
 
@@ -7,15 +7,15 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-// Columns of B that a thread takes at a time, a multiple of `step`: four times what is worth it, since
-// at every jump to another place the processor has to find out again what to fetch ahead.
+// Columns of B that a thread takes at a time, a multiple of `step`: four times what is worth it,
+// since at every jump to another place the processor has to find out again what to fetch ahead.
 inline long columns_at_once(long k, long step) {
     return ceil_div(4 * rows_per_piece(k), step) * step;
 }
 
-// body(begin, end) over [0, count) in pieces that begin at multiples of `step` and grow shorter, down
-// to `least`: so threads have few jumps, and all end at nearly the same time. How many threads there
-// are decides about the pieces: only for loops whose results do not depend on those.
+// body(begin, end) over [0, count) in pieces that begin at multiples of `step` and grow shorter,
+// down to `least`: so threads have few jumps, and all end at nearly the same time. How many threads
+// there are decides about the pieces: only for loops whose results do not depend on those.
 template <typename Body>
 void parallel_shrinking(long count, long step, long least, Body&& body) {
     constexpr long kMost = 2048;
@@ -30,8 +30,8 @@ void parallel_shrinking(long count, long step, long least, Body&& body) {
     parallel_for(pieces, [&](long i) { body(i ? ends[i - 1] : 0L, ends[i]); });
 }
 
-// How many columns apart the columns are that are read at once: so that each of the places that memory
-// is read from goes on for a while, and what comes next is some 24 KiB away.
+// How many columns apart the columns are that are read at once: so that each of the places that
+// memory is read from goes on for a while, and what comes next is some 24 KiB away.
 inline long columns_apart(long bytes_of_column, long most) {
     constexpr long kWhile = 6000;
     long apart = 1;
@@ -42,37 +42,40 @@ inline long columns_apart(long bytes_of_column, long most) {
 // B's columns contiguous along k: every element of the result is a product of two vectors. With
 // Layout::pairs those are of pairs, and k is even.
 //
-// From four places at once memory gives a fifth to a third more than from one: the processor fetches ahead
-// for each of them, and is told of the columns to come as well.
+// From four places at once memory gives a fifth to a third more than from one, and more from eight
+// if the columns are long: the processor fetches ahead for each of them, and is told of the columns
+// to come as well.
 template <typename T, typename O, long rows, Layout layout>
 void few_rows_by_dots(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
                       const Epilogue<O, Compute<T>>& epilogue) {
     using C = Compute<T>;
     using Element = std::conditional_t<layout == Layout::pairs, Pair, T>;
     constexpr long lanes = Lanes<C>::count;
-    constexpr long together = rows <= 4 && lanes >= 4 ? 4 : 2;
+    constexpr bool long_columns = sizeof(T) == 4 && lanes >= 16;
+    constexpr long together = rows == 1 && long_columns ? 8 : rows <= 4 && lanes >= 4 ? 4 : 2;
     const long depth = k * static_cast<long>(sizeof(T)) / static_cast<long>(sizeof(Element));
     const long apart = columns_apart(k * static_cast<long>(sizeof(T)), lanes / together);
     const auto elements = [](const T* x) { return reinterpret_cast<const Element*>(x); };
     parallel_shrinking(n, lanes, rows_per_piece(k), [&](long begin, long end) {
         // Of the columns from j on, `first`, first + apart, ...
-        const auto multiply = [&](long j, long first, Vector<C> (&dots)[rows][lanes]) {
+        const auto multiply = [&](long j, long first, Vector<C>(&dots)[rows][lanes]) {
             const Element* from[together];
             for (long c = 0; c < together; ++c) {
                 const long column = j + first + c * apart;
                 from[c] = elements(b.at(0, column < end ? column : j));
             }
-            const bool more = j + first + together * apart < end;  // the next piece may be another's
+            const bool more =
+                j + first + together * apart < end;  // the next piece may be another's
             const long ahead = more ? elements(b.at(0, together * apart)) - elements(b.data) : 0;
             Vector<C> sum[rows][together] = {};
             const auto add = [&](long p, const auto& get) __attribute__((always_inline)) {
                 Vector<C> column[together];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (long c = 0; c < together; ++c) column[c] = get(from[c] + p);
 #pragma GCC unroll 8
                 for (long r = 0; r < rows; ++r) {
                     const Vector<C> left = get(elements(a.at(r < m ? r : 0, 0)) + p);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                     for (long c = 0; c < together; ++c) {
                         if constexpr (layout == Layout::pairs)
                             sum[r][c] = add_pairs(sum[r][c], left, column[c]);
@@ -136,8 +139,8 @@ void few_rows_by_tiles(long m, long n, long k, Matrix<const T> a, Matrix<const T
                 }
             }
             for (long r = 0; r < m; ++r)
-                finish(reinterpret_cast<const C*>(sum[r]), width, {}, 1, left < width ? left : width,
-                       {out.at(r, j), out.row, 1}, epilogue.at(r, j));
+                finish(reinterpret_cast<const C*>(sum[r]), width, {}, 1,
+                       left < width ? left : width, {out.at(r, j), out.row, 1}, epilogue.at(r, j));
         }
     });
 }

@@ -38,22 +38,24 @@ KERNEL(peak_arithmetic) {  // out: (threads,) float32 or float64; rounds
     });
 }
 
-// Each thread sums a part of x of its own, `passes` times.
+// Each thread sums a part of x of its own, `passes` times, from eight places at once, an eighth of
+// the part each: the processor fetches ahead for every one of them, and more comes than from one
+// place.
 KERNEL(peak_read) {  // x: (n,) float32; out: (threads,) float32; passes
     const auto& x = arrays[0];
     const auto& out = arrays[1];
-    const long part = x.size / out.size;
+    constexpr long kPlaces = 8, lanes = Lanes<float>::count;
+    const long part = x.size / out.size, apart = part / kPlaces;
     const long passes = static_cast<long>(numbers[0]);
     parallel_for(out.size, [&](long piece) {
-        constexpr long lanes = Lanes<float>::count;
         const float* from = x.as<float>() + piece * part;
-        Vector<float> sums[8] = {};
+        Vector<float> sums[kPlaces] = {};
         for (long pass = 0; pass < passes; ++pass)
-            for (long i = 0; i + 8 * lanes <= part; i += 8 * lanes)
+            for (long i = 0; i + lanes <= apart; i += lanes)
 #pragma GCC unroll 8
-                for (int j = 0; j < 8; ++j) sums[j] += load(from + i + j * lanes);
+                for (long j = 0; j < kPlaces; ++j) sums[j] += load(from + j * apart + i);
         Vector<float> sum{};
-        for (int j = 0; j < 8; ++j) sum += sums[j];
+        for (const Vector<float>& one : sums) sum += one;
         out.as<float>()[piece] = sum_of_lanes<float>(sum);
     });
 }
