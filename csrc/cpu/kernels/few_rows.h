@@ -151,7 +151,7 @@ void few_rows(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matr
     if constexpr (rows > 1)
         if (m <= rows / 2) return few_rows<T, O, rows / 2>(m, n, k, a, b, out, epilogue);
     if (b.row == 1 && a.column == 1) {
-        if constexpr (kPanels<T> == Layout::pairs)
+        if constexpr (kPaired<T>)
             if (k % 2 == 0)
                 return few_rows_by_dots<T, O, rows, Layout::pairs>(m, n, k, a, b, out, epilogue);
         few_rows_by_dots<T, O, rows, Layout::any>(m, n, k, a, b, out, epilogue);

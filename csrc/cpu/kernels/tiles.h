@@ -10,8 +10,8 @@
 // so that 2 kRows kColumns operations read kRows + kColumns numbers, from a near cache. Source: BLIS,
 // Van Zee and van de Geijn 2015.
 //
-// Some processors multiply pairs of bfloat16, twice as many at once. Panels then hold pairs, of k and
-// k + 1, and all is as if they were numbers, half as many.
+// Some processors multiply pairs of bfloat16, twice as many at once. Panels may then hold pairs, of k
+// and k + 1, and all is as if they were numbers, half as many.
 
 #pragma once
 
