@@ -160,7 +160,7 @@ def write_tokens(folder: Path, tokens: np.ndarray) -> None:
     """The batch again and again where llm.c looks for texts, so that any order gives the same."""
     folder = folder / "dev/data/tinyshakespeare"
     folder.mkdir(parents=True)
-    text = np.tile(tokens, 9)[: 8 * len(tokens) + 1].astype(np.uint16)
+    text = np.tile(tokens, 65)[: 64 * len(tokens) + 1].astype(np.uint16)
     for part in ("train", "val"):
         content = _header(20240520, 1, len(text)) + text.tobytes()
         (folder / f"tiny_shakespeare_{part}.bin").write_bytes(content)
