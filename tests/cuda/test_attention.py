@@ -169,6 +169,33 @@ def test_the_widest_heads_and_wider_ones(dtype):
             close(one, exactly, dtype, factor=8)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_gradients_of_rows_that_a_finite_mask_hides(dtype, causal):
+    """Of some rows all keys, of others all but some that do not count; and of none."""
+    rng, time = np.random.default_rng(0), 9
+    kind = getattr(mt, dtype)
+    query, key, value, grad = (rng.standard_normal((2, 3, time, 16)).astype(kind) for _ in range(4))
+    mask = np.zeros((2, 1, time, time), np.float64 if dtype == "float64" else np.float32)
+    mask[0, 0, 3] = mask[1, 0, 7] = np.finfo(np.float32).min
+    mask[1, 0, 7, 2:4] = -np.inf
+    mask[1, 0, 5, 1:] = np.finfo(np.float32).min
+    options = {"causal": causal, "scale": 0.25}
+    arrays = query, key, value, mask, None
+    with checked():
+        out, lse = compiled("scaled_dot_product_attention")(*map(simt, arrays), **options)
+        found = compiled("scaled_dot_product_attention_backward")(
+            *map(simt, (grad, *arrays)), out, lse, needs_mask=True, **options
+        )
+    exact = [wide(x) for x in arrays]
+    expected = reference.scaled_dot_product_attention(*exact, **options)
+    gradients = reference.scaled_dot_product_attention_backward(
+        wide(grad), *exact, *expected, needs_mask=True, **options
+    )
+    for one, exactly in zip(found[:4], gradients[:4], strict=True):
+        close(one, exactly, dtype, factor=8)
+
+
 def test_the_same_bits_in_every_order():
     arrays, grad = inputs(CASES[3], "float32")
     seen = set()

@@ -26,11 +26,14 @@ from minitorch.kernels.cuda.extension import (
 )
 from minitorch.kernels.reference import attention as reference
 from minitorch.kernels.reference.attention import (
+    EVERYTHING,
+    Window,
     join_heads,
     kernel_numbers,
     split_heads,
     sum_to,
     unpack_qkv,
+    visible,
 )
 
 Array = Any
@@ -181,6 +184,8 @@ def scaled_dot_product_attention_backward(
             needs_mask=needs_mask,
             **options,
         )
+    if sinks is None and mask is not None and mask.dtype != bool:
+        grad = _shared(grad, mask, query, key, **options)
     q, k, v, g, o = (_four(x) for x in (query, key, value, grad, out))
     dq, dk, dv = (_by_time(x, x.shape[3]) for x in (q, k, v))
     lse = contiguous(log_normaliser).reshape(q.shape[:3])
@@ -479,6 +484,33 @@ def _sinks(sinks: Array | None, query: Array) -> Array | None:
     return None if sinks is None else contiguous(sinks.astype(_compute(query), copy=False))
 
 
+def _shared(
+    grad: Array,
+    mask: Array,
+    query: Array,
+    key: Array,
+    *,
+    causal: bool = False,
+    window: Window = EVERYTHING,
+    lower_right: bool = False,
+    **_: Any,
+) -> Array:
+    """grad, divided where a finite mask hides a whole row by how many keys share in it.
+
+    Beside so large a number the log-normaliser has no digits for how many they are: the kernels
+    find probabilities of 1, and these are in all that follows beside a factor of grad.
+    """
+    xp, dtype = array_module(query), _compute(query)
+    rows = xp.broadcast_to(mask.astype(dtype, copy=False), (*mask.shape[:-1], key.shape[-2]))
+    seen = visible(query.shape[-2], key.shape[-2], causal, window, lower_right)
+    if seen is not None:
+        rows = xp.where(beside(xp.asarray(seen), query), rows, dtype.type(-np.inf))
+    most = rows.max(-1, keepdims=True)
+    hidden = (most < -(2.0 ** (np.finfo(dtype).nmant + 5))) & (most > -np.inf)
+    count = xp.where(hidden, (rows == most).sum(-1, keepdims=True), 1)
+    return beside((grad / count).astype(grad.dtype, copy=False), query)
+
+
 def _bias(mask: Array | None, query: Array, key: Array) -> Array | None:
     """The mask as what is added to the scores, broadcast to (batch, heads, time_q, time_k)."""
     if mask is None:
@@ -486,5 +518,8 @@ def _bias(mask: Array | None, query: Array, key: Array) -> Array | None:
     xp, dtype = array_module(query), _compute(query)
     if mask.dtype == bool:
         mask = xp.where(mask, dtype.type(0), dtype.type(-np.inf))
-    full = xp.broadcast_to(mask.astype(dtype, copy=False), (*query.shape[:-1], key.shape[-2]))
+    else:  # kernels multiply by log2 e, and what is finite stays so
+        mask, least = mask.astype(dtype, copy=False), dtype.type(np.finfo(dtype).min / 2)
+        mask = xp.where((mask < least) & (mask > -np.inf), least, mask)
+    full = xp.broadcast_to(mask, (*query.shape[:-1], key.shape[-2]))
     return beside(full.reshape(-1, *full.shape[-3:]), query)
