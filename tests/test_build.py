@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -41,14 +42,19 @@ def _softmax_of(checkout):
         "import minitorch as mt; from minitorch import kernels; "
         "print(kernels.available()['softmax'], mt.tensor([0.0, 0.0]).softmax(0).tolist())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
+    return _run(checkout, "-c", program).stdout.strip()
+
+
+def _run(checkout, *arguments, **environment):
+    """Python in the checkout; without -S an editable installation lends it its extensions."""
+    paths = os.pathsep.join([str(checkout), sysconfig.get_path("purelib")])
+    return subprocess.run(
+        [sys.executable, "-S", *arguments],
         cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout)},
+        env={**os.environ, "PYTHONPATH": paths, **environment},
         capture_output=True,
         text=True,
     )
-    return done.stdout.strip()
 
 
 def test_without_a_compiler_one_line_says_so_and_numpy_serves(checkout):
@@ -60,14 +66,7 @@ def test_without_a_compiler_one_line_says_so_and_numpy_serves(checkout):
         "no C++20 compiler found (CXX=/nonexistent/c++)"
     ]
     assert _softmax_of(checkout) == "('numpy',) [0.5, 0.5]"
-    doctor = subprocess.run(
-        [sys.executable, "-m", "models.cli", "doctor", "--json"],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(checkout), "CXX": "/nonexistent/c++"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    doctor = _run(checkout, "-m", "models.cli", "doctor", "--json", CXX="/nonexistent/c++")
     kernels = json.loads(doctor.stdout)["kernels"]
     assert kernels["why not compiled"].startswith("there is no C++20 compiler")
 
