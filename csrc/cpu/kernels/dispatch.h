@@ -22,6 +22,19 @@ void by_dtype(const Array& x, const char* otherwise, F f) {
     }
 }
 
+// The same where bfloat16 is not taken.
+template <typename F>
+void by_float(const Array& x, const char* otherwise, F f) {
+    switch (x.dtype) {
+        case Dtype::float32:
+            return f(float{});
+        case Dtype::float64:
+            return f(double{});
+        default:
+            fail(otherwise);
+    }
+}
+
 // Where a row begins in an array of any strides; rows lie along the last dimension.
 inline long row_offset(const Array& array, long row) {
     long at = 0;

@@ -21,15 +21,7 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-template <typename F>
-static void by_float(const Array& x, F f) {
-    if (x.dtype == Dtype::float32)
-        f(float{});
-    else if (x.dtype == Dtype::float64)
-        f(double{});
-    else
-        fail("product_keys: expected float32 or float64");
-}
+constexpr char kBadDtype[] = "product_keys: expected float32 or float64";
 
 struct Sizes {
     long rows, n, d, k;
@@ -83,7 +75,7 @@ KERNEL(product_keys) {
     const long n = size.n, d = size.d, k = size.k;
     constexpr long most = 1 << 16;  // products of a half that are held at a time
     const long together = n < most / 16 ? most / n : 16;
-    by_float(query, [&](auto kind) {
+    by_float(query, kBadDtype, [&](auto kind) {
         using T = decltype(kind);
         parallel_ranges(size.rows, together < 256 ? together : 256, [&](long begin, long end) {
             const long rows = end - begin;
@@ -121,7 +113,7 @@ KERNEL(product_scores_backward) {
     long* first = scratch<long>(4, n + 2);
     long* order = scratch<long>(5, choices);
     long* row = scratch<long>(6, choices);
-    by_float(query, [&](auto kind) {
+    by_float(query, kBadDtype, [&](auto kind) {
         using T = decltype(kind);
         const T *g = grad.as<const T>(), *q = query.as<const T>();
         for (long half : {0, 1}) {

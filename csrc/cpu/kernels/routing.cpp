@@ -117,16 +117,6 @@ static void check_chosen(const Array& indices, long experts) {
                 "routing: an index that is no expert");
 }
 
-template <typename F>
-static void by_float(const Array& x, F f) {
-    if (x.dtype == Dtype::float32)
-        f(float{});
-    else if (x.dtype == Dtype::float64)
-        f(double{});
-    else
-        fail(kBadDtype);
-}
-
 template <typename T>
 static void weigh(const Weighing& weighing, const T* s, const int64_t* chosen, long k, T* weights) {
     const T scale = T(weighing.factor) / weighing.total(s, chosen, k);
@@ -149,7 +139,7 @@ KERNEL(route) {
                 k <= experts / groups.count * groups.kept &&
                 (!bias || (bias.size == experts && bias.dtype == x.dtype)),
             "routing: arrays that do not fit");
-    by_float(x, [&](auto kind) {
+    by_float(x, kBadDtype, [&](auto kind) {
         using T = decltype(kind);
         for_tokens<T>(x, indices, weighing, [&](long t, const T* s, int64_t* chosen) {
             T* ranks = scratch<T>(4, experts);
@@ -169,7 +159,7 @@ KERNEL(routing_weights) {  // x (tokens, experts), indices and out (tokens, k); 
     require(out.size == indices.size && out.dtype == x.dtype, "routing: arrays that do not fit");
     const Weighing weighing(numbers);
     const long k = indices.shape[1];
-    by_float(x, [&](auto kind) {
+    by_float(x, kBadDtype, [&](auto kind) {
         using T = decltype(kind);
         for_tokens<T>(x, indices, weighing, [&](long t, const T* s, const int64_t* chosen) {
             weigh(weighing, s, chosen, k, out.as<T>() + t * k);
@@ -188,7 +178,7 @@ KERNEL(routing_weights_backward) {
             "routing: arrays that do not fit");
     const Weighing weighing(numbers);
     const long experts = x.shape[1], k = indices.shape[1];
-    by_float(x, [&](auto kind) {
+    by_float(x, kBadDtype, [&](auto kind) {
         using T = decltype(kind);
         for_tokens<T>(x, indices, weighing, [&](long t, const T* s, const int64_t* chosen) {
             const T* g = grad.as<T>() + t * k;
@@ -246,7 +236,7 @@ KERNEL(expected_cost) {
     const long experts = x.dim(-1), rows = x.size / experts, grain = rows_per_piece(16 * experts);
     const long pieces = (rows + grain - 1) / grain;
     double* sums = scratch<double>(4, pieces);
-    by_float(x, [&](auto kind) {
+    by_float(x, kBadDtype, [&](auto kind) {
         using T = decltype(kind);
         parallel_for(pieces, [&](long i) {
             const long begin = i * grain, end = begin + grain < rows ? begin + grain : rows;
@@ -271,7 +261,7 @@ KERNEL(expected_cost_backward) {
             "expected_cost: arrays that do not fit");
     const Weighing weighing(numbers);
     const long experts = x.dim(-1);
-    by_float(x, [&](auto kind) {
+    by_float(x, kBadDtype, [&](auto kind) {
         using T = decltype(kind);
         const T grad = T(numbers[3]);
         parallel_ranges(x.size / experts, rows_per_piece(16 * experts), [&](long begin, long end) {
