@@ -304,7 +304,9 @@ class _Sweep:
         before = self.pending.get(id(edge))
         if before is None or levels(before.data):
             return False
-        node.extras["arrived"] = before.data  # type: ignore[index]
+        if node.extras is None:
+            node.extras = {}
+        node.extras["arrived"] = before.data
         return True
 
     def _taken(self, node: Node) -> None:

@@ -174,3 +174,18 @@ def test_parts_of_a_value_add_to_one_gradient():
     np.testing.assert_allclose(h.grad.numpy(), wanted)
     np.testing.assert_allclose(x.grad.numpy(), 2 * wanted)
     np.testing.assert_allclose(left.grad.numpy(), 2 * data[:, 2:])
+
+
+def test_a_product_takes_what_came_to_its_input_before():
+    """Two products of one tensor, and a sum around them: its gradient is that of all three."""
+    rng = np.random.default_rng(0)
+    x0, one, two, v = (rng.standard_normal(s) for s in ((3, 4), (4, 4), (4, 4), (3, 4)))
+    x = mt.Tensor(x0, requires_grad=True)
+    middle = 2 * x
+    out = middle + F.linear(middle, mt.Tensor(one)) + F.linear(middle, mt.Tensor(two))
+    out.backward(mt.Tensor(v))
+    np.testing.assert_allclose(x.grad.numpy(), 2 * (v + v @ one + v @ two), rtol=1e-12)
+    x.grad = None
+    scaled = F.linear(middle := 2 * x, mt.Tensor(one), scaled=True)  # operands rounded to 8 bits
+    (middle + scaled).backward(mt.Tensor(v))
+    np.testing.assert_allclose(x.grad.numpy(), 2 * (v + v @ one), atol=0.5)

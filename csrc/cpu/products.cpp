@@ -3,6 +3,8 @@
 //
 //     matmul_as_it_is(a, b, out)          a b, into out if it is not None
 //     linear_as_it_is(x, weight, bias)    x weightᵀ + bias; bias may be None
+//     linear_backward_as_it_is(grad, x, weight, residual, needs)
+//         (grad weight + residual, gradᵀ x, Σ grad), None for what `needs` does not want
 //     decode_blocks_as_it_is(x, ...)      what kernels/decoding.cpp takes up to out, and its numbers
 //
 // They return the result; or None where something has to be converted, copied, broadcast or refused,
@@ -10,6 +12,7 @@
 
 #include "python.h"
 
+#include <cstring>
 #include <vector>
 
 namespace py = pybind11;
@@ -47,9 +50,10 @@ PyObject* empty(int ndim, const npy_intp* shape, PyArrayObject* like) {
     return out;
 }
 
-void product(const Array& a, const Array& b, const Array& out, const Array& bias) {
+void product(const Array& a, const Array& b, const Array& out, const Array& bias,
+             const Array& residual = kNone, const Array& row_sums = kNone) {
     static const Implementations& kernel = implementations("matmul");
-    const Array arrays[] = {a, b, out, bias, kNone, kNone, kNone};
+    const Array arrays[] = {a, b, out, bias, residual, row_sums, kNone};
     constexpr double alpha = 1, accumulate = 0, activation = 0;
     const double numbers[] = {alpha, accumulate, activation};
     call(kernel, arrays, 7, numbers);
@@ -86,6 +90,13 @@ Array as_rows(const Array& x) {
     return {x.data, x.dtype, 2, x.size, {rows, columns}, {columns, 1}};
 }
 
+// a with rows and columns exchanged.
+Array turned(Array a) {
+    std::swap(a.shape[0], a.shape[1]);
+    std::swap(a.strides[0], a.strides[1]);
+    return a;
+}
+
 PyObject* linear_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
     return guarded([=]() -> PyObject* {
         PyArrayObject *x = as_array(arguments[0]), *weight = as_array(arguments[1]);
@@ -100,10 +111,8 @@ PyObject* linear_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
         if (biased && (!takes(bias) || !PyArray_IS_C_CONTIGUOUS(bias) || !same_dtype(x, bias) ||
                        PyArray_NDIM(bias) != 1 || PyArray_DIM(bias, 0) != features))
             Py_RETURN_NONE;
-        Array right = view(arguments[1]);
+        const Array right = turned(view(arguments[1]));
         if (!takes_products(right.dtype)) Py_RETURN_NONE;
-        std::swap(right.shape[0], right.shape[1]);
-        std::swap(right.strides[0], right.strides[1]);
         npy_intp shape[kMaxDims];
         std::copy_n(PyArray_DIMS(x), ndim, shape);
         shape[ndim - 1] = features;
@@ -111,6 +120,51 @@ PyObject* linear_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
         product(as_rows(view(arguments[0])), right, as_rows(view(out.ptr())),
                 biased ? view(arguments[2]) : kNone);
         return out.release().ptr();
+    });
+}
+
+PyObject* linear_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+    return guarded([=]() -> PyObject* {
+        PyArrayObject *grad = as_array(arguments[0]), *x = as_array(arguments[1]);
+        PyArrayObject* weight = as_array(arguments[2]);
+        PyArrayObject* residual = arguments[3] == Py_None ? nullptr : as_array(arguments[3]);
+        PyObject* needs = arguments[4];
+        if (!takes(grad) || !takes(x) || !takes(weight) || !PyArray_IS_C_CONTIGUOUS(grad) ||
+            !PyArray_IS_C_CONTIGUOUS(x) || PyArray_NDIM(grad) < 1 || PyArray_NDIM(x) < 1 ||
+            PyArray_SIZE(grad) == 0 || PyArray_SIZE(x) == 0 || PyArray_NDIM(weight) != 2 ||
+            !same_dtype(grad, x) || !same_dtype(weight, x))
+            Py_RETURN_NONE;
+        if (arguments[3] != Py_None &&
+            (!takes(residual) || !PyArray_IS_C_CONTIGUOUS(residual) || !same_dtype(residual, x) ||
+             PyArray_SIZE(residual) != PyArray_SIZE(x)))
+            Py_RETURN_NONE;
+        if (!PyTuple_CheckExact(needs) || PyTuple_GET_SIZE(needs) != 3) Py_RETURN_NONE;
+        const Array grads = as_rows(view(arguments[0])), rows = as_rows(view(arguments[1]));
+        const Array matrix = view(arguments[2]);
+        if (grads.shape[1] != matrix.shape[0] || rows.shape[1] != matrix.shape[1] ||
+            grads.shape[0] != rows.shape[0])
+            Py_RETURN_NONE;
+        const auto wanted = [=](int i) { return PyTuple_GET_ITEM(needs, i) == Py_True; };
+        if (!takes_products(rows.dtype) || (wanted(2) && rows.dtype == Dtype::bfloat16))
+            Py_RETURN_NONE;
+        py::object out[3] = {py::none(), py::none(), py::none()};
+        const auto make = [&](int i, int ndim, const npy_intp* shape) {
+            out[i] = py::reinterpret_steal<py::object>(empty(ndim, shape, x));
+            return view(out[i].ptr());
+        };
+        if (wanted(0))
+            product(grads, matrix, as_rows(make(0, PyArray_NDIM(x), PyArray_DIMS(x))), kNone,
+                    residual ? as_rows(view(arguments[3])) : kNone);
+        if (wanted(1) || wanted(2)) {
+            Array sums = kNone;
+            if (wanted(2)) {
+                sums = make(2, 1, PyArray_DIMS(weight));
+                std::memset(sums.data, 0, PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(out[2].ptr())));
+            }
+            product(turned(grads), rows, make(1, 2, PyArray_DIMS(weight)), kNone, kNone, sums);
+            if (!wanted(1)) out[1] = py::none();
+        }
+        return PyTuple_Pack(3, out[0].ptr(), out[1].ptr(), out[2].ptr());
     });
 }
 
@@ -162,6 +216,9 @@ PyMethodDef methods[] = {
     {"linear_as_it_is",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<linear_as_it_is, 3>)),
      METH_FASTCALL, "x weightᵀ + bias, if nothing has to be prepared; else None"},
+    {"linear_backward_as_it_is",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<linear_backward_as_it_is, 5>)),
+     METH_FASTCALL, "what linear's gradient gives, if nothing has to be prepared; else None"},
     {"decode_blocks_as_it_is",
      reinterpret_cast<PyCFunction>(
          reinterpret_cast<void (*)()>(counted<decode_blocks_as_it_is, 3, PY_SSIZE_T_MAX>)),

@@ -125,7 +125,7 @@ def _fetcher(
     if name == "last":
         return lambda node, _: node.freed
     if name == "arrived":
-        return lambda node, _: node.extras.pop("arrived", None)  # type: ignore[union-attr]
+        return lambda node, _: node.extras.pop("arrived", None) if node.extras else None
     if name in extras:
         return lambda node, _: node.extra(name)
     if name in inputs:

@@ -156,15 +156,17 @@ def test_linear(rows, dtype, order):
     rng = np.random.default_rng(4)
     x, grad = numbers(rng, dtype, *rows, 12), numbers(rng, dtype, *rows, 35)
     weight, bias = numbers(rng, dtype, 35, 12), numbers(rng, dtype, 35)
+    rest = numbers(rng, dtype, *rows, 12)
     with checked(*order):
         out = compiled("linear")(simt(x), simt(weight), simt(bias))
         found = compiled("linear_backward")(
-            simt(grad), simt(x), simt(weight), needs=(True, True, True)
+            simt(grad), simt(x), simt(weight), needs=(True, True, True), residual=simt(rest)
         )
     close(out, reference.linear(wide(x), wide(weight), wide(bias)), dtype)
-    expected = reference.linear_backward(
+    dx, *others = reference.linear_backward(
         wide(grad), wide(x), wide(weight), needs=(True, True, True)
     )
+    expected = dx + wide(rest), *others
     for one, exact in zip(found, expected, strict=True):
         assert type(one) is SimtArray
         assert one.dtype == x.dtype

@@ -172,24 +172,31 @@ def test_linear(instruction_set, shape, features, dtype, layout, gaps, biased):
     np.testing.assert_allclose(wide(found), expected, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("needs", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_gradients_of_linear(instruction_set, dtype):
-    kind = np.dtype(getattr(mt, dtype))
+def test_gradients_of_linear(instruction_set, dtype, needs, gaps, residual):
+    kind, needs = np.dtype(getattr(mt, dtype)), tuple(map(bool, needs))
     rng = np.random.default_rng(1)
-    x, weight, grad = (
-        rng.standard_normal(s).astype(kind) for s in ((2, 50, 33), (70, 33), (2, 50, 70))
+    x, weight, grad, rest = (
+        rng.standard_normal((*s[:-1], 2 * s[-1])).astype(kind)[..., ::2]
+        for s in ((2, 50, 33), (70, 33), (2, 50, 70), (2, 50, 33))
     )
+    if not gaps:
+        x, weight, grad, rest = map(np.ascontiguousarray, (x, weight, grad, rest))
     found = kernels.implementations("linear_backward")["cpu"](
-        grad, x, weight, needs=(True, True, True)
+        grad, x, weight, needs=needs, residual=rest if residual else None
     )
-    expected = reference.linear_backward(
-        wide(grad), wide(x), wide(weight), needs=(True, True, True)
-    )
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == kind
-        np.testing.assert_allclose(
-            wide(one), other, rtol=0, atol=12 * DTYPES[dtype] * np.abs(other).max()
-        )
+    g, rows = wide(grad).reshape(100, 70), wide(x).reshape(100, 33)
+    to_x = (g @ wide(weight)).reshape(x.shape) + (wide(rest) if residual else 0)
+    for one, other, need in zip(found, (to_x, g.T @ rows, g.sum(0)), needs, strict=True):
+        assert (one is not None) == need
+        if need:
+            assert (one.dtype, one.shape) == (kind, other.shape)
+            np.testing.assert_allclose(
+                wide(one), other, rtol=0, atol=12 * DTYPES[dtype] * np.abs(other).max()
+            )
 
 
 def test_what_does_not_fit_is_refused():

@@ -17,6 +17,7 @@ if extension:
     from minitorch.kernels.cpu import embedding as embedding
     from minitorch.kernels.cpu import experts as experts
     from minitorch.kernels.cpu import latent as latent
+    from minitorch.kernels.cpu import lightning as lightning
     from minitorch.kernels.cpu import linear_cross_entropy as linear_cross_entropy
     from minitorch.kernels.cpu import linear_swiglu as linear_swiglu
     from minitorch.kernels.cpu import matmul as matmul

@@ -102,8 +102,12 @@ def matmul(
     return out
 
 
-def _product(a: Array, b: Array, out: Array, bias: Any = None, row_sums: Any = None) -> None:
-    extension.matmul(a, b, out, bias, None, row_sums, None, 1.0, 0.0, 0.0)
+def _product(
+    a: Array, b: Array, out: Array, bias: Any = None, residual: Any = None, row_sums: Any = None
+) -> None:
+    if residual is not None:
+        residual = residual.reshape(out.shape)
+    extension.matmul(a, b, out, bias, residual, row_sums, None, 1.0, 0.0, 0.0)
 
 
 @register("linear", "cpu", half=(bfloat16,))
@@ -122,17 +126,26 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 
 @register("linear_backward", "cpu", half=(bfloat16,))
 def linear_backward(
-    grad: Array, x: Array, weight: Array, *, needs: tuple[bool, ...]
+    grad: Array,
+    x: Array,
+    weight: Array,
+    *,
+    needs: tuple[bool, ...],
+    residual: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """The reference's: two products; the sums of grad's columns come with the second."""
+    done = extension.linear_backward_as_it_is(grad, x, weight, residual, needs)
+    if done is not None:
+        return done
     if x.dtype not in FLOATS:
-        return reference.linear_backward(grad, x, weight, needs=needs)
+        return reference.linear_backward(grad, x, weight, needs=needs, residual=residual)
     features, inner = weight.shape
     grad_rows, x_rows = grad.reshape(-1, features), x.reshape(-1, inner)
     dx = dweight = dbias = None
     if needs[0]:
         dx = np.empty(x.shape, x.dtype)
-        _product(grad_rows, weight, dx.reshape(-1, inner))
+        rest = None if residual is None else np.ascontiguousarray(residual, x.dtype)
+        _product(grad_rows, weight, dx.reshape(-1, inner), residual=rest)
     if needs[1] or needs[2]:
         sums = np.zeros(features, float64 if x.dtype == float64 else float32)
         dweight = np.empty(weight.shape, x.dtype)

@@ -109,14 +109,20 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 
 @device_kernel("linear_backward")
 def linear_backward(
-    grad: Array, x: Array, weight: Array, *, needs: tuple[bool, ...]
+    grad: Array,
+    x: Array,
+    weight: Array,
+    *,
+    needs: tuple[bool, ...],
+    residual: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """The reference's: two products and the sums of grad's columns."""
     if x.dtype not in FLOATS:
-        return reference.linear_backward(grad, x, weight, needs=needs)
+        return reference.linear_backward(grad, x, weight, needs=needs, residual=residual)
     grad_rows, x_rows = _rows(grad), _rows(x)
+    rest = None if residual is None else _rows(residual)
     return (
-        matmul(grad_rows, weight).reshape(x.shape) if needs[0] else None,
+        matmul(grad_rows, weight, residual=rest).reshape(x.shape) if needs[0] else None,
         matmul(grad_rows.T, x_rows) if needs[1] else None,
         column_sums(grad_rows) if needs[2] else None,
     )

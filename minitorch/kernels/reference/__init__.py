@@ -16,6 +16,7 @@ from minitorch.kernels.reference import elementwise as elementwise
 from minitorch.kernels.reference import embedding as embedding
 from minitorch.kernels.reference import experts as experts
 from minitorch.kernels.reference import latent as latent
+from minitorch.kernels.reference import lightning as lightning
 from minitorch.kernels.reference import linear_cross_entropy as linear_cross_entropy
 from minitorch.kernels.reference import linear_swiglu as linear_swiglu
 from minitorch.kernels.reference import matmul as matmul

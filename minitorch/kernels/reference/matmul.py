@@ -73,17 +73,24 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 
 @register("linear_backward", "numpy")
 def linear_backward(
-    grad: Array, x: Array, weight: Array, *, needs: tuple[bool, ...]
+    grad: Array,
+    x: Array,
+    weight: Array,
+    *,
+    needs: tuple[bool, ...],
+    residual: Array | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Gradients for x, weight and bias, None for those that `needs` says are not wanted.
 
-    dx = grad weight,  dweight = gradᵀ x,  dbias = Σ grad. grad: (..., out), the rest as above.
+    dx = grad weight + residual,  dweight = gradᵀ x,  dbias = Σ grad. grad: (..., out); residual: of
+    the shape of x, or None for 0; the rest as above.
     """
     grad_rows = grad.reshape(-1, len(weight))
     x_rows = x.reshape(-1, weight.shape[1])
     dx, dweight, dbias = needs
+    to_x = (grad_rows @ weight).reshape(x.shape) if dx else None
     return (
-        (grad_rows @ weight).reshape(x.shape) if dx else None,
+        to_x if to_x is None or residual is None else to_x + residual,
         grad_rows.T @ x_rows if dweight else None,
         np.ones(len(grad_rows), grad.dtype) @ grad_rows if dbias else None,
     )
