@@ -38,13 +38,14 @@ FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-fPIC", "-fvisibility=hidden",
 FEWER = {"matmul": ["-O2"]}
 """Flags for a kernel's file that takes far longer to compile with -O3, and runs no faster."""
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AMX = ["-mamx-tile", "-mamx-bf16"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
 INSTRUCTION_SETS = {"portable": ["-DMT_VECTOR_BYTES=16"]}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {
         "avx2": ["-DMT_VECTOR_BYTES=32", *AVX2],
         "avx512": ["-DMT_VECTOR_BYTES=64", *AVX512],
-        "avx512_bf16": ["-DMT_VECTOR_BYTES=64", *AVX512, "-mavx512bf16"],
+        "avx512_bf16": ["-DMT_VECTOR_BYTES=64", *AVX512, "-mavx512bf16", *AMX],
     }
 EMULATED = ["-x", "c++", "-O1", "-g1", "-Wno-unknown-pragmas", "-Wno-psabi"]
 CHECKED = ["-g", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1"]

@@ -17,50 +17,18 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "buffers.h"
+#include "processor.h"
 #include "threads.h"
 
 namespace py = pybind11;
 
 namespace minitorch {
-namespace {
-
-// Best first. A set serves if the processor has it and kernels were compiled for it.
-struct InstructionSet {
-    const char* name;
-    bool (*supported)();
-};
-
-const InstructionSet kInstructionSets[] = {
-#if defined(__x86_64__)
-    {"avx512_bf16",
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512bf16");
-     }},
-    {"avx512",
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-     }},
-    {"avx2",
-     [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("f16c");
-     }},
-#endif
-    {"portable", [] { return true; }},
-};
-constexpr int kCount = std::size(kInstructionSets);
-
-
-}  // namespace
-
 struct Implementations {
-    Kernel by_set[kCount] = {};
+    Kernel by_set[kInstructionSetCount] = {};
 };
 
 namespace {
@@ -70,28 +38,16 @@ std::map<std::string, Implementations>& table() {
     return kernels;
 }
 
-int best() {
-    int i = 0;
-    while (!kInstructionSets[i].supported()) ++i;
-    return i;
-}
-
-int in_use = best();
-
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
-    for (const InstructionSet& set : kInstructionSets)
-        if (set.supported()) names.push_back(set.name);
+    for (int i = 0; i < kInstructionSetCount; ++i)
+        if (supports(i)) names.push_back(kInstructionSets[i]);
     return names;
 }
 
 void use_instruction_set(const std::string& wanted) {
-    for (int i = 0; i < kCount; ++i) {
-        if (kInstructionSets[i].name == wanted && kInstructionSets[i].supported()) {
-            in_use = i;
-            return;
-        }
-    }
+    for (int i = 0; i < kInstructionSetCount; ++i)
+        if (kInstructionSets[i] == wanted && supports(i)) return use_set(i);
     throw std::invalid_argument("use_instruction_set: this processor does not support '" + wanted +
                                 "'; see instruction_sets()");
 }
@@ -139,7 +95,7 @@ void call(const Implementations& kernel, const Array* arrays, int num_arrays, co
         PyThreadState* state = PyEval_SaveThread();
         ~Unlocked() { PyEval_RestoreThread(state); }
     } unlocked;
-    kernel.by_set[in_use](arrays, num_arrays, numbers);
+    kernel.by_set[set_in_use()](arrays, num_arrays, numbers);
 }
 
 namespace {
@@ -181,7 +137,7 @@ PyObject* call_kernel(PyObject* capsule, PyObject* const* arguments, Py_ssize_t 
 
 void bind_kernels(py::module_& module) {
     for (auto& [name, kernel] : table()) {
-        for (int i = kCount - 1; i-- > 0;)
+        for (int i = kInstructionSetCount - 1; i-- > 0;)
             if (!kernel.by_set[i]) kernel.by_set[i] = kernel.by_set[i + 1];
         auto* method = new PyMethodDef{  // lives as long as the module, that is, the process
             name.c_str(), reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_kernel)),
@@ -195,8 +151,8 @@ void bind_kernels(py::module_& module) {
 }  // namespace
 
 Entry::Entry(const char* instruction_set, const char* name, Kernel kernel) {
-    for (int i = 0; i < kCount; ++i)
-        if (std::string(kInstructionSets[i].name) == instruction_set)
+    for (int i = 0; i < kInstructionSetCount; ++i)
+        if (kInstructionSets[i] == std::string_view(instruction_set))
             table()[name].by_set[i] = kernel;
 }
 

@@ -16,6 +16,7 @@
 #include "../array.h"
 #include "../threads.h"
 #include "activations.h"
+#include "tile_registers.h"
 #include "tiles.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
@@ -187,33 +188,60 @@ template <typename O, typename C>
 void finish(const C* sums, long stride, Matrix<const C> old, long rows, long columns, Matrix<O> out,
             const Epilogue<O, C>& epilogue) {
     constexpr long lanes = Lanes<C>::count;
+    const Activation f = epilogue.activation;
+    const bool product_alone = epilogue.linear() && epilogue.alpha == 1 && !old.data &&
+                               !epilogue.accumulate && !epilogue.bias && !epilogue.residual.data;
+    if (product_alone && columns % (2 * lanes) == 0) {
+        for (long r = 0; r < rows; ++r, sums += stride)
+            for (long v = 0; v < columns; v += 2 * lanes)
+                store_two(out.at(r, v), load(sums + v), load(sums + v + lanes));
+        return;
+    }
+    // What is asked for is asked once for `count` vectors of a row, of which the last may be a part.
+    const auto row = [&](auto count, long r, long v, long part) __attribute__((always_inline)) {
+        Vector<C> x[count];
+        const auto each = [&](const auto& change) __attribute__((always_inline)) {
+            change(x[0], v);
+            if constexpr (count > 1) change(x[1], v + lanes);
+        };
+        const auto get = [part](const auto* from) __attribute__((always_inline)) {
+            return part ? load_part(from, part, C(0)) : load(from);
+        };
+        const auto put = [part](O* to, Vector<C> value) __attribute__((always_inline)) {
+            part ? store_part(to, value, part) : store(to, value);
+        };
+        each([&](Vector<C>& to, long j) { to = get(sums + r * stride + j) * epilogue.alpha; });
+        if (old.data) each([&](Vector<C>& to, long j) { to += get(old.at(r, j)); });
+        if (epilogue.accumulate) each([&](Vector<C>& to, long j) { to += get(out.at(r, j)); });
+        if (epilogue.bias) each([&](Vector<C>& to, long j) { to += get(epilogue.bias + j); });
+        if (epilogue.before.data)
+            each([&](Vector<C>& to, long j) { put(epilogue.before.at(r, j), to); });
+        if (f != Activation::none) each([&](Vector<C>& to, long) { to = activate<C>(f, to); });
+        if (epilogue.residual.data)
+            each([&](Vector<C>& to, long j) { to += get(epilogue.residual.at(r, j)); });
+        each([&](Vector<C>& from, long j) { put(out.at(r, j), from); });
+    };
     for (long r = 0; r < rows; ++r) {
-        for (long v = 0; v < columns; v += lanes) {
-            const long rest = columns - v;
-            const auto get = [&](const auto* from) {
-                return rest >= lanes ? load(from) : load_part(from, rest, C(0));
-            };
-            const auto put = [&](O* to, Vector<C> x) {
-                rest >= lanes ? store(to, x) : store_part(to, x, rest);
-            };
-            Vector<C> x = get(sums + r * stride + v) * epilogue.alpha;
-            if (old.data) x += get(old.at(r, v));
-            if (epilogue.accumulate) x += get(out.at(r, v));
-            if (epilogue.bias) x += get(epilogue.bias + v);
-            if (epilogue.before.data) put(epilogue.before.at(r, v), x);
-            x = activate<C>(epilogue.activation, x);
-            if (epilogue.residual.data) x += get(epilogue.residual.at(r, v));
-            put(out.at(r, v), x);
-        }
+        long v = 0;
+        for (; v + 2 * lanes <= columns; v += 2 * lanes) row(std::integral_constant<long, 2>(), r, v, 0);
+        for (; v < columns; v += lanes)
+            row(std::integral_constant<long, 1>(), r, v, columns - v < lanes ? columns - v : 0);
     }
 }
 
 template <typename T, typename O, Layout panels>
 struct Product {
     using C = Compute<T>;
-    static constexpr bool in_place = __is_same(O, C);  // out can hold sums that are not complete
-    static constexpr long columns = kColumns<C>;
-    static constexpr long together = panels == Layout::pairs ? 2 : 1;  // k in a number's place
+    static constexpr bool in_registers = panels == Layout::tiles;
+    // Whether out can hold sums that are not complete.
+    static constexpr bool in_place = __is_same(O, C) && !in_registers;
+    // Those of a panel, the k of a step along it, and the numbers' room that these take.
+    static constexpr long panel_rows = in_registers ? kTileRows : kRows;
+    static constexpr long columns = in_registers ? kTileRows : kColumns<C>;
+    static constexpr long together = in_registers ? kTileDepth : panels == Layout::pairs ? 2 : 1;
+    static constexpr long breadth = in_registers ? kTileDepth / 2 : 1;
+    struct None {};
+    using Registers = std::conditional_t<in_registers, TileRegisters, None>;
 
     long m, n, k, depth;  // depth: a multiple of `together`, or more than k
     Matrix<const T> a, b;
@@ -221,17 +249,18 @@ struct Product {
     Epilogue<O, C> epilogue;
     C* a_sums;  // (m,): receives the sums of A's rows; or null
 
-    long row_panels() const { return ceil_div(m, kRows); }
+    long row_panels() const { return ceil_div(m, panel_rows); }
     long column_panels() const { return ceil_div(n, columns); }
     long depth_at(long p) const { return k - p < depth ? k - p : depth; }
-    // Numbers, or pairs, along the depth of a panel.
     long steps_at(long p) const { return ceil_div(depth_at(p), together); }
+    // Of a panel, in numbers.
+    long size_at(long p, long width) const { return steps_at(p) * breadth * width; }
 
     // The tile at (i, j), of the piece that begins at p. `sums` is where those of earlier pieces are
     // kept, if not in out.
     template <Layout layout>
     void tile(long i, long j, long p, const Operands<C>& from, Matrix<C> sums) const {
-        const long rows = m - i < kRows ? m - i : kRows;
+        const long rows = m - i < panel_rows ? m - i : panel_rows;
         const long width = n - j < columns ? n - j : columns;
         const long count = layout == Layout::any ? depth_at(p) : steps_at(p);
         const bool last = p + depth >= k;
@@ -239,6 +268,15 @@ struct Product {
         Epilogue<O, C> rest;
         if (last) rest = epilogue.at(i, j);
         rest.alpha = epilogue.alpha;
+        if constexpr (layout == Layout::tiles) {
+            alignas(64) C buffer[kTileRows * kTileRows];
+            if (!sums.data) sums = {buffer, kTileRows, 1};
+            if (last)
+                for (long r = 0; r < rows; ++r) __builtin_prefetch(to.at(r, 0), 1);
+            multiply_panels(rows, width, count, from.a, from.b, sums.data, sums.row, p > 0);
+            if (last) finish<O, C>(sums.data, sums.row, {}, rows, width, to, rest);
+            return;
+        }
         Matrix<const C> old{};
         if constexpr (in_place) {
             if (p > 0 || epilogue.accumulate) old = {to.data, to.row, 1};
@@ -266,10 +304,16 @@ struct Product {
     // `count` panels of A, or of B, from a number on, of the piece that begins at p.
     template <Layout layout>
     void pack_a(long panel, long count, long p, C* to) const {
-        const long i = panel * kRows;
-        pack<layout, kRows>({a.at(i, p), a.row, a.column}, m - i, count, depth_at(p), to);
+        const long i = panel * panel_rows;
+        const Matrix<const T> from{a.at(i, p), a.row, a.column};
+        if constexpr (layout == Layout::tiles) {
+            const long rows = m - i < count * panel_rows ? m - i : count * panel_rows;
+            pack_tile_rows(from, rows, depth_at(p), to);
+        } else {
+            pack<layout, kRows>(from, m - i, count, depth_at(p), to);
+        }
         if (a_sums)
-            for (long last = panel + count; panel < last; ++panel, to += steps_at(p) * kRows)
+            for (long last = panel + count; panel < last; ++panel, to += size_at(p, panel_rows))
                 add_sums<layout>(panel, to, p);
     }
     template <Layout layout>
@@ -280,32 +324,37 @@ struct Product {
     template <Layout layout, long full>
     static void pack(Matrix<const T> from, long rows, long count, long depth, C* to) {
         rows = rows < count * full ? rows : count * full;
-        if constexpr (layout == Layout::pairs)
+        if constexpr (layout == Layout::tiles)
+            pack_tile_columns(from, rows, depth, to);
+        else if constexpr (layout == Layout::pairs)
             pack_pairs<full>(from, rows, depth, to);
         else
             pack_rows<T, C, full>(from, rows, depth, to);
     }
     template <Layout layout>
     void add_sums(long panel, const C* packed, long p) const {
-        C sums[kRows] = {};
-        for (long step = 0; step < steps_at(p); ++step, packed += kRows)
-            for (long r = 0; r < kRows; ++r) {
-                if constexpr (layout == Layout::pairs) {
-                    const Pair pair = __builtin_bit_cast(Pair, packed[r]);
-                    sums[r] += widen(pair.first) + widen(pair.second);
-                } else {
-                    sums[r] += packed[r];
+        C sums[panel_rows] = {};
+        if constexpr (layout == Layout::tiles)
+            add_tile_rows(steps_at(p), packed, sums);
+        else
+            for (long step = 0; step < steps_at(p); ++step, packed += kRows)
+                for (long r = 0; r < kRows; ++r) {
+                    if constexpr (layout == Layout::pairs) {
+                        const Pair pair = __builtin_bit_cast(Pair, packed[r]);
+                        sums[r] += widen(pair.first) + widen(pair.second);
+                    } else {
+                        sums[r] += packed[r];
+                    }
                 }
-            }
-        for (long r = 0; r < kRows && panel * kRows + r < m; ++r) {
-            C& to = a_sums[panel * kRows + r];
+        for (long r = 0; r < panel_rows && panel * panel_rows + r < m; ++r) {
+            C& to = a_sums[panel * panel_rows + r];
             to = p == 0 ? sums[r] : to + sums[r];
         }
     }
 
     // Of an operand that is packed whole: where the piece of a panel is that begins at p.
     C* piece(C* whole, long count, long width, long panel, long p) const {
-        return whole + (p / together * count + panel * steps_at(p)) * width;
+        return whole + p / together * breadth * count * width + panel * size_at(p, width);
     }
     template <typename Pack>
     C* pack_whole(long count, long width, const Pack& pack) const {
@@ -331,27 +380,31 @@ struct Product {
         const long groups = shared < count ? shared : count;
         parallel_for(groups, [&](long i) { body(i * count / groups, (i + 1) * count / groups); });
     }
-    C* kept_sums(long rows, long width) const {
-        return !in_place && depth < k ? scratch<C>(2, rows * width) : nullptr;
+    // Room for the sums of so many tiles, if out cannot hold them, and where one of them has its own.
+    C* kept_sums(long tiles) const {
+        return !in_place && depth < k ? scratch<C>(2, tiles * panel_rows * columns) : nullptr;
+    }
+    static Matrix<C> kept(C* sums, long tile) {
+        return {sums ? sums + tile * panel_rows * columns : nullptr, columns, 1};
     }
 
     // A packed whole, B by groups of columns.
     void by_columns() const {
         const long down = row_panels(), across = column_panels();
-        C* whole = pack_whole(down, kRows, [&](auto... which) { pack_a<panels>(which...); });
+        C* whole = pack_whole(down, panel_rows, [&](auto... which) { pack_a<panels>(which...); });
         in_groups(across, kGroupColumns, [&](long begin, long end) {
+            [[maybe_unused]] const Registers registers;
             C* group = scratch<C>(1, (end - begin) * columns * depth + 64);
-            const long width = (end - begin) * columns;
-            C* sums = kept_sums(down * kRows, width);
+            const long width = end - begin;
+            C* sums = kept_sums(down * width);
             for (long p = 0; p == 0 || p < k; p += depth) {
-                pack_b<panels>(begin, end - begin, p, group);
+                pack_b<panels>(begin, width, p, group);
                 for (long i = 0; i < down; ++i)
-                    for (long j = begin; j < end; ++j)
-                        tile<panels>(i * kRows, j * columns, p,
-                                   Operands<C>::panels(
-                                       piece(whole, down, kRows, i, p),
-                                       group + (j - begin) * columns * steps_at(p)),
-                                   {sums + i * kRows * width + (j - begin) * columns, width, 1});
+                    for (long j = 0; j < width; ++j)
+                        tile<panels>(i * panel_rows, (begin + j) * columns, p,
+                                     Operands<C>::panels(piece(whole, down, panel_rows, i, p),
+                                                         group + j * size_at(p, columns)),
+                                     kept(sums, i * width + j));
             }
         });
     }
@@ -359,22 +412,22 @@ struct Product {
     // B packed whole, A by groups of rows.
     void by_rows() const {
         const long down = row_panels(), across = column_panels();
-        const long near_panels = kNearBytes / (columns * (depth / together) * long(sizeof(C)));
+        const long near_panels = kNearBytes / (size_at(0, columns) * long(sizeof(C)));
         C* whole = pack_whole(across, columns, [&](auto... which) { pack_b<panels>(which...); });
-        in_groups(down, kGroupRows, [&](long begin, long end) {
-            C* group = scratch<C>(1, (end - begin) * kRows * depth + 64);
-            const long width = across * columns;
-            C* sums = kept_sums((end - begin) * kRows, width);
+        in_groups(down, kGroupRows / (panel_rows / kRows), [&](long begin, long end) {
+            [[maybe_unused]] const Registers registers;
+            C* group = scratch<C>(1, (end - begin) * panel_rows * depth + 64);
+            const long height = end - begin;
+            C* sums = kept_sums(height * across);
             for (long p = 0; p == 0 || p < k; p += depth) {
-                pack_a<panels>(begin, end - begin, p, group);
+                pack_a<panels>(begin, height, p, group);
                 for (long near = 0; near < across; near += near_panels)
-                    for (long i = begin; i < end; ++i)
+                    for (long i = 0; i < height; ++i)
                         for (long j = near; j < across && j < near + near_panels; ++j)
-                            tile<panels>(
-                                i * kRows, j * columns, p,
-                                Operands<C>::panels(group + (i - begin) * kRows * steps_at(p),
-                                                    piece(whole, across, columns, j, p)),
-                                {sums + (i - begin) * kRows * width + j * columns, width, 1});
+                            tile<panels>((begin + i) * panel_rows, j * columns, p,
+                                         Operands<C>::panels(group + i * size_at(p, panel_rows),
+                                                             piece(whole, across, columns, j, p)),
+                                         kept(sums, i * across + j));
             }
         });
     }
@@ -453,10 +506,11 @@ void in_panels(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Mat
                const Epilogue<O, Compute<T>>& epilogue, Compute<T>* a_sums) {
     using P = Product<T, O, panels>;
     constexpr long together = P::together;
-    const long pieces = ceil_div(k, together * kDepth<Compute<T>>);
+    constexpr long most_steps = P::in_registers ? kTileSteps : kDepth<Compute<T>>;
+    const long pieces = ceil_div(k, together * most_steps);
     const long depth = k ? ceil_div(k, together * pieces) * together : together;
     const long most = k < kLargestPacked / 512 ? kLargestPacked / (k + 1) / 256 * 256 : 256;
-    if constexpr (__is_same(T, Compute<T>)) {
+    if constexpr (panels == Layout::panels && __is_same(T, Compute<T>)) {
         constexpr long page = 4096 / sizeof(T);  // rows so far apart displace each other in the cache
         if (!a_sums && a.column == 1 && a.row % page && n <= kNarrow)
             return P{m, n, k, depth, a, b, out, epilogue, nullptr}.by_rows_in_place();
@@ -486,6 +540,9 @@ void product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matri
         return few_rows<T, O>(1, m, k, b.transposed(), a.transposed(), out, epilogue);
     if (!a_sums && m * n * k <= kSmall)
         return Product<T, O, Layout::panels>{m, n, k, k + 1, a, b, out, epilogue, nullptr}.unpacked();
+    if constexpr (kTileRegisters && __is_same(T, bfloat16))
+        if (tile_registers_serve())
+            return in_panels<Layout::tiles>(m, n, k, a, b, out, epilogue, a_sums);
     if constexpr (kPaired<T>)
         if (pairs_pay()) return in_panels<Layout::pairs>(m, n, k, a, b, out, epilogue, a_sums);
     in_panels<Layout::panels>(m, n, k, a, b, out, epilogue, a_sums);

@@ -300,8 +300,9 @@ struct Operands {
     static Operands panels(const C* a, const C* b) { return {a, 1, kRows, b, kColumns<C>}; }
 };
 
-// Where the micro-kernel's operands lie: in the matrices, perhaps; in panels; in panels of pairs.
-enum class Layout { any, panels, pairs };
+// Where the micro-kernel's operands lie: in the matrices, perhaps; in panels; in panels of pairs; in
+// panels for tile registers.
+enum class Layout { any, panels, pairs, tiles };
 
 // sum = A B, of `rows` rows and `vectors` vectors of columns.
 // `touch(i)` is called for every row near the end, to fetch what the sums will be stored to: a few

@@ -89,12 +89,17 @@ inline float widen(bfloat16 stored) {
     return __builtin_bit_cast(float, static_cast<uint32_t>(stored.bits) << 16);
 }
 
-// To nearest, ties to even; NaN stays NaN.
+// To nearest, ties to even; NaN stays NaN. Where the processor has an instruction for it, numbers too
+// small to be normal become zero.
 inline Vector<bfloat16> narrow(Vector<float> value) {
+#if defined(__AVX512BF16__)
+    return (Vector<bfloat16>)_mm512_cvtneps_pbh((__m512)value);
+#else
     const auto bits = (Vector<uint32_t>)value;
     const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const auto quiet = (bits >> 16) | 0x40;
     return shorter(value == value ? rounded : quiet);
+#endif
 }
 inline bfloat16 narrow(float value) {
     const auto bits = __builtin_bit_cast(uint32_t, value);
@@ -145,6 +150,17 @@ void store(T* to, Vector<Compute<T>> value) {
     else
         stored = value;
     __builtin_memcpy(to, &stored, sizeof stored);
+}
+
+// The same of two vectors, one after the other.
+template <typename T>
+void store_two(T* to, Vector<Compute<T>> first, Vector<Compute<T>> second) {
+#if defined(__AVX512BF16__)
+    if constexpr (__is_same(T, bfloat16))
+        return _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#endif
+    store(to, first);
+    store(to + Lanes<Compute<T>>::count, second);
 }
 
 template <typename T>
