@@ -172,7 +172,7 @@ def cpu_units(includes):
         selected = [f"-DMT_INSTRUCTION_SET={name}", *extra]
         sources = sorted(KERNELS.glob("*.cpp"))
         if name == "avx512_bf16":  # to what has no products in it this adds nothing
-            sources = [source for source in sources if "matmul.h" in included(source)]
+            sources = [source for source in sources if "tile_registers.h" in included(source)]
         units += [(source, name, [*selected, *FEWER.get(source.stem, [])]) for source in sources]
     return units
 

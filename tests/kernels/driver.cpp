@@ -3,7 +3,7 @@
 // numbers are held against the references in Python; here those of the kernels with the most involved
 // loops are held against plain ones. A kernel that is not run here is an error.
 //
-// Linked with csrc/cpu/threads.cpp and all of csrc/cpu/kernels, as tests/kernels/test_sanitizers.py
+// Linked with csrc/cpu/processor.cpp, threads.cpp and all of csrc/cpu/kernels, as tests/kernels/test_sanitizers.py
 // does.
 
 #include "array.h"

@@ -30,7 +30,7 @@ def build(tmp_path, compiler, *flags):
     """driver.cpp and the kernels, each file compiled by itself."""
     if not shutil.which(compiler):
         pytest.skip(f"no {compiler} here")
-    sources = [CPU / "threads.cpp", *sorted((CPU / "kernels").glob("*.cpp"))]
+    sources = [CPU / "processor.cpp", CPU / "threads.cpp", *sorted((CPU / "kernels").glob("*.cpp"))]
     sources.append(ROOT / "tests" / "kernels" / "driver.cpp")
     command = [compiler, "-std=c++20", "-O1", "-pthread", *flags, f"-I{CPU}"]
 
@@ -58,6 +58,11 @@ def check(*command):
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_nothing_is_found(tmp_path, sanitizer):
     flags = ["-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
+    check(build(tmp_path, "g++", *PORTABLE, *flags))
+
+
+def test_nothing_is_found_around_tile_registers(tmp_path):
+    flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DMT_TILES"]
     check(build(tmp_path, "g++", *PORTABLE, *flags))
 
 

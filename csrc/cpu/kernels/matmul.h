@@ -412,7 +412,7 @@ struct Product {
     // B packed whole, A by groups of rows.
     void by_rows() const {
         const long down = row_panels(), across = column_panels();
-        const long near_panels = kNearBytes / (size_at(0, columns) * long(sizeof(C)));
+        const long near_panels = kNearBytes / (depth / together * breadth * columns * long(sizeof(C)));
         C* whole = pack_whole(across, columns, [&](auto... which) { pack_b<panels>(which...); });
         in_groups(down, kGroupRows / (panel_rows / kRows), [&](long begin, long end) {
             [[maybe_unused]] const Registers registers;

@@ -74,6 +74,7 @@ template <long down, long across>
         if constexpr (down == 2) _tile_zero(2);
         if constexpr (down == 2 && across == 2) _tile_zero(3);
     }
+    // [tile products]
     const auto fetch = [&b](long lines) __attribute__((always_inline)) {
         constexpr long ahead = 2 * kTileStep, floats = line / sizeof(float);
 #pragma GCC unroll 8
@@ -93,6 +94,7 @@ template <long down, long across>
         if constexpr (down == 2 && across == 2) _tile_dpbf16ps(3, 5, 7);
         fetch(24);
     }
+    // [/tile products]
     _tile_stored(0, to, row);
     if constexpr (across == 2) _tile_stored(1, to + 16, row);
     if constexpr (down == 2) _tile_stored(2, below, row);

@@ -1,6 +1,6 @@
 """The compiled extension, if it was built: which instruction set it uses, and how many threads.
 
-MT_ISA=portable|avx2|avx512|avx512_bf16 in the environment forces an instruction set, and
+MT_ISA=portable|avx2|avx512|avx512_bf16|amx_bf16 in the environment forces an instruction set, and
 MT_NUM_THREADS=n a number of threads; without it there are as many as the process may run on (its
 affinity mask). What a kernel computes does not depend on the number of threads. After a fork the
 child starts threads of its own when it needs them.

@@ -1,4 +1,4 @@
-// The matrix product of bfloat16 by pairs, for tests/kernels/test_pairs.py.
+// The matrix product of bfloat16 by itself, for tests/kernels/test_bfloat16_products.py.
 
 #include "kernels/few_rows.h"
 

@@ -1,6 +1,6 @@
-"""The products by pairs of bfloat16, computed here with plain instructions.
+"""Products by pairs of bfloat16, and in tile registers, computed here with plain instructions.
 
-Of AVX-512, only avx512_bf16 has one for them; its kernels differ from avx512's in nothing else.
+Few processors have the instructions for them, and all that is around those can be wrong anywhere.
 """
 
 import ctypes
@@ -16,18 +16,19 @@ HERE = Path(__file__).parent
 CPU = HERE.parents[1] / "csrc" / "cpu"
 RANDOM = np.random.default_rng(0)
 
-# On both sides of a tile, a piece of the depth (1,024 numbers here) and an odd number of them.
+# On both sides of a tile, of a piece of the depth (1,024 pairs here, or 512 numbers), and an odd
+# number of them.
 SHAPES = [(100, 70, 129), (37, 300, 256), (300, 37, 255), (64, 64, 2051), (13, 513, 1026)]
 FEW_ROWS = [(1, 70, 96), (1, 33, 131), (3, 17, 130), (8, 65, 2)]
 
 
-@pytest.fixture(scope="module")
-def multiply(tmp_path_factory):
+@pytest.fixture(scope="module", params=["MT_PAIRS", "MT_TILES"])
+def multiply(request, tmp_path_factory):
     if not shutil.which("g++"):
         pytest.skip("no g++ here")
-    library = tmp_path_factory.mktemp("pairs") / "pairs.so"
-    flags = ["-DMT_PAIRS", "-DMT_INSTRUCTION_SET=pairs", "-DMT_VECTOR_BYTES=16"]
-    sources = [HERE / "pairs.cpp", CPU / "threads.cpp"]
+    library = tmp_path_factory.mktemp("products") / f"{request.param}.so"
+    flags = [f"-D{request.param}", "-DMT_INSTRUCTION_SET=plain", "-DMT_VECTOR_BYTES=16"]
+    sources = [HERE / "bfloat16_products.cpp", CPU / "threads.cpp"]
     command = ["g++", "-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", *flags, f"-I{CPU}"]
     subprocess.run([*command, *sources, "-o", library], check=True)
     return ctypes.CDLL(str(library)).multiply
@@ -44,7 +45,7 @@ def strided(rows, columns, kind):
 @pytest.mark.parametrize("b_kind", ["rows", "columns", "odd"])
 @pytest.mark.parametrize("a_kind", ["rows", "columns", "odd"])
 @pytest.mark.parametrize(("m", "n", "k"), SHAPES)
-def test_a_product_by_pairs(multiply, m, n, k, a_kind, b_kind):
+def test_a_product(multiply, m, n, k, a_kind, b_kind):
     a, b, sums = strided(m, k, a_kind), strided(k, n, b_kind), np.full(m, np.nan, np.float32)
     check(multiply, a, b, sums)
     np.testing.assert_allclose(sums, a.astype(np.float64).sum(1), atol=2e-6 * k, rtol=0)
@@ -52,7 +53,7 @@ def test_a_product_by_pairs(multiply, m, n, k, a_kind, b_kind):
 
 @pytest.mark.parametrize("kind", ["rows", "columns", "odd"])
 @pytest.mark.parametrize(("m", "n", "k"), FEW_ROWS)
-def test_a_few_rows_by_pairs(multiply, m, n, k, kind):
+def test_a_few_rows(multiply, m, n, k, kind):
     check(multiply, strided(m, k, "odd"), strided(n, k, kind).T)
 
 
