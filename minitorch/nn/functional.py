@@ -35,7 +35,7 @@ from minitorch.ops.fused import (
 from minitorch.ops.general import log_softmax, logsumexp, softmax
 from minitorch.ops.indexing import embedding, one_hot
 from minitorch.ops.joining import pad as pad_with_constant
-from minitorch.ops.latent_attention import latent_attention
+from minitorch.ops.latent_attention import latent_attention, latent_self_attention
 from minitorch.ops.lightning_attention import lightning_attention
 from minitorch.ops.losses import cross_entropy, linear_cross_entropy
 from minitorch.ops.masking import where
@@ -68,6 +68,7 @@ __all__ = [
     "grouped_mm",
     "kl_div",
     "latent_attention",
+    "latent_self_attention",
     "layer_norm",
     "leaky_relu",
     "lightning_attention",

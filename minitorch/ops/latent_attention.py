@@ -3,16 +3,19 @@ r"""Attention whose keys are half made for each head and half shared by all, as 
 What multi-head latent attention computes between its projections (models/blocks/latent.py): parts
 of queries and keys are turned by their position, the others are not, and one turned key serves all
 heads. Taken apart and put together again by operations of their own, these parts were a tenth of a
-training step. Source: DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434), equations 14 to 19.
+training step. And the same with the projections before it: four small products and two norms, for
+which the tape would do as much as they. Source: DeepSeek-AI 2024, DeepSeek-V2 (arXiv 2405.04434),
+equations 14 to 19, and 9 to 13 for the projections.
 """
 
 from typing import Any, NamedTuple
 
-from minitorch.errors import ShapeError
+from minitorch import backend
+from minitorch.errors import DtypeError, ShapeError
 from minitorch.kernels.reference.attention import join_heads
 from minitorch.ops.attention import _attention_reference
 from minitorch.ops.definition import _kernel
-from minitorch.ops.fused import apply_rotary_emb
+from minitorch.ops.fused import apply_rotary_emb, linear, rms_norm
 from minitorch.ops.heads import by_head, gradients_of_tables
 from minitorch.ops.joining import cat
 from minitorch.ops.primitive import fused
@@ -166,3 +169,151 @@ def latent_attention(
         )
     meta = {"heads": num_heads, "scale": float(scale), "interleaved": interleaved}
     return apply(_latent_attention, [query, made, key, cos, sin], meta)
+
+
+def _compressed(x: Any, into: Any, norm: Any, out: Any, features: int, eps: float) -> tuple:
+    """(latent, normed, rstd, product): norm(x intoᵀ, of which the first `features`) outᵀ."""
+    whole = _kernel("linear")(x, into, None)
+    latent = whole[..., :features]
+    normed, rstd = _kernel("rms_norm")(latent, norm, eps=eps, ndim=1)
+    return whole, normed, rstd, _kernel("linear")(normed, out, None)
+
+
+def _self_forward(
+    x: Any, q_a: Any, q_norm: Any, q_b: Any, kv_a: Any, kv_norm: Any, kv_b: Any, cos: Any, sin: Any,
+    *, heads: int, scale: float, interleaved: bool, eps: float,
+) -> Any:  # fmt: skip
+    kept = {}
+    if q_a is None:
+        query = _kernel("linear")(x, q_b, None)
+    else:
+        q_latent, q_normed, q_rstd, query = _compressed(x, q_a, q_norm, q_b, len(q_a), eps)
+        kept |= {"q_latent": q_latent, "q_normed": q_normed, "q_rstd": q_rstd}
+    rank = kv_b.shape[1]
+    latent, normed, rstd, made = _compressed(x, kv_a, kv_norm, kv_b, rank, eps)
+    meta = {"heads": heads, "scale": scale, "interleaved": interleaved}
+    out, of_heads = _forward(query, made, latent[..., rank:], cos, sin, **meta)
+    kept |= {"latent": latent, "normed": normed, "rstd": rstd, "query": query, "made": made}
+    return out, kept | of_heads
+
+
+def _self_backward(
+    grad: Any, x: Any, q_a: Any, q_norm: Any, q_b: Any, kv_a: Any, kv_norm: Any, kv_b: Any, cos: Any,
+    sin: Any, q_latent: Any, q_normed: Any, q_rstd: Any, latent: Any, normed: Any, rstd: Any,
+    query: Any, made: Any, queries: Any, keys: Any, attended: Any, log_normaliser: Any,
+    heads: int, scale: float, interleaved: bool, needs: Any,
+) -> Any:  # fmt: skip
+    of_linear, of_norm = _kernel("linear_backward"), _kernel("rms_norm_backward")
+    rank = kv_b.shape[1]
+    dquery, dmade, dkey, dcos, dsin = _backward(
+        grad, query, made, latent[..., rank:], cos, sin, queries, keys, attended, log_normaliser,
+        heads, scale, interleaved, (True, True, True, *needs[7:]),
+    )  # fmt: skip
+    dnormed, dkv_b, _ = of_linear(dmade, normed, kv_b, needs=(True, needs[6], False))
+    dlatent, dkv_norm = of_norm(dnormed, latent[..., :rank], kv_norm, rstd, ndim=1)
+    both = backend.array_module(x).concatenate([dlatent, dkey], -1)
+    dx, dkv_a, _ = of_linear(both, x, kv_a, needs=(needs[0], needs[4], False))
+    dq_a = dq_norm = None
+    if q_a is None:
+        dx, dq_b, _ = of_linear(dquery, x, q_b, needs=(needs[0], needs[3], False), residual=dx)
+    else:
+        dnormed, dq_b, _ = of_linear(dquery, q_normed, q_b, needs=(True, needs[3], False))
+        dlatent, dq_norm = of_norm(dnormed, q_latent, q_norm, q_rstd, ndim=1)
+        dx, dq_a, _ = of_linear(dlatent, x, q_a, needs=(needs[0], needs[1], False), residual=dx)
+    return dx, dq_a, dq_norm, dq_b, dkv_a, dkv_norm, dkv_b, dcos, dsin
+
+
+def _self_reference(
+    x: Tensor, q_a: Any, q_norm: Any, q_b: Tensor, kv_a: Tensor, kv_norm: Tensor, kv_b: Tensor,
+    cos: Tensor, sin: Tensor, *, heads: int, scale: float, interleaved: bool, eps: float,
+) -> Tensor:  # fmt: skip
+    rank = kv_b.shape[1]
+    latent, key = linear(x, kv_a).split([rank, len(kv_a) - rank], -1)
+    if q_a is not None:
+        x = rms_norm(linear(x, q_a), len(q_a), q_norm, eps)
+    made = linear(rms_norm(latent, rank, kv_norm, eps), kv_b)
+    meta = {"heads": heads, "scale": scale, "interleaved": interleaved}
+    return _reference(linear(x, q_b), made, key, cos, sin, **meta)
+
+
+_PARTS = ("q_a", "q_norm", "q_b", "kv_a", "kv_norm", "kv_b")
+
+_latent_self_attention = fused(
+    "latent_self_attention",
+    _self_forward,
+    kernel="scaled_dot_product_attention",
+    reference=_self_reference,
+    backward=_self_backward,
+    inputs=("x", *_PARTS, "cos", "sin"),
+    extras=(
+        *("q_latent", "q_normed", "q_rstd", "latent", "normed", "rstd", "query", "made"),
+        *("queries", "keys", "attended", "log_normaliser"),
+    ),
+    formula=r"\operatorname{softmax}(\lambda q k^\top) v,\; (k^C, v) = W_b \operatorname{norm}(W_a x)",
+    samples=lambda: [
+        sample(
+            *(real(2, 3, 4), real(3, 4, seed=1), real(3, seed=2), real(2 * 5, 3, seed=3)),
+            *(real(3 + 2, 4, seed=4), real(3, seed=5), real(2 * 4, 3, seed=6)),
+            *(real(3, 1, seed=7), real(3, 1, seed=8)),
+            **{"heads": 2, "scale": 0.4, "interleaved": True, "eps": 1e-3},
+        ),
+        sample(
+            *(real(1, 3, 3), None, None, real(2 * 5, 3, seed=3)),
+            *(real(3 + 4, 3, seed=4), real(3, seed=5), real(2 * 3, 3, seed=6)),
+            *(real(3, 2, seed=7), real(3, 2, seed=8)),
+            **{"heads": 2, "scale": 0.7, "interleaved": False, "eps": 1e-3},
+        ),
+    ],
+)
+
+
+def latent_self_attention(
+    x: Tensor,
+    to_query: tuple[Tensor, Tensor, Tensor] | Tensor,
+    to_made: tuple[Tensor, Tensor, Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    *,
+    scale: float,
+    interleaved: bool = False,
+    eps: float = 1e-6,
+) -> Tensor:
+    """`latent_attention` of x's own projections: (batch, time, heads value_dim).
+
+    x: (batch, time, width); to_query: (into, norm, out), weights of a projection to the queries'
+    latent, of its norm and of the projection from it to queries, or one from x to queries; to_made:
+    the same to what all heads' keys and values are made of, the first of which, (rank + turned,
+    width), also gives the key that heads share. cos, sin and the rest: as for `latent_attention`;
+    eps: of the norms. The same as linear, rms_norm, linear and latent_attention, with fewer stops
+    on the way. Raises ShapeError where these disagree, DtypeError unless they are of one dtype.
+    """
+    q_a, q_norm, q_b = (None, None, to_query) if isinstance(to_query, Tensor) else to_query
+    kv_a, kv_norm, kv_b = to_made
+    inputs = [x, q_a, q_norm, q_b, kv_a, kv_norm, kv_b, cos, sin]
+    if any(part is not None and part.dtype != x.dtype for part in inputs):
+        raise DtypeError(
+            "latent_self_attention: expected tensors of one dtype; got "
+            f"{[None if part is None else str(part.dtype) for part in inputs]}"
+        )
+    width, heads, turned = x.shape[-1], max(num_heads, 1), 2 * cos.shape[-1]
+    matrices = [part for part in (q_a, q_b, kv_a, kv_b) if part is not None]
+    sound = x.ndim == 3 and all(part.ndim == 2 for part in matrices) and cos.ndim == 2
+    if not sound or not (
+        cos.shape == sin.shape == (x.shape[1], turned // 2)
+        and kv_a.shape == (kv_b.shape[1] + turned, width)
+        and kv_norm.shape == kv_b.shape[1:]
+        and (q_a is None or (q_a.shape[1] == width and q_norm.shape == q_a.shape[:1]))
+        and q_b.shape[1] == (width if q_a is None else len(q_a))
+        and not len(q_b) % heads
+        and not len(kv_b) % heads
+        and 0 <= len(q_b) // heads - turned <= len(kv_b) // heads
+    ):
+        raise ShapeError(
+            "latent_self_attention: expected x (batch, time, width), projections (q_rank, width), "
+            f"(heads (plain + turned), q_rank), (rank + turned, width) and (heads (plain + value), "
+            f"rank) for {num_heads} heads, norms (q_rank,) and (rank,), and cos, sin (time, turned "
+            f"/ 2); got {[part if part is None else part.shape for part in inputs]}"
+        )
+    meta = {"heads": heads, "scale": float(scale), "interleaved": interleaved, "eps": eps}
+    return apply(_latent_self_attention, inputs, meta)

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import nn
+from minitorch import modes, nn
+from minitorch.backend import half_precision
 from minitorch.nn import functional as F
 from minitorch.ops.joining import cat
 from minitorch.random import Generator
@@ -116,6 +117,19 @@ class LatentAttention(nn.Module):
     def _at_once(self, x: Tensor, context: Context) -> Tensor:
         """Keys and values made for every head, all in one operation; nothing is cached."""
         config = self.config
+        if self._plain(x):
+            return F.latent_self_attention(
+                x,
+                self.q_proj.weight
+                if config.q_lora_rank is None
+                else (self.q_a_proj.weight, self.q_a_layernorm.weight, self.q_b_proj.weight),
+                (self.kv_a_proj_with_mqa.weight, self.kv_a_layernorm.weight, self.kv_b_proj.weight),
+                *config.rotary.step(x.dtype, context),
+                config.num_heads,
+                scale=config.scale,
+                interleaved=config.rotary.interleaved,
+                eps=LATENT_EPS,
+            )
         latent, key = self._compressed(x)
         return F.latent_attention(
             self._projected(x),
@@ -125,6 +139,21 @@ class LatentAttention(nn.Module):
             config.num_heads,
             scale=config.scale,
             interleaved=config.rotary.interleaved,
+        )
+
+    def _plain(self, x: Tensor) -> bool:
+        """Whether the projections are products alone, without biases, adapters or 16 bits."""
+        before = (
+            [self.q_proj] if self.config.q_lora_rank is None else [self.q_a_proj, self.q_b_proj]
+        )
+        return (
+            not self.config.bias
+            and modes.thread.mode.lower is None
+            and not half_precision(x.dtype)
+            and all(
+                type(layer) is nn.Linear and layer.weight.dtype == x.dtype
+                for layer in (*before, self.kv_a_proj_with_mqa, self.kv_b_proj)
+            )
         )
 
     def _projected(self, x: Tensor) -> Tensor:

@@ -159,6 +159,33 @@ def test_latent_attention_of_parts_that_do_not_fit(shapes):
         F.latent_attention(query, made, key, table, table, 2, scale=1.0)
 
 
+SELF = [(1, 3, 4), (5, 4), (5,), (2 * 5, 5), (3 + 2, 4), (3,), (2 * 8, 3), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [(0, (3, 4)), (1, (5, 3)), (2, (4,)), (3, (9, 5)), (3, (10, 4)), (4, (6, 4)), (5, (2,))]
+    + [(6, (15, 3)), (6, (4, 3)), (7, (2, 1)), (7, (3, 3))],
+    ids=str,
+)
+def test_latent_self_attention_of_parts_that_do_not_fit(part, shape):
+    def run(*shapes):
+        x, *weights, table = (mt.ones(*s) for s in shapes)
+        return F.latent_self_attention(x, weights[:3], weights[3:], table, table, 2, scale=1.0)
+
+    assert run(*SELF).shape == (1, 3, 2 * 5)
+    with pytest.raises(ShapeError, match="latent_self_attention: expected x"):
+        run(*SELF[:part], shape, *SELF[part + 1 :])
+
+
+def test_latent_self_attention_is_of_one_dtype():
+    x, *weights, table = (mt.ones(*s) for s in SELF)
+    with pytest.raises(DtypeError, match="latent_self_attention: expected tensors of one dtype"):
+        F.latent_self_attention(
+            x.to(mt.float64), tuple(weights[:3]), tuple(weights[3:]), table, table, 2, scale=1.0
+        )
+
+
 @pytest.mark.parametrize(
     "shapes",
     [

@@ -323,6 +323,16 @@ def latent_attention(query, made, key, cos, sin, heads, scale, interleaved):
     return (probabilities @ made[..., plain:]).transpose(1, 2).flatten(2)
 
 
+def latent_self_attention(
+    x, q_a, q_norm, q_b, kv_a, kv_norm, kv_b, cos, sin, heads, scale, interleaved, eps
+):
+    latent, key = (x @ kv_a.mT).split([len(kv_norm), len(kv_a) - len(kv_norm)], -1)
+    made = F.rms_norm(latent, kv_norm.shape, kv_norm, eps) @ kv_b.mT
+    if q_a is not None:
+        x = F.rms_norm(x @ q_a.mT, q_norm.shape, q_norm, eps)
+    return latent_attention(x @ q_b.mT, made, key, cos, sin, heads, scale, interleaved)
+
+
 PEERS = {
     **{name: same_name(name) for name in SAME_NAMES},
     **{name: of_tensors(name) for name in OF_TENSORS},
@@ -354,6 +364,7 @@ PEERS = {
     "scaled_dot_product_attention": attention,
     "attention_qkvpacked": packed,
     "latent_attention": latent_attention,
+    "latent_self_attention": latent_self_attention,
     "rotary_attention": rotary_attention,
     "lightning_attention": lightning,
     "varlen_attention": varlen,
