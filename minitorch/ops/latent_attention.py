@@ -183,7 +183,7 @@ def _self_forward(
     x: Any, q_a: Any, q_norm: Any, q_b: Any, kv_a: Any, kv_norm: Any, kv_b: Any, cos: Any, sin: Any,
     *, heads: int, scale: float, interleaved: bool, eps: float,
 ) -> Any:  # fmt: skip
-    kept = {}
+    kept: dict[str, Any] = {}
     if q_a is None:
         query = _kernel("linear")(x, q_b, None)
     else:
@@ -191,16 +191,17 @@ def _self_forward(
         kept |= {"q_latent": q_latent, "q_normed": q_normed, "q_rstd": q_rstd}
     rank = kv_b.shape[1]
     latent, normed, rstd, made = _compressed(x, kv_a, kv_norm, kv_b, rank, eps)
-    meta = {"heads": heads, "scale": scale, "interleaved": interleaved}
-    out, of_heads = _forward(query, made, latent[..., rank:], cos, sin, **meta)
+    out, of_heads = _forward(
+        query, made, latent[..., rank:], cos, sin, heads=heads, scale=scale, interleaved=interleaved
+    )
     kept |= {"latent": latent, "normed": normed, "rstd": rstd, "query": query, "made": made}
     return out, kept | of_heads
 
 
 def _self_backward(
-    grad: Any, x: Any, q_a: Any, q_norm: Any, q_b: Any, kv_a: Any, kv_norm: Any, kv_b: Any, cos: Any,
-    sin: Any, q_latent: Any, q_normed: Any, q_rstd: Any, latent: Any, normed: Any, rstd: Any,
-    query: Any, made: Any, queries: Any, keys: Any, attended: Any, log_normaliser: Any,
+    grad: Any, x: Any, q_a: Any, q_norm: Any, q_b: Any, kv_a: Any, kv_norm: Any, kv_b: Any,
+    cos: Any, sin: Any, q_latent: Any, q_normed: Any, q_rstd: Any, latent: Any, normed: Any,
+    rstd: Any, query: Any, made: Any, queries: Any, keys: Any, attended: Any, log_normaliser: Any,
     heads: int, scale: float, interleaved: bool, needs: Any,
 ) -> Any:  # fmt: skip
     of_linear, of_norm = _kernel("linear_backward"), _kernel("rms_norm_backward")
@@ -232,8 +233,9 @@ def _self_reference(
     if q_a is not None:
         x = rms_norm(linear(x, q_a), len(q_a), q_norm, eps)
     made = linear(rms_norm(latent, rank, kv_norm, eps), kv_b)
-    meta = {"heads": heads, "scale": scale, "interleaved": interleaved}
-    return _reference(linear(x, q_b), made, key, cos, sin, **meta)
+    return _reference(
+        linear(x, q_b), made, key, cos, sin, heads=heads, scale=scale, interleaved=interleaved
+    )
 
 
 _PARTS = ("q_a", "q_norm", "q_b", "kv_a", "kv_norm", "kv_b")
@@ -249,28 +251,39 @@ _latent_self_attention = fused(
         *("q_latent", "q_normed", "q_rstd", "latent", "normed", "rstd", "query", "made"),
         *("queries", "keys", "attended", "log_normaliser"),
     ),
-    formula=r"\operatorname{softmax}(\lambda q k^\top) v,\; (k^C, v) = W_b \operatorname{norm}(W_a x)",
+    formula=r"\operatorname{softmax}(\lambda q k^\top) v,\; "
+    r"(k^C, v) = W_b \operatorname{norm}(W_a x)",
     samples=lambda: [
         sample(
             *(real(2, 3, 4), real(3, 4, seed=1), real(3, seed=2), real(2 * 5, 3, seed=3)),
             *(real(3 + 2, 4, seed=4), real(3, seed=5), real(2 * 4, 3, seed=6)),
             *(real(3, 1, seed=7), real(3, 1, seed=8)),
-            **{"heads": 2, "scale": 0.4, "interleaved": True, "eps": 1e-3},
+            heads=2,
+            scale=0.4,
+            interleaved=True,
+            eps=1e-3,
         ),
         sample(
             *(real(1, 3, 3), None, None, real(2 * 5, 3, seed=3)),
             *(real(3 + 4, 3, seed=4), real(3, seed=5), real(2 * 3, 3, seed=6)),
             *(real(3, 2, seed=7), real(3, 2, seed=8)),
-            **{"heads": 2, "scale": 0.7, "interleaved": False, "eps": 1e-3},
+            heads=2,
+            scale=0.7,
+            interleaved=False,
+            eps=1e-3,
         ),
     ],
 )
 
 
+Compressed = tuple[Tensor, Tensor | None, Tensor]
+"""Into a latent, the weight of its norm, or None for ones, and out of it."""
+
+
 def latent_self_attention(
     x: Tensor,
-    to_query: tuple[Tensor, Tensor, Tensor] | Tensor,
-    to_made: tuple[Tensor, Tensor, Tensor],
+    to_query: Compressed | Tensor,
+    to_made: Compressed,
     cos: Tensor,
     sin: Tensor,
     num_heads: int,
@@ -281,12 +294,13 @@ def latent_self_attention(
 ) -> Tensor:
     """`latent_attention` of x's own projections: (batch, time, heads value_dim).
 
-    x: (batch, time, width); to_query: (into, norm, out), weights of a projection to the queries'
-    latent, of its norm and of the projection from it to queries, or one from x to queries; to_made:
-    the same to what all heads' keys and values are made of, the first of which, (rank + turned,
-    width), also gives the key that heads share. cos, sin and the rest: as for `latent_attention`;
-    eps: of the norms. The same as linear, rms_norm, linear and latent_attention, with fewer stops
-    on the way. Raises ShapeError where these disagree, DtypeError unless they are of one dtype.
+    x: (batch, time, width); to_query: weights of the projection to the queries' latent, (rank,
+    width), of its norm, and of the projection from it, (heads (plain + turned), rank), or of one
+    from x; to_made: the same for keys and values, (heads (plain + value), rank), but that the
+    first, (rank + turned, width), also gives the key that heads share. cos, sin and the rest: as for
+    `latent_attention`; eps: of the norms. The same as linear, rms_norm, linear and
+    latent_attention. Raises ShapeError where these disagree, DtypeError unless they are of one
+    dtype.
     """
     q_a, q_norm, q_b = (None, None, to_query) if isinstance(to_query, Tensor) else to_query
     kv_a, kv_norm, kv_b = to_made
@@ -302,8 +316,9 @@ def latent_self_attention(
     if not sound or not (
         cos.shape == sin.shape == (x.shape[1], turned // 2)
         and kv_a.shape == (kv_b.shape[1] + turned, width)
-        and kv_norm.shape == kv_b.shape[1:]
-        and (q_a is None or (q_a.shape[1] == width and q_norm.shape == q_a.shape[:1]))
+        and (kv_norm is None or kv_norm.shape == kv_b.shape[1:])
+        and (q_a is None or q_a.shape[1] == width)
+        and (q_a is None or q_norm is None or q_norm.shape == q_a.shape[:1])
         and q_b.shape[1] == (width if q_a is None else len(q_a))
         and not len(q_b) % heads
         and not len(kv_b) % heads

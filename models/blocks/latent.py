@@ -118,12 +118,16 @@ class LatentAttention(nn.Module):
         """Keys and values made for every head, all in one operation; nothing is cached."""
         config = self.config
         if self._plain(x):
-            return F.latent_self_attention(
-                x,
+            to_query: Any = (
                 self.q_proj.weight
                 if config.q_lora_rank is None
-                else (self.q_a_proj.weight, self.q_a_layernorm.weight, self.q_b_proj.weight),
-                (self.kv_a_proj_with_mqa.weight, self.kv_a_layernorm.weight, self.kv_b_proj.weight),
+                else (self.q_a_proj.weight, self.q_a_layernorm.weight, self.q_b_proj.weight)
+            )
+            into = self.kv_a_proj_with_mqa.weight
+            return F.latent_self_attention(
+                x,
+                to_query,
+                (into, self.kv_a_layernorm.weight, self.kv_b_proj.weight),
                 *config.rotary.step(x.dtype, context),
                 config.num_heads,
                 scale=config.scale,

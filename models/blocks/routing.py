@@ -151,9 +151,9 @@ class Router(nn.Module):
         """How many tokens chose each expert; where all count, from where its rows end."""
         if real is not None:
             return counts(routing.indices, self.config.num_experts, real).data
-        load = routing.offs.data.astype(np.float32)
+        load = routing.offs.data.copy()
         load[1:] -= routing.offs.data[:-1]
-        return load
+        return load.astype(np.float32)
 
     def options(self) -> dict[str, Any]:
         """Of `F.route`."""
