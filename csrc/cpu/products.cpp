@@ -1,14 +1,19 @@
-// Products that need no preparation, in one call from Python: what they check, the array of the
-// result and the kernel. For a product of 16 by 16 the checks took longer in Python than all the rest.
+// Products and norms that need no preparation, in one call from Python: what they check, the arrays
+// of the result and the kernel. For a product of 16 by 16 the checks took longer in Python than all the
+// rest; and what Python does has left the caches after each large product, and is slow to come back.
 //
 //     matmul_as_it_is(a, b, out)          a b, into out if it is not None
 //     linear_as_it_is(x, weight, bias)    x weightᵀ + bias; bias may be None
 //     linear_backward_as_it_is(grad, x, weight, residual, needs)
 //         (grad weight + residual, gradᵀ x, Σ grad), None for what `needs` does not want
+//     norm_as_it_is(x, weight, bias, eps, centred)
+//         (out, mean, rstd) of the last dimension; weight and bias may be None, mean is unless centred
+//     norm_backward_as_it_is(grad, x, weight, mean, rstd, dsum)
+//         (dx, dweight, dbias), dbias None without mean; weight, mean and dsum may be None
 //     decode_blocks_as_it_is(x, ...)      what kernels/decoding.cpp takes up to out, and its numbers
 //
 // They return the result; or None where something has to be converted, copied, broadcast or refused,
-// which minitorch/kernels/cpu/matmul.py does.
+// which minitorch/kernels/cpu/matmul.py and norms.py do.
 
 #include "python.h"
 
@@ -168,6 +173,80 @@ PyObject* linear_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssi
     });
 }
 
+// A row of weights, or None, for rows like those of x.
+bool of_rows(PyObject* object, PyArrayObject* x) {
+    if (object == Py_None) return true;
+    PyArrayObject* array = as_array(object);
+    return takes(array) && PyArray_IS_C_CONTIGUOUS(array) && PyArray_NDIM(array) == 1 &&
+           PyArray_DIM(array, 0) == PyArray_DIM(x, PyArray_NDIM(x) - 1) && same_dtype(array, x);
+}
+
+// An array with so many elements, of x's type, without gaps.
+bool is_like(PyObject* object, PyArrayObject* x, npy_intp size) {
+    PyArrayObject* array = as_array(object);
+    return takes(array) && PyArray_IS_C_CONTIGUOUS(array) && PyArray_SIZE(array) == size &&
+           same_dtype(array, x);
+}
+
+bool has_rows(PyArrayObject* x) {
+    return takes(x) && PyArray_IS_C_CONTIGUOUS(x) && PyArray_NDIM(x) >= 1 && PyArray_SIZE(x) > 0 &&
+           (PyArray_TYPE(x) == NPY_FLOAT || PyArray_TYPE(x) == NPY_DOUBLE);
+}
+
+Array view_or_none(PyObject* object) {
+    return object == Py_None ? kNone : view(object);
+}
+
+PyObject* norm_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+    return guarded([=]() -> PyObject* {
+        static const Implementations& layer = implementations("layer_norm");
+        static const Implementations& rms = implementations("rms_norm");
+        PyArrayObject* x = as_array(arguments[0]);
+        if (!has_rows(x) || !of_rows(arguments[1], x) || !of_rows(arguments[2], x)) Py_RETURN_NONE;
+        const bool centred = arguments[4] == Py_True;
+        const double eps = PyFloat_AsDouble(arguments[3]);
+        if (PyErr_Occurred()) throw py::error_already_set();
+        const auto make = [=](int ndim) {
+            return py::reinterpret_steal<py::object>(empty(ndim, PyArray_DIMS(x), x));
+        };
+        const py::object out = make(PyArray_NDIM(x)), rstd = make(PyArray_NDIM(x) - 1);
+        const py::object mean = centred ? make(PyArray_NDIM(x) - 1) : py::object(py::none());
+        const Array arrays[] = {as_rows(view(arguments[0])), kNone, view_or_none(arguments[1]),
+                                view_or_none(arguments[2]), as_rows(view(out.ptr())), kNone,
+                                view_or_none(mean.ptr()), view(rstd.ptr())};
+        call(centred ? layer : rms, arrays, 8, &eps);
+        return PyTuple_Pack(3, out.ptr(), mean.ptr(), rstd.ptr());
+    });
+}
+
+PyObject* norm_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+    return guarded([=]() -> PyObject* {
+        static const Implementations& layer = implementations("layer_norm_backward");
+        static const Implementations& rms = implementations("rms_norm_backward");
+        PyArrayObject* x = as_array(arguments[1]);
+        const bool centred = arguments[3] != Py_None, joins = arguments[5] != Py_None;
+        if (!has_rows(x) || !of_rows(arguments[2], x)) Py_RETURN_NONE;
+        const npy_intp size = PyArray_SIZE(x), last = PyArray_DIM(x, PyArray_NDIM(x) - 1);
+        if (!is_like(arguments[0], x, size) || !is_like(arguments[4], x, size / last) ||
+            (centred && !is_like(arguments[3], x, size / last)) ||
+            (joins && !is_like(arguments[5], x, size)))
+            Py_RETURN_NONE;
+        const auto make = [=](int ndim, const npy_intp* shape) {
+            return py::reinterpret_steal<py::object>(empty(ndim, shape, x));
+        };
+        const py::object dx = make(PyArray_NDIM(x), PyArray_DIMS(x)), dweight = make(1, &last);
+        const py::object dbias = centred ? make(1, &last) : py::object(py::none());
+        const Array arrays[] = {as_rows(view(arguments[0])), as_rows(view(arguments[1])),
+                                view_or_none(arguments[2]), view_or_none(arguments[3]),
+                                view(arguments[4]),
+                                joins ? as_rows(view(arguments[5])) : kNone,
+                                as_rows(view(dx.ptr())), view(dweight.ptr()),
+                                view_or_none(dbias.ptr())};
+        call(centred ? layer : rms, arrays, 9, nullptr);
+        return PyTuple_Pack(3, dx.ptr(), dweight.ptr(), dbias.ptr());
+    });
+}
+
 PyObject* decode_blocks_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     return guarded([=]() -> PyObject* {
         constexpr Py_ssize_t kBlock = 14, kCaches = 12;  // arrays of a block, the caches' the last
@@ -219,6 +298,12 @@ PyMethodDef methods[] = {
     {"linear_backward_as_it_is",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<linear_backward_as_it_is, 5>)),
      METH_FASTCALL, "what linear's gradient gives, if nothing has to be prepared; else None"},
+    {"norm_as_it_is",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<norm_as_it_is, 5>)),
+     METH_FASTCALL, "a norm of the last dimension, if nothing has to be prepared; else None"},
+    {"norm_backward_as_it_is",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<norm_backward_as_it_is, 6>)),
+     METH_FASTCALL, "what its gradient gives, if nothing has to be prepared; else None"},
     {"decode_blocks_as_it_is",
      reinterpret_cast<PyCFunction>(
          reinterpret_cast<void (*)()>(counted<decode_blocks_as_it_is, 3, PY_SSIZE_T_MAX>)),

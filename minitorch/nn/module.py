@@ -98,7 +98,14 @@ class Module:
 
     def modules(self) -> Iterator["Module"]:
         """named_modules without the names."""
-        return (module for _, module in self.named_modules())
+        seen: set[int] = set()
+        stack: list[Module] = [self]
+        while stack:
+            module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield module
+                stack += [v for v in reversed(vars(module).values()) if isinstance(v, Module)]
 
     def named_parameters(
         self, prefix: str = "", remove_duplicate: bool = True
@@ -111,7 +118,12 @@ class Module:
 
     def parameters(self) -> Iterator[Parameter]:
         """named_parameters without the names."""
-        return (param for _, param in self.named_parameters())
+        seen: set[int] = set()
+        for module in self.modules():
+            for value in vars(module).values():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield value
 
     def named_buffers(
         self, prefix: str = "", remove_duplicate: bool = True

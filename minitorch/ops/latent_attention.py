@@ -297,8 +297,8 @@ def latent_self_attention(
     x: (batch, time, width); to_query: weights of the projection to the queries' latent, (rank,
     width), of its norm, and of the projection from it, (heads (plain + turned), rank), or of one
     from x; to_made: the same for keys and values, (heads (plain + value), rank), but that the
-    first, (rank + turned, width), also gives the key that heads share. cos, sin and the rest: as for
-    `latent_attention`; eps: of the norms. The same as linear, rms_norm, linear and
+    first, (rank + turned, width), also gives the key that heads share. cos, sin and the rest:
+    as for `latent_attention`; eps: of the norms. The same as linear, rms_norm, linear and
     latent_attention. Raises ShapeError where these disagree, DtypeError unless they are of one
     dtype.
     """

@@ -265,10 +265,8 @@ class Balance:
         """
         if not (self.expert or self.z or self.device or self.communication):
             return None
-        rows = sequences if self.sequence_wise else 1
-        logits, indices = (
-            part.reshape(rows, -1, part.shape[-1]) for part in (routing.logits, routing.indices)
-        )
+        logits, rows = routing.logits, sequences if self.sequence_wise else 1
+        indices = Tensor(routing.indices.data.reshape(rows, -1, config.k))
         mask = None if real is None else real.reshape(rows, -1)
         cost: Any = 0
         if self.expert:
@@ -281,7 +279,9 @@ class Balance:
             )
         parts = [self.z * router_z_loss(routing.logits, real)] if self.z else []
         if self.expert or self.device or self.communication:
-            cost = Tensor(cost.astype(logits.dtype))
+            if cost.shape[1] == 1 < rows:  # one for all tokens of a sequence
+                cost = cost.repeat(len(logits) // rows, 1)
+            cost = Tensor(cost.reshape(-1, config.num_experts).astype(logits.dtype))
             parts.append(F.expected_cost(logits, cost, routing.score_function))
         return sum(parts[1:], parts[0])
 

@@ -19,6 +19,8 @@ def layer_norm(
     x: Array, weight: Array | None, bias: Array | None, *, eps: float = 1e-5, ndim: int = 1
 ) -> tuple[Array, Array, Array]:
     """The reference's."""
+    if ndim == 1 and (done := extension.norm_as_it_is(x, weight, bias, eps, True)):
+        return done
     if not _takes(x):
         return reference.layer_norm(x, weight, bias, eps=eps, ndim=ndim)
     out, _, mean, rstd = _forward(extension.layer_norm, x, None, weight, bias, eps, ndim, True)
@@ -40,6 +42,8 @@ def rms_norm(
     x: Array, weight: Array | None, *, eps: float = 1e-6, ndim: int = 1
 ) -> tuple[Array, Array]:
     """The reference's."""
+    if ndim == 1 and (done := extension.norm_as_it_is(x, weight, None, eps, False)):
+        return done[0], done[2]
     if not _takes(x):
         return reference.rms_norm(x, weight, eps=eps, ndim=ndim)
     out, _, _, rstd = _forward(extension.rms_norm, x, None, weight, None, eps, ndim, False)
@@ -147,6 +151,8 @@ def _backward(
     ndim: int,
 ) -> tuple[Array, Array, Any]:
     """Gradients for x, weight and, if there is a mean, bias."""
+    if ndim == 1 and (done := extension.norm_backward_as_it_is(grad, x, weight, mean, rstd, dsum)):
+        return done
     wide, rows, features = _wide(x), _rows(x, ndim), x.shape[x.ndim - ndim :]
     dx, dweight = np.empty(x.shape, x.dtype), np.empty(features, wide)
     dbias = None if mean is None else np.empty(features, wide)
