@@ -1,4 +1,4 @@
-#include "attention_backward.h"
+#include "attention_tiles_backward.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
@@ -72,9 +72,15 @@ struct Problem {
 // second-level cache, hold at most so many bytes.
 constexpr long kNearKeys = 1 << 19;
 
-template <typename T>
+// With `tiles` the products are made in tile registers.
+struct None {};
+template <bool tiles>
+using Registers = std::conditional_t<tiles, TileRegisters, None>;
+
+template <typename T, bool tiles>
 struct Forward {
     using C = Compute<T>;
+    using Keys = std::conditional_t<tiles, TiledKeys, PackedKeys<C>>;
     static constexpr long columns = kColumns<C>;
     const Problem<T>& p;
     const Array &out, &lse;
@@ -84,12 +90,12 @@ struct Forward {
         return few(one) ? one.time_q > 0 : ceil_div(one.time_q, columns);
     }
     long packed_size(const Sequence& one) const {
-        return few(one) ? 0 : PackedKeys<C>::size(p.scores(one, 0));
+        return few(one) ? 0 : Keys::size(p.scores(one, 0));
     }
     void pack(const Sequence& one, long key_head, C* to) const {
         if (!few(one))
-            PackedKeys<C>::template pack<T>(p.scores(one, 0), keys(p.k, one, key_head),
-                                            keys(p.v, one, key_head), to);
+            Keys::template pack<T>(p.scores(one, 0), keys(p.k, one, key_head),
+                                   keys(p.v, one, key_head), to);
     }
     Head<const T> keys(const Array& x, const Sequence& one, long head) const {
         return p.template keys_of<const T>(x, one, head);
@@ -105,14 +111,15 @@ struct Forward {
                 attend_alone<T>(s, t, queries.at(t, 0), keys(p.k, one, key_head),
                                 keys(p.v, one, key_head), to.at(t, 0), normalisers + t);
         else
-            attend<T>(s, queries, {packed, packed + round_up(s.time_k, kRows) * s.dim}, first,
-                      one.time_q - first < columns ? one.time_q - first : columns, to, normalisers);
+            attend(s, queries, Keys::at(s, packed), first,
+                   one.time_q - first < columns ? one.time_q - first : columns, to, normalisers);
     }
 
     // A thread takes heads of keys, with all their queries.
     void by_heads(const Sequence* plan, long sequences, long grain) const {
         const long kv_heads = p.kv_heads(), group = p.group();
         parallel_ranges(sequences * kv_heads, grain, [&](long begin, long end) {
+            [[maybe_unused]] const Registers<tiles> registers;
             for (long i = begin; i < end; ++i) {
                 const Sequence& one = plan[i / kv_heads];
                 const long key_head = i % kv_heads;
@@ -138,6 +145,7 @@ struct Forward {
             }
         });
         parallel_ranges(plan[sequences].blocks * heads, grain, [&](long begin, long end) {
+            [[maybe_unused]] const Registers<tiles> registers;
             long at = 0;
             for (long i = begin; i < end; ++i) {
                 while (plan[at + 1].blocks * heads <= i) ++at;
@@ -171,7 +179,7 @@ struct Forward {
     }
 };
 
-template <typename T>
+template <typename T, bool tiles>
 static void backward(const Problem<T>& p, const Array& grad, const Array& out, const Array& lse,
                      const Array& dq, const Array& dk, const Array& dv, const Array& dbias,
                      const Array& dsinks) {
@@ -179,29 +187,35 @@ static void backward(const Problem<T>& p, const Array& grad, const Array& out, c
     const long sequences = p.count(), kv_heads = p.kv_heads(), group = p.group();
     const auto run = [&](long i, long key_head) {
         const Sequence one = p.sequence(i);
-        backward_group<T>(p.scores(one, 0), p.template keys_of<const T>(p.k, one, key_head),
-                          p.template keys_of<const T>(p.v, one, key_head),
-                          p.template keys_of<T>(dk, one, key_head),
-                          p.template keys_of<T>(dv, one, key_head), group, [&](long g) {
-                              const long head = key_head * group + g;
-                              const Scores<C> s = p.scores(one, head);
-                              return BackwardHead<T>{
-                                  p.template queries_of<const T>(p.q, one, head),
-                                  p.template queries_of<const T>(grad, one, head),
-                                  p.template queries_of<const T>(out, one, head),
-                                  p.lse_of(lse, one, head),
-                                  s.sink,
-                                  s.bias,
-                                  p.template queries_of<T>(dq, one, head),
-                                  dsinks ? dsinks.as<C>() + i * p.heads() + head : nullptr,
-                                  p.template head_of<C>(dbias, one.batch, head, 0)};
-                          });
+        const auto head = [&](long g) {
+            const long number = key_head * group + g;
+            const Scores<C> s = p.scores(one, number);
+            return BackwardHead<T>{p.template queries_of<const T>(p.q, one, number),
+                                   p.template queries_of<const T>(grad, one, number),
+                                   p.template queries_of<const T>(out, one, number),
+                                   p.lse_of(lse, one, number),
+                                   s.sink,
+                                   s.bias,
+                                   p.template queries_of<T>(dq, one, number),
+                                   dsinks ? dsinks.as<C>() + i * p.heads() + number : nullptr,
+                                   p.template head_of<C>(dbias, one.batch, number, 0)};
+        };
+        const Scores<C> s = p.scores(one, 0);
+        const Head<const T> k = p.template keys_of<const T>(p.k, one, key_head);
+        const Head<const T> v = p.template keys_of<const T>(p.v, one, key_head);
+        const Head<T> to_k = p.template keys_of<T>(dk, one, key_head);
+        const Head<T> to_v = p.template keys_of<T>(dv, one, key_head);
+        if constexpr (tiles)
+            backward_group_in_tiles(s, k, v, to_k, to_v, group, head);
+        else
+            backward_group<T>(s, k, v, to_k, to_v, group, head);
     };
     // What adds to the same gradient of a bias is one thread's, in order.
     const bool share_batch = dbias && dbias.strides[0] == 0;
     const bool share_heads = dbias && dbias.strides[1] == 0;
     const long outer = share_batch ? 1 : sequences, inner = share_heads ? 1 : kv_heads;
     parallel_for(outer * inner, [&](long i) {
+        [[maybe_unused]] const Registers<tiles> registers;
         for (long s = 0; s < sequences / outer; ++s)
             for (long h = 0; h < kv_heads / inner; ++h) run(i / inner + s, i % inner + h);
     });
@@ -253,9 +267,13 @@ static void dispatch(Dtype dtype, const Run& run) {
 KERNEL(attention) {
     check(arrays[0], arrays[1], arrays[2], arrays[7], arrays[5], arrays[6]);
     dispatch(arrays[0].dtype, [&](auto kind) {
-        const Problem<decltype(kind)> problem{arrays[0], arrays[1], arrays[2], arrays[3],
-                                              arrays[4], arrays[5], arrays[6], numbers};
-        Forward<decltype(kind)>{problem, arrays[7], arrays[8]}.run();
+        using T = decltype(kind);
+        const Problem<T> problem{arrays[0], arrays[1], arrays[2], arrays[3],
+                                 arrays[4], arrays[5], arrays[6], numbers};
+        if constexpr (kTiledAttention && __is_same(T, bfloat16))
+            if (tile_registers_serve())
+                return Forward<T, true>{problem, arrays[7], arrays[8]}.run();
+        Forward<T, false>{problem, arrays[7], arrays[8]}.run();
     });
 }
 
@@ -265,10 +283,16 @@ KERNEL(attention_backward) {
     check(arrays[0], arrays[1], arrays[2], arrays[8], arrays[5], arrays[6]);
     check(arrays[10], arrays[11], arrays[12], arrays[7], arrays[5], arrays[6]);
     dispatch(arrays[0].dtype, [&](auto kind) {
-        backward<decltype(kind)>(
-            {arrays[0], arrays[1], arrays[2], arrays[3], arrays[4], arrays[5], arrays[6], numbers},
-            arrays[7], arrays[8], arrays[9], arrays[10], arrays[11], arrays[12], arrays[13],
-            arrays[14]);
+        using T = decltype(kind);
+        const Problem<T> problem{arrays[0], arrays[1], arrays[2], arrays[3],
+                                 arrays[4], arrays[5], arrays[6], numbers};
+        const auto run = [&](auto tiles) {
+            backward<T, tiles>(problem, arrays[7], arrays[8], arrays[9], arrays[10], arrays[11],
+                               arrays[12], arrays[13], arrays[14]);
+        };
+        if constexpr (kTiledAttention && __is_same(T, bfloat16))
+            if (tile_registers_serve()) return run(std::true_type());
+        run(std::false_type());
     });
 }
 

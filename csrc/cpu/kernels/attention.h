@@ -82,23 +82,26 @@ struct PackedKeys {
         return round_up(s.time_k, kRows) * s.dim + round_up(s.value_dim, kRows) * s.time_k + 64;
     }
     template <typename T>
-    static PackedKeys pack(const Scores<C>& s, Head<const T> k, Head<const T> v, C* to) {
-        C* values = to + round_up(s.time_k, kRows) * s.dim;
+    static void pack(const Scores<C>& s, Head<const T> k, Head<const T> v, C* to) {
         pack_rows<T, C, kRows>(k, s.time_k, s.dim, to);
-        pack_rows<T, C, kRows>(v.transposed(), s.value_dim, s.time_k, values);
-        return {to, values};
+        pack_rows<T, C, kRows>(v.transposed(), s.value_dim, s.time_k,
+                               to + round_up(s.time_k, kRows) * s.dim);
+    }
+    static PackedKeys at(const Scores<C>& s, const C* packed) {
+        return {packed, packed + round_up(s.time_k, kRows) * s.dim};
     }
 };
 
-// Rows of `from` (count, width) with stride `stride` into a head.
+// Rows of `from` (count, width) with stride `stride`, multiplied by `factor`, into a head.
 template <typename T, typename C>
-void write_rows(const C* from, long stride, long count, long width, Head<T> to) {
+void write_rows(const C* from, long stride, long count, long width, Head<T> to, C factor = 1) {
     constexpr long lanes = Lanes<C>::count;
     for (long t = 0; t < count; ++t, from += stride) {
         T* row = to.at(t, 0);
         long d = 0;
-        for (; d + lanes <= width; d += lanes) store(row + d, load(from + d));
-        if (d < width) store_part(row + d, load_part(from + d, width - d, C(0)), width - d);
+        for (; d + lanes <= width; d += lanes) store(row + d, load(from + d) * factor);
+        if (d < width)
+            store_part(row + d, load_part(from + d, width - d, C(0)) * factor, width - d);
     }
 }
 
@@ -126,9 +129,12 @@ struct Sight {
         x = x < 0 ? Vector<Int>{} : x;
         return x < limit ? x : limit;
     }
-    Vector<C> hide(Vector<C> score, long key) const {
+    auto sees(long key) const {
         const Vector<Int> k = broadcast(Int(key));
-        return (k >= begin) & (k < end) ? score : broadcast(-kInfinity<C>);
+        return (k >= begin) & (k < end);
+    }
+    Vector<C> hide(Vector<C> score, long key) const {
+        return sees(key) ? score : broadcast(-kInfinity<C>);
     }
 };
 
@@ -151,17 +157,23 @@ struct OnlineSoftmax {
             total[h] = broadcast(C(s.has_sink()));
         }
     }
-    // Makes 2^(score - peak) of a block (keys, queries). What was added up before is to be
-    // multiplied by `shrink`.
-    void take(C* block, long keys, Vector<C>* shrink) {
-        Vector<C> shift[2], added[2] = {};
+    // Goes to the largest score of a block (keys, queries) too, which holds scores / factor; factor is
+    // positive. 2^(score - shift) is what the block's scores then weigh, and what was added up before
+    // is to be multiplied by `shrink`.
+    void raise(const C* block, long keys, C factor, Vector<C>* shift, Vector<C>* shrink) {
         for (long h = 0; h < 2; ++h) {
-            const Vector<C> now = largest(block + h * lanes, keys, peak[h]);
+            const Vector<C> here = largest(block + h * lanes, keys, broadcast(-kInfinity<C>));
+            const Vector<C> now = maximum<C>(here * factor, peak[h]);
             // Where nothing was seen yet the shift is 0, so that 2^-inf and not NaN comes out.
             shift[h] = now > -kInfinity<C> ? now : Vector<C>{};
             shrink[h] = exp2_nonpositive<C>(peak[h] - shift[h]);
             peak[h] = now;
         }
+    }
+    // Makes their weights of the scores of a block.
+    void take(C* block, long keys, Vector<C>* shrink) {
+        Vector<C> shift[2], added[2] = {};
+        raise(block, keys, 1, shift, shrink);
         for (long i = 0; i < keys; ++i)
 #pragma GCC unroll 2
             for (long h = 0; h < 2; ++h) {
@@ -170,6 +182,9 @@ struct OnlineSoftmax {
                 store(at, p);
                 added[h] += p;
             }
+        add(added, shrink);
+    }
+    void add(const Vector<C>* added, const Vector<C>* shrink) {
         for (long h = 0; h < 2; ++h) total[h] = total[h] * shrink[h] + added[h];
     }
     // Of a column of vectors; four at a time, since each comparison waits for the one before.
@@ -189,25 +204,28 @@ struct OnlineSoftmax {
     }
 };
 
-// The scores of the queries of a block, which is (keys, queries): cap, bias, and what is out of
-// sight.
+// The scores of the queries of a block, which is (keys, queries) and holds scores / factor: cap, bias,
+// and what is out of sight.
 template <typename C>
 void change_scores(const Scores<C>& s, const Sight<C>* sight, long first, long count, long key,
-                   long keys, C* block, C* bias) {
+                   long keys, C factor, C* block, C* bias) {
     constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
-    const auto change = [&](auto f) {
-        for (long i = 0; i < keys; ++i)
+    const auto change = [&](long begin, long end, auto f) {
+        for (long i = begin; i < end; ++i)
             for (long h = 0; h < 2; ++h) {
                 C* at = block + i * columns + h * lanes;
                 store(at, f(load(at), i, h));
             }
     };
     if (s.softcap != 0)
-        change([&](Vector<C> x, long, long) { return s.capped(x) * kLog2E<C>; });
+        change(0, keys,
+               [&](Vector<C> x, long, long) { return s.capped(x * factor) * kLog2E<C>; });
+    else if (factor != 1)
+        change(0, keys, [&](Vector<C> x, long, long) { return x * factor; });
     if (s.bias.data) {
         pack_panel<C, C, columns>({s.bias.at(first, key), s.bias.row, s.bias.column}, count, keys,
                                   bias);
-        change(
+        change(0, keys,
             [&](Vector<C> x, long i, long h) {
                 const Vector<C> b = load(bias + i * columns + h * lanes);
                 // The least finite number stays finite: a row of nothing else weighs all alike.
@@ -215,8 +233,12 @@ void change_scores(const Scores<C>& s, const Sight<C>* sight, long first, long c
                 return x + (b == -kInfinity<C> ? b : scaled);
             });
     }
-    if (!s.sees(first, key + keys - 1) || !s.sees(first + count - 1, key))
-        change([&](Vector<C> x, long i, long h) { return sight[h].hide(x, key + i); });
+    // All queries see the keys from the last one's first to the first one's last.
+    const auto place = [=](long at) { return at < key ? 0 : at - key < keys ? at - key : keys; };
+    const auto hide = [&](Vector<C> x, long i, long h) { return sight[h].hide(x, key + i); };
+    const long low = place(s.first_key(first + count - 1)), high = place(s.end_of_keys(first));
+    change(0, low, hide);
+    change(low < high ? high : low, keys, hide);
 }
 
 // Oᵀ (dim, queries), divided by the sums of the softmax, as rows of out; `rows` is room for
@@ -268,7 +290,7 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
             set_tile<C>(keys - i < kRows ? keys - i : kRows, columns, s.dim,
                                    packed.keys + (key + i) * s.dim, query, block + i * columns,
                                    columns);
-        change_scores(s, sight, first, count, key, keys, block, bias);
+        change_scores(s, sight, first, count, key, keys, C(1), block, bias);
         Vector<C> shrink[2];
         softmax.take(block, keys, shrink);
         for (long i = 0; i < s.value_dim; i += kRows) {

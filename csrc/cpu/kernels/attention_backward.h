@@ -20,8 +20,9 @@ struct Normaliser {
     C head, rest;
 };
 
-template <typename C>
-Vector<C> weight(Vector<C> score, C head, C rest) {
+// head and rest: numbers, or vectors of them.
+template <typename C, typename Numbers>
+Vector<C> weight(Vector<C> score, Numbers head, Numbers rest) {
     const Vector<C> exponent = (score - head) * kLog2E<C> - rest;  // above 0 by rounding errors alone
     return exp2_nonpositive<C>(exponent > C(0) ? Vector<C>{} : exponent);
 }
@@ -54,9 +55,9 @@ Normaliser<Compute<T>> normaliser(const Scores<Compute<T>>& s, long query, const
         const C largest = largest_lane<C>(scores(key));
         peak = largest > peak ? largest : peak;
     }
-    C total = s.has_sink() ? weight<C>(broadcast(*s.sink), peak, 0)[0] : 0;
+    C total = s.has_sink() ? weight<C>(broadcast(*s.sink), peak, C(0))[0] : 0;
     for (long key = begin; key < end; key += lanes)
-        total += sum_of_lanes<C>(weight<C>(scores(key), peak, 0));
+        total += sum_of_lanes<C>(weight<C>(scores(key), peak, C(0)));
     return {peak, log_of(total) * kLog2E<C>};
 }
 
@@ -249,8 +250,8 @@ void backward_blocks(const Scores<C>& s, const PackedQueries<C>& packed, const K
         }
 }
 
-template <typename C>
-C sink_gradient(const Scores<C>& s, const PackedQueries<C>& packed) {
+template <typename C, typename Queries>
+C sink_gradient(const Scores<C>& s, const Queries& packed) {
     Vector<C> sum{};
     for_each_vector<C>(s.time_q, [&](long, auto get, auto) {
         const Vector<C> exponent = *s.sink - get(packed.normalisers) - get(packed.rests) / kLog2E<C>;

@@ -55,8 +55,9 @@ struct TileRegisters {
 };
 
 // The product of panels, in `to` (32, 32) with `stride` from a row to the next; with `add` it is added
-// to what is there. Only the first 16 * down rows and 16 * across columns are computed.
-template <long down, long across>
+// to what is there. Only the first 16 * down rows and 16 * across columns are computed. What comes next
+// of the panel that is not near is asked for.
+template <long down, long across, bool b_near>
 [[gnu::noinline]] void multiply_panels(long steps, const float* a, const float* b, float* to,
                                        long stride, bool add) {
     constexpr long line = 64, b_row = 2 * line, half = kTileStep / 2;
@@ -75,10 +76,11 @@ template <long down, long across>
         if constexpr (down == 2 && across == 2) _tile_zero(3);
     }
     // [tile products]
-    const auto fetch = [&b](long lines) __attribute__((always_inline)) {
+    const auto fetch = [&](long lines) __attribute__((always_inline)) {
         constexpr long ahead = 2 * kTileStep, floats = line / sizeof(float);
+        const float* const far = b_near ? a : b;
 #pragma GCC unroll 8
-        for (long i = lines; i < lines + 8; ++i) __builtin_prefetch(b + ahead + i * floats);
+        for (long i = lines; i < lines + 8; ++i) __builtin_prefetch(far + ahead + i * floats);
     };
     for (; steps > 0; --steps, a += kTileStep, b += kTileStep) {
         _tile_loadd(4, a, line);
@@ -118,7 +120,7 @@ struct TileRegisters {
     TileRegisters() {}  // not trivial: an object that only lives is no unused variable
 };
 
-template <long down, long across>
+template <long down, long across, bool>
 void multiply_panels(long steps, const float* a, const float* b, float* to, long stride, bool add) {
     for (long i = 0; i < 16 * down; ++i)
         for (long j = 0; j < 16 * across; ++j) {
@@ -138,11 +140,13 @@ void multiply_panels(long steps, const float* a, const float* b, float* to, long
 #endif
 
 // The same of the first `rows` rows and `columns` columns, and perhaps of more.
-inline void multiply_panels(long rows, long columns, long steps, const float* a, const float* b,
+template <bool b_near = false>
+void multiply_panels(long rows, long columns, long steps, const float* a, const float* b,
                             float* to, long stride, bool add) {
     const bool low = rows <= 16, narrow = columns <= 16;
-    (low ? narrow ? multiply_panels<1, 1> : multiply_panels<1, 2>
-         : narrow ? multiply_panels<2, 1> : multiply_panels<2, 2>)(steps, a, b, to, stride, add);
+    (low ? narrow ? multiply_panels<1, 1, b_near> : multiply_panels<1, 2, b_near>
+         : narrow ? multiply_panels<2, 1, b_near> : multiply_panels<2, 2, b_near>)(steps, a, b, to,
+                                                                                   stride, add);
 }
 
 // Two columns of A, or rows of B, with 2 * lanes consecutive elements each, as pairs.

@@ -285,6 +285,12 @@ inline Vector<float> pairs(Vector<bfloat16> first, Vector<bfloat16> second) {
     return (Vector<float>)(longer(first) | longer(second) << 16);
 }
 
+// The same of numbers, to nearest; ties go away from 0.
+inline Vector<float> rounded_pairs(Vector<float> first, Vector<float> second) {
+    using Bits = Vector<uint32_t>;
+    return (Vector<float>)(((Bits)first + 0x8000) >> 16 | (((Bits)second + 0x8000) & 0xffff0000u));
+}
+
 // The sum of both products of two pairs, lane by lane, and of `sum`.
 inline Vector<float> add_pairs(Vector<float> sum, Vector<float> a, Vector<float> b) {
 #if defined(__AVX512BF16__)
