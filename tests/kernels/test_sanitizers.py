@@ -67,8 +67,10 @@ def test_nothing_is_found_around_tile_registers(tmp_path):
 
 
 @pytest.mark.skipif(not has_avx512(), reason="this processor has no AVX-512")
-def test_nothing_is_found_with_the_widest_vectors(tmp_path):
-    flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+@pytest.mark.parametrize("more", [[], ["-DMT_TILES"]])
+def test_nothing_is_found_with_the_widest_vectors(tmp_path, more):
+    """Attention has tile registers beside these alone."""
+    flags = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *more]
     check(build(tmp_path, "g++", *AVX512, *flags))
 
 
