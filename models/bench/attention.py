@@ -37,7 +37,8 @@ def cases(peers: Sequence[str], seed: int, device: str = "cpu") -> Iterator[Case
             for backward in (False, True):
                 build = partial(_build, peers, shape, dtype, backward, seed, device)
                 suffix = " forward + backward" if backward else " forward"
-                yield Case(name + suffix, build, flops * (3.5 if backward else 1))
+                operations = flops * (3.5 if backward else 1)
+                yield Case(name + suffix, build, operations, dtype=dtype)
 
 
 def _build(

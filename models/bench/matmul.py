@@ -41,7 +41,7 @@ def cases(peers: Sequence[str], seed: int) -> Iterator[Case]:
         for m, n, k, layout in SHAPES:
             moved = (m * k + k * n + m * n) * (4 if dtype == "float32" else 2)
             build = partial(_build, peers, (m, n, k), layout, dtype, seed)
-            yield Case(f"{m}x{n}x{k} {layout} {dtype}", build, 2 * m * n * k, moved)
+            yield Case(f"{m}x{n}x{k} {layout} {dtype}", build, 2 * m * n * k, moved, dtype)
 
 
 def _build(

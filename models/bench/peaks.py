@@ -1,6 +1,7 @@
 """What this machine can do at most, measured: the limits that stand beside every figure.
 
-Arithmetic: multiply-adds in registers, nothing else, on all threads (csrc/cpu/kernels/peaks.cpp).
+Arithmetic: multiply-adds in registers, nothing else, on all threads (csrc/cpu/kernels/peaks.cpp), in
+bfloat16 by the instructions that products use: of tiles, of pairs, or float32's.
 Bandwidth: every thread sums its part of an array many times larger than the caches. The best of
 several tries, since a limit is what cannot be exceeded.
 """
@@ -12,11 +13,11 @@ from functools import partial
 
 import numpy as np
 
+from minitorch.backend import bfloat16
 from minitorch.kernels import get_num_threads
 from minitorch.kernels.cpu.extension import extension
 
 ROUNDS = 200_000
-CHAINS = 12
 ARRAY_BYTES = 1 << 28
 LEAST_READ = 1 << 25
 TRIES = 8
@@ -29,6 +30,7 @@ class Peaks:
     threads: int
     float32_flops: float
     float64_flops: float
+    bfloat16_flops: float
     read_bytes: float
 
     def to_json(self) -> dict[str, float]:
@@ -41,16 +43,15 @@ def measure_peaks() -> Peaks | None:
     if extension is None:
         return None
     threads = get_num_threads()
-    lanes = np.zeros(1)
-    extension.lanes(lanes)
-    flops = {}
-    for dtype, count in ((np.float32, lanes.item()), (np.float64, lanes.item() / 2)):
+    operations = np.zeros(1)
+    flops = []
+    for dtype in (np.float32, np.float64, bfloat16):
         out = np.zeros(threads, dtype)
-        seconds = _best(partial(extension.peak_arithmetic, out, ROUNDS))
-        flops[dtype] = 2 * CHAINS * count * ROUNDS * threads / seconds
+        seconds = _best(partial(extension.peak_arithmetic, out, operations, ROUNDS))
+        flops.append(operations.item() * ROUNDS * threads / seconds)
     read = measure_read(ARRAY_BYTES)
     assert read is not None
-    return Peaks(threads, flops[np.float32], flops[np.float64], read)
+    return Peaks(threads, *flops, read)
 
 
 def measure_read(array_bytes: int) -> float | None:

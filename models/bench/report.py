@@ -75,7 +75,7 @@ def limit_share(result: Result, peaks: Peaks | None) -> float | None:
         return None
     seconds = result.median(OURS)
     return max(
-        result.case.flops / seconds / peaks.float32_flops,
+        result.case.flops / seconds / getattr(peaks, f"{result.case.dtype}_flops"),
         result.case.bytes / seconds / peaks.read_bytes,
     )
 

@@ -75,7 +75,7 @@ def cases(peers: Sequence[str], seed: int, device: str = "cpu") -> Iterator[Case
             if device != "cpu":
                 names = [name for name in names if name != "jax"]  # its device is its own choice
             build = partial(_build_all, names, config, ids, targets, precision, device)
-            yield Case(f"{size} {precision}", build, flops(config, *ids.shape))
+            yield Case(f"{size} {precision}", build, flops(config, *ids.shape), dtype=precision)
 
 
 def tokens(size: str, seed: int) -> np.ndarray:

@@ -32,14 +32,15 @@ class Case:
 
     build: gives library -> a call that does the work once; called when the case's turn comes.
     flops, bytes: what one call computes, and must move between memory and processor at least; 0 if
-    that is not what limits it. unit: "s", or "B" where a call is not to be timed but returns the
-    bytes that it took.
+    that is not what limits it. dtype: what is multiplied. unit: "s", or "B" where a call is not to
+    be timed but returns the bytes that it took.
     """
 
     name: str
     build: Callable[[], Mapping[str, Callable[[], Any]]]
     flops: float = 0.0
     bytes: float = 0.0
+    dtype: str = "float32"
     unit: str = "s"
 
 

@@ -152,6 +152,7 @@ def _print_peaks(console: Console, peaks: Peaks | None) -> None:
         return
     console.print(
         f"this machine, {peaks.threads} threads: {peaks.float32_flops / 1e9:,.0f} GFLOP/s in "
-        f"float32, {peaks.float64_flops / 1e9:,.0f} in float64, reads "
+        f"float32, {peaks.float64_flops / 1e9:,.0f} in float64, "
+        f"{peaks.bfloat16_flops / 1e9:,.0f} in bfloat16, reads "
         f"{peaks.read_bytes / 1e9:.1f} GB/s"
     )

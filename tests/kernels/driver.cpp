@@ -724,10 +724,11 @@ int main() {
         }
     }
     Owned<float> x({1000}), sums({3});
-    Owned<double> lanes({1});
-    run("peak_arithmetic", {sums.array}, {100});
+    Owned<double> wide_sums({3}), operations({1});
+    Owned<bfloat16> narrow_sums({3});
+    for (const Array& out : {sums.array, wide_sums.array, narrow_sums.array})
+        run("peak_arithmetic", {out, operations.array}, {100});
     run("peak_read", {x.array, sums.array}, {2});
-    run("lanes", {lanes.array});
     for (const auto& [name, kernel] : kernels())
         if (!ran.count(name)) {
             std::printf("%s is not run here\n", name.c_str());

@@ -271,8 +271,6 @@ struct Product {
         if constexpr (layout == Layout::tiles) {
             alignas(64) C buffer[kTileRows * kTileRows];
             if (!sums.data) sums = {buffer, kTileRows, 1};
-            if (last)
-                for (long r = 0; r < rows; ++r) __builtin_prefetch(to.at(r, 0), 1);
             multiply_panels(rows, width, count, from.a, from.b, sums.data, sums.row, p > 0);
             if (last) finish<O, C>(sums.data, sums.row, {}, rows, width, to, rest);
             return;
