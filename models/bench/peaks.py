@@ -1,7 +1,7 @@
 """What this machine can do at most, measured: the limits that stand beside every figure.
 
-Arithmetic: multiply-adds in registers, nothing else, on all threads (csrc/cpu/kernels/peaks.cpp), in
-bfloat16 by the instructions that products use: of tiles, of pairs, or float32's.
+Arithmetic: multiply-adds in registers, nothing else, on all threads (csrc/cpu/kernels/peaks.cpp);
+in bfloat16 by the instructions that products use: of tiles, of pairs, or float32's.
 Bandwidth: every thread sums its part of an array many times larger than the caches. The best of
 several tries, since a limit is what cannot be exceeded.
 """
@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from minitorch.backend import bfloat16
+from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels import get_num_threads
 from minitorch.kernels.cpu.extension import extension
 
@@ -43,15 +44,10 @@ def measure_peaks() -> Peaks | None:
     if extension is None:
         return None
     threads = get_num_threads()
-    operations = np.zeros(1)
-    flops = []
-    for dtype in (np.float32, np.float64, bfloat16):
-        out = np.zeros(threads, dtype)
-        seconds = _best(partial(extension.peak_arithmetic, out, operations, ROUNDS))
-        flops.append(operations.item() * ROUNDS * threads / seconds)
+    flops = [_flops(dtype, threads) for dtype in (float32, float64, bfloat16)]
     read = measure_read(ARRAY_BYTES)
     assert read is not None
-    return Peaks(threads, *flops, read)
+    return Peaks(threads, flops[0], flops[1], flops[2], read)
 
 
 def measure_read(array_bytes: int) -> float | None:
@@ -66,6 +62,12 @@ def measure_read(array_bytes: int) -> float | None:
     passes = max(1, LEAST_READ // array_bytes)
     seconds = _best(partial(extension.peak_read, x, out, passes))
     return passes * x.nbytes / seconds
+
+
+def _flops(dtype: np.dtype[Any], threads: int) -> float:
+    out, operations = np.zeros(threads, dtype), np.zeros(1)
+    seconds = _best(partial(extension.peak_arithmetic, out, operations, ROUNDS))
+    return operations.item() * ROUNDS * threads / seconds
 
 
 def _best(run: Callable[[], object]) -> float:
