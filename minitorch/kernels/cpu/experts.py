@@ -1,5 +1,6 @@
 """Mixture of experts on the CPU (csrc/cpu/kernels/routing.cpp, experts.cpp): all in one call."""
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -191,9 +192,8 @@ def moe_swiglu_backward(
         return reference.moe_swiglu_backward(grad, *given, both, shared_both, shares, needs=needs)
     rows, width = places.size, x.shape[1]
     tokens, wide = (0, 0) if shared_gate is None else (len(x), len(shared_gate))
-    shapes = [(rows, width), (rows, width), (rows + tokens, width), both.shape]
-    shapes += [(rows, down.shape[2]), (tokens, 2 * wide), (tokens, wide)]
-    room = [np.empty(shape, x.dtype) for shape in shapes]
+    sizes = [rows * width, rows * width, (rows + tokens) * width, both.size]
+    room = _room([*sizes, rows * down.shape[2], tokens * 2 * wide, tokens * wide], x.dtype)
     results = [
         np.empty(array.shape, array.dtype) if need and array is not None else None
         for array, need in zip(given, needs, strict=True)
@@ -203,3 +203,10 @@ def moe_swiglu_backward(
     kept = both, shared_both, shares
     extension.moe_swiglu_backward(*inputs, *of_shared, *kept, *room, *results[:4], *results[6:])
     return tuple(results)
+
+
+def _room(sizes: list[int], dtype: np.dtype) -> list[Array]:
+    """Arrays of these sizes out of one: the allocator, too, has left the caches by now."""
+    begins = [0, *accumulate(-(-size // 64) * 64 for size in sizes)]
+    whole = np.empty(begins.pop(), dtype)
+    return [whole[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
