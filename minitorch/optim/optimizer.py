@@ -209,14 +209,14 @@ class Optimizer:
         for index, param, group in self._enumerate():
             if param.grad is None:
                 continue
-            weight = np.atleast_1d(param.data)
+            weight, grad = _at_least_1d(param.data), _at_least_1d(param.grad.data)
             dtype = _compute_dtype(weight)
             state = self.state.setdefault(index, {"step": 0})
             for name, shape in self.state_shapes(weight.shape, group).items():
                 if name not in state:
                     state[name] = np.zeros_like(weight, dtype=dtype, shape=shape)
             state["step"] += 1
-            grad = np.atleast_1d(param.grad.data).astype(dtype, copy=False)
+            grad = grad if grad.dtype is dtype else grad.astype(dtype, copy=False)
             rows = param.grad.rows if isinstance(param.grad, RowGradient) else None
             at: Any = ...
             own, kept = state, None if rows is not None else lowered_copy(param)
@@ -226,8 +226,9 @@ class Optimizer:
                     own = {k: part if k == "step" else part[rows] for k, part in state.items()}
                     at, rows = rows, None
             part = weight if at is ... else weight[at]
-            copy = None if kept is None else np.atleast_1d(kept.array)
-            parts.append(Part(part.astype(dtype, copy=False), grad, own, group, copy, rows))
+            copy = None if kept is None else _at_least_1d(kept.array)
+            wide = part if part.dtype is dtype else part.astype(dtype, copy=False)
+            parts.append(Part(wide, grad, own, group, copy, rows))
             params.append((param, weight, at, state, kept))
         if capture.thread.current is not None:
             capture.thread.current.before_replay(lambda: _count(parts))
@@ -366,6 +367,10 @@ def _copy_like(weight: np.ndarray, value: np.ndarray) -> np.ndarray:
     """A copy of value where weight lives, in the dtype of its state."""
     value = np.array(to_device(value, "cpu"), _compute_dtype(weight))
     return to_device(value, device_of(weight))
+
+
+def _at_least_1d(array: np.ndarray) -> np.ndarray:
+    return array if array.ndim else np.atleast_1d(array)
 
 
 def _compute_dtype(array: np.ndarray) -> np.dtype:

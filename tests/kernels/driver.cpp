@@ -281,6 +281,44 @@ static void check_latent_heads(long batch, long time, long heads, long plain, lo
     }
 }
 
+// Against the sum that defines it; of the gradient, that of the values at the first token.
+template <typename T>
+static void check_lightning(long batch, long time, long heads, long dim, long block) {
+    Owned<T> x({batch, time, heads * 3 * dim}), out({batch, time, heads * dim});
+    Owned<T> dx({batch, time, heads * 3 * dim});
+    Owned<double> slopes({heads});
+    for (long h = 0; h < heads; ++h) slopes.set(h, 0.1 * double(h));
+    run("lightning_attention", {x.array, slopes.array, out.array}, {double(block)});
+    run("lightning_attention_backward", {out.array, x.array, slopes.array, dx.array},
+        {double(block)});
+    const auto at = [=](long b, long t, long h, long part, long d) {
+        return (((b * time + t) * heads + h) * 3 + part) * dim + d;
+    };
+    for (long b = 0; b < batch; ++b)
+        for (long h = 0; h < heads; ++h) {
+            std::vector<double> dvalue(dim);
+            for (long t = 0; t < time; ++t) {
+                std::vector<double> expected(dim);
+                for (long s = 0; s <= t; ++s) {
+                    double near = 0;
+                    for (long d = 0; d < dim; ++d)
+                        near += x[at(b, t, h, 0, d)] * x[at(b, s, h, 1, d)];
+                    near *= std::exp(-slopes[h] * double(t - s));
+                    for (long d = 0; d < dim; ++d) {
+                        expected[d] += near * x[at(b, s, h, 2, d)];
+                        if (s == 0) dvalue[d] += near * out[((b * time + t) * heads + h) * dim + d];
+                    }
+                }
+                for (long d = 0; d < dim; ++d)
+                    close<T>("lightning_attention", out[((b * time + t) * heads + h) * dim + d],
+                             expected[d], 1e-3);
+            }
+            for (long d = 0; d < dim; ++d)
+                close<T>("lightning_attention_backward", dx[at(b, 0, h, 2, d)], dvalue[d],
+                         1e-5 * (1 + std::abs(dvalue[d])) * double(time * dim));
+        }
+}
+
 // Where rows stand is what matters to memory; the numbers are held in Python.
 template <typename T>
 static void check_routing(long tokens, long experts, long k) {
@@ -692,6 +730,11 @@ static void check_all() {
     }
     check_latent_heads<T>(2, 3, 4, 3, 6, 5);
     check_latent_heads<T>(1, 40, 2, 33, 18, 17);
+    if constexpr (!std::is_same_v<T, bfloat16>) {
+        check_lightning<T>(1, 1, 1, 1, 1);
+        check_lightning<T>(2, 37, 3, 9, 8);
+        check_lightning<T>(1, 20, 2, 33, 64);
+    }
     for (bool causal : {false, true}) {
         check_attention<T>(1, 1, 1, 1, causal);
         check_attention<T>(37, 37, 16, 24, causal);

@@ -68,7 +68,8 @@ struct Lightning {
         for (long i = 0; i <= block; ++i) power[i] = T(std::exp(-slopes[head] * i));
     }
     // to[i] = λ^(first + step i) from[i] of a block's rows
-    void scaled(const T* from, long row, long n, const T* power, long first, long step, T* to) const {
+    void scaled(const T* from, long row, long n, const T* power, long first, long step,
+                T* to) const {
         for (long i = 0; i < n; ++i)
             for_each_vector<T>(dim, [&](long, auto get, auto put) {
                 put(to + i * dim, get(from + i * row) * power[first + step * i]);
@@ -109,7 +110,8 @@ struct Lightning {
     void backward(const T* grad, long grad_row, const Head<const T>& x, const Head<T>& dx,
                   const T* power, T* work) const {
         T *scores = work, *dscores = scores + block * block, *rows = dscores + block * block;
-        T *dstate = rows + block * dim, *states = dstate + square();  // before each block but the first
+        T *dstate = rows + block * dim,
+          *states = dstate + square();  // before each block but the first
         for (long b = 0; b + 1 < blocks(); ++b) {
             const Head<const T> in = x.from(b * block);
             T* state = states + b * square();
@@ -158,8 +160,8 @@ struct Lightning {
     }
 };
 
-// x (batch, time, heads 3 dim): query, key and value of a head side by side; slopes (heads,) float64,
-// λ = exp(-slope); out (batch, time, heads dim); block_size. All contiguous.
+// x (batch, time, heads 3 dim): query, key and value of a head side by side; slopes (heads,)
+// float64, λ = exp(-slope); out (batch, time, heads dim); block_size. All contiguous.
 KERNEL(lightning_attention) {
     const Array &x = arrays[0], &out = arrays[2];
     require(num_arrays == 3, kMisfit);
