@@ -212,20 +212,16 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))
 
-    def decodes(self, x: Tensor) -> bool:
-        """Whether `F.decode_blocks` can do it all: one token, and nothing dropped or replaced."""
+    def decodes(self) -> bool:
+        """Whether `F.decode_blocks` can do it all: nothing is dropped or replaced."""
         attn, mlp = self.attn, self.mlp
         return (
-            x.shape[1] == 1
-            and type(self) is Block
+            type(self) is Block
             and type(attn.c_attn)
             is type(attn.c_proj)
             is type(mlp.c_fc)
             is type(mlp.c_proj)
             is nn.Linear
-            and x.device == "cpu"
-            and not modes.thread.mode.record
-            and modes.thread.mode.lower is None
             and not (self.training and mlp.dropout.p)
         )
 
@@ -242,6 +238,12 @@ class Block(nn.Module):
             _affine(mlp.c_proj),
             *cache.extend((x.shape[0], heads, 1, x.shape[2] // heads), x.data),
         )
+
+
+def _decodes(x: Tensor) -> bool:
+    """Whether x, (batch, time, n_embd), is of one token and on no tape, in its own dtype."""
+    mode = modes.thread.mode
+    return x.shape[1] == 1 and x.device == "cpu" and not mode.record and mode.lower is None
 
 
 def _affine(layer: nn.Linear | nn.LayerNorm) -> Any:
@@ -293,7 +295,7 @@ class GPT2(nn.Module):
         cache: from new_cache(). ids are then the columns that follow those already in it. mask:
         (batch, time), true (or 1) for tokens and false (or 0) for padding, on whichever side.
         """
-        logits = self.lm_head(self.features(ids, cache, mask))
+        logits = self._run(ids, cache, mask, None, self.lm_head)
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
@@ -313,22 +315,51 @@ class GPT2(nn.Module):
         context: Context | None = None,
     ) -> Tensor:
         """What the head reads: (batch, time, n_embd). context: of `ids`, if it is known."""
+        return self._run(ids, cache, mask, context, None)
+
+    def _run(
+        self,
+        ids: Tensor,
+        cache: Cache | None,
+        mask: Tensor | None,
+        context: Context | None,
+        head: nn.Module | None,
+    ) -> Tensor:
+        """What `features` returns, or what the head makes of it.
+
+        One new token goes through blocks that are next to each other in one call, and with the last
+        ones through what follows them.
+        """
         context, seen = self._place(ids, cache, mask, context)
         x = self._embed(ids, context)
         decoded: list[F.DecodedBlock] = []
+        together = seen is None and _decodes(x)
         for i, block in enumerate(self.h):
             layer = cache.layers[i] if cache else None
-            if layer is not None and seen is None and isinstance(block, Block) and block.decodes(x):
+            if together and layer is not None and isinstance(block, Block) and block.decodes():
                 decoded.append(block.decoded(x, layer))
             else:
                 x = block(self._decode(x, decoded), layer, seen)
-        return self.ln_f(self._decode(x, decoded))
+        if decoded and type(self.ln_f) is nn.LayerNorm:
+            if type(head) is nn.Linear and head.bias is None:
+                return self._decode(x, decoded, _affine(self.ln_f), head.weight)
+            x = self._decode(x, decoded, _affine(self.ln_f))
+            return x if head is None else head(x)
+        x = self.ln_f(self._decode(x, decoded))
+        return x if head is None else head(x)
 
-    def _decode(self, x: Tensor, blocks: list[F.DecodedBlock]) -> Tensor:
-        """x after these blocks, in one call from Python; forgets them."""
+    def _decode(
+        self,
+        x: Tensor,
+        blocks: list[F.DecodedBlock],
+        norm: Any = None,
+        head: Tensor | None = None,
+    ) -> Tensor:
+        """x after these blocks, and what follows, in one call from Python; forgets them."""
         if not blocks:
             return x
-        x = F.decode_blocks(x, blocks, eps=self.config.layer_norm_epsilon, activation="gelu_tanh")
+        eps = self.config.layer_norm_epsilon
+        x = F.decode_blocks(x, blocks, norm=norm, head=head, eps=eps, activation="gelu_tanh")
         blocks.clear()
         return x
 
@@ -360,7 +391,7 @@ class GPT2(nn.Module):
         return context, Tensor(context.visible(context.key.shape[1])[:, None]).to(ids.device)
 
     def _embed(self, ids: Tensor, context: Context) -> Tensor:
-        at = np.maximum(context.query, 0)
+        at = np.maximum(context.query, 0) if context.padded else context.query
         positions = Tensor(at if len(at) > 1 else at[0]).to(ids.device)
         return self.dropout(self.wte(ids) + self.wpe(positions))
 

@@ -10,7 +10,7 @@
 //         (out, mean, rstd) of the last dimension; weight and bias may be None, mean is unless centred
 //     norm_backward_as_it_is(grad, x, weight, mean, rstd, dsum)
 //         (dx, dweight, dbias), dbias None without mean; weight, mean and dsum may be None
-//     decode_blocks_as_it_is(x, ...)      what kernels/decoding.cpp takes up to out, and its numbers
+//     decode_blocks_as_it_is(x, ...)      what kernels/decoding.cpp takes but for out, and its numbers
 //
 // They return the result; or None where something has to be converted, copied, broadcast or refused,
 // which minitorch/kernels/cpu/matmul.py and norms.py do.
@@ -250,14 +250,16 @@ PyObject* norm_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize
 PyObject* decode_blocks_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     return guarded([=]() -> PyObject* {
         constexpr Py_ssize_t kBlock = 14, kCaches = 12;  // arrays of a block, the caches' the last
+        constexpr Py_ssize_t kLast = 3;                  // a norm's after the blocks, and the head's
         static const Implementations& kernel = implementations("decode_blocks");
-        const Py_ssize_t inputs = count - 2;
+        const Py_ssize_t inputs = count - 2, end_of_blocks = inputs - kLast;
         PyArrayObject* x = as_array(arguments[0]);
-        if (inputs == 1 || (inputs - 1) % kBlock || !takes(x) || PyArray_NDIM(x) != 3 || PyArray_SIZE(x) == 0)
+        if (end_of_blocks <= 1 || (end_of_blocks - 1) % kBlock || !takes(x) || PyArray_NDIM(x) != 3 ||
+            PyArray_SIZE(x) == 0)
             Py_RETURN_NONE;
         std::vector<Array> arrays(inputs + 1, kNone);
         for (Py_ssize_t i = 0; i < inputs; ++i) {
-            const bool cache = i > 0 && (i - 1) % kBlock >= kCaches;
+            const bool cache = i > 0 && i < end_of_blocks && (i - 1) % kBlock >= kCaches;
             if (arguments[i] == Py_None && i > 0 && !cache) continue;
             PyArrayObject* array = as_array(arguments[i]);
             if (!takes(array) || !same_dtype(array, x)) Py_RETURN_NONE;
@@ -268,7 +270,10 @@ PyObject* decode_blocks_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize
             arrays[i] = view(arguments[i]);
         }
         if (!takes_products(arrays[0].dtype) || PyArray_DIM(x, 1) != 1) Py_RETURN_NONE;
-        py::object out = py::reinterpret_steal<py::object>(empty(3, PyArray_DIMS(x), x));
+        const Array& head = arrays[inputs - 1];
+        if (head && head.ndim != 2) Py_RETURN_NONE;
+        npy_intp shape[] = {PyArray_DIM(x, 0), 1, head ? head.shape[0] : PyArray_DIM(x, 2)};
+        py::object out = py::reinterpret_steal<py::object>(empty(3, shape, x));
         arrays[0] = as_rows(arrays[0]);
         arrays[inputs] = as_rows(view(out.ptr()));
         const double numbers[] = {PyFloat_AsDouble(arguments[inputs]),

@@ -45,6 +45,14 @@ void relax() {
 
 constexpr int kSpins = 2000;
 
+// Waits a little for another thread, the longer the more often: it may not have a processor.
+void wait(int spins) {
+    if (spins < kSpins)
+        relax();
+    else
+        sched_yield();
+}
+
 using Clock = std::chrono::steady_clock;
 constexpr auto kAwake = std::chrono::milliseconds(2);
 constexpr uint64_t kOpen = uint64_t{1} << 15;
@@ -73,12 +81,7 @@ public:
         }
         take_pieces();
         state_.fetch_and(~kOpen);
-        for (int spins = 0; state_.load(std::memory_order_acquire) & kWorkers; ++spins) {
-            if (spins < kSpins)
-                relax();
-            else
-                sched_yield();
-        }
+        for (int spins = 0; state_.load(std::memory_order_acquire) & kWorkers; ++spins) wait(spins);
     }
 
     void resize(int threads) {
@@ -182,6 +185,45 @@ Pool* pool = [] {
     return new Pool(1);
 }();
 
+// Pieces of all loops have one numbering, in which threads take them: so whoever waits for the pieces
+// of the loops before waits for threads that compute.
+class Sequence {
+public:
+    Sequence(const Steps& steps, void* context) : steps_(steps), context_(context) {}
+
+    void work() {
+        long before = 0, last = -1;  // pieces of the loops before this one; the last one's loop
+        for (long step = 0;;) {
+            const long taken = next_.fetch_add(1, std::memory_order_relaxed);
+            while (step < steps_.count && taken - before >= steps_.pieces[step])
+                before += steps_.pieces[step++];
+            if (step == steps_.count) return;
+            const Piece piece{step, taken - before};
+            wait_until(before, piece);
+            steps_.body(context_, piece, step != last);
+            done_.fetch_add(1, std::memory_order_release);
+            last = step;
+        }
+    }
+
+private:
+    void wait_until(long done, Piece piece) {
+        bool more = true;
+        int spins = 0;
+        for (long turn = 0; done_.load(std::memory_order_acquire) < done; ++turn) {
+            if (more)
+                more = steps_.meanwhile(context_, piece, turn);
+            else
+                wait(spins++);
+        }
+    }
+
+    const Steps& steps_;
+    void* context_;
+    alignas(64) std::atomic<long> next_ = 0;
+    alignas(64) std::atomic<long> done_ = 0;
+};
+
 // Blocks are whole huge pages, so that walking through one takes few entries of the processor's
 // table of pages. What is not touched takes no memory.
 constexpr size_t kPage = size_t{1} << 21;
@@ -208,6 +250,11 @@ void set_num_threads(int count) {
 
 void parallel_for(long count, void (*body)(void*, long), void* context) {
     if (count > 0) pool->run(count, body, context);
+}
+
+void parallel_steps(const Steps& steps, void* context) {
+    Sequence sequence(steps, context);
+    parallel_for(num_threads(), [&](long) { sequence.work(); });
 }
 
 void* scratch(int slot, size_t bytes) {

@@ -36,6 +36,23 @@ void parallel_ranges(long count, long grain, Body&& body) {
     });
 }
 
+// Loops that follow one another, each of which begins when the one before has ended.
+struct Piece {
+    long step, number;  // of which loop, and which one
+};
+struct Steps {
+    long count;          // how many loops
+    const long* pieces;  // of each
+    // first: the thread computes its first piece of this loop.
+    void (*body)(void* context, Piece piece, bool first);
+    // In small turns, what helps a piece while it waits for its loop to begin; false: no more of it.
+    bool (*meanwhile)(void* context, Piece piece, long turn);
+};
+
+// A thread takes a piece of the next loop as soon as there is none left of this one; between loops
+// there is nothing but waiting for the other threads' last pieces.
+void parallel_steps(const Steps& steps, void* context);
+
 // The number of rows that make a piece worth a thread's while, for rows of so much work (elements
 // read or written, say).
 inline long rows_per_piece(long work_per_row) {

@@ -28,6 +28,7 @@ def _sample(batch: int, blocks: int, biased: bool, activation: str) -> Any:
     for seed in range(blocks):
         arrays += _parameters(4, 6, biased)
         arrays += [real(batch, 2, 3, 2, seed=7 + seed), real(batch, 2, 3, 2, seed=8 + seed)]
+    arrays += [real(4), real(4, seed=1), real(5, 4)] if biased else [None, None, None]
     return sample(*arrays, eps=1e-5, activation=activation)
 
 
@@ -68,6 +69,8 @@ def decode_blocks(
     x: Tensor,
     blocks: Sequence[DecodedBlock],
     *,
+    norm: Affine | None = None,
+    head: Tensor | None = None,
     eps: float = 1e-5,
     activation: str = "gelu_tanh",
 ) -> Tensor:
@@ -77,10 +80,11 @@ def decode_blocks(
         out = y + W_2 f(W_1 layer_norm(y) + b_1) + b_2
 
     x: (batch, 1, width), of the blocks' dtype. The blocks' keys and values **are written**: the
-    last row of each is the new token's. activation: "gelu", "gelu_tanh", "silu" or "relu". Returns
-    the shape of x. Raises ShapeError for shapes that do not fit. It computes what `layer_norm`,
-    `linear`, `scaled_dot_product_attention` and `mlp` would; in half precision it rounds less
-    often.
+    last row of each is the new token's. norm: weight and bias of a norm after the last block; head:
+    (vocabulary, width), what is multiplied with at the very end. activation: "gelu", "gelu_tanh",
+    "silu" or "relu". Returns the shape of x, with a head (batch, 1, vocabulary). Raises ShapeError
+    for shapes that do not fit. It computes what `layer_norm`, `linear`,
+    `scaled_dot_product_attention` and `mlp` would; in half precision it rounds less often.
     """
     if activation not in ACTIVATIONS:
         raise ConfigError(
@@ -92,4 +96,5 @@ def decode_blocks(
         for affine in block[:6]:
             inputs += affine
         inputs += block[6:]
+    inputs += (*(norm or (None, None)), head)
     return apply(_decode_blocks, inputs, {"eps": eps, "activation": activation})

@@ -238,7 +238,10 @@ class Primitive:
         """
         half = None
         for array in arrays:
-            if hasattr(array, "levels"):
+            if type(array) is np.ndarray:
+                if half is not None and array.dtype is half.dtype:
+                    continue
+            elif hasattr(array, "levels"):
                 return array.compute(self, arrays, meta)
             if hasattr(array, "dtype") and array.dtype.itemsize == 2:
                 half = array if backend.half_precision(array.dtype) else half

@@ -47,7 +47,7 @@ class Context:
     def padded(self) -> bool:
         """Whether columns alone do not say what is visible: rows differ, or have padding."""
         packed = self.segments is not None
-        return packed or len(self.key) > 1 or bool((self.key == PADDING).any())
+        return packed or not _unpadded(self.key)
 
     def real(self) -> np.ndarray:
         """Which tokens of the step are no padding: (1 or batch, time) bool."""
@@ -88,6 +88,10 @@ def place(
 
     mask: (batch, time), true where a token is real; None: everywhere.
     """
+    columns = past.shape[1]
+    if mask is None and _unpadded(past):
+        key = np.arange(columns + time)[None]
+        return Context(key[:, columns:], key, planned or columns + time, device)
     count = (past != PADDING).sum(1, keepdims=True)
     if mask is None:
         query = count + np.arange(time)
@@ -96,6 +100,12 @@ def place(
         past = np.broadcast_to(past, (len(query), past.shape[1]))
     key = np.concatenate([past, query], 1)
     return Context(query, key, planned or int(key.max(initial=0)) + 1, device)
+
+
+def _unpadded(positions: np.ndarray) -> bool:
+    """Whether positions, (1 or batch, columns), are one row, in which none is padding."""
+    rows, columns = positions.shape  # a row counts its tokens: past padding it lags behind
+    return rows == 1 and (columns == 0 or bool(positions[0, -1] == columns - 1))
 
 
 def place_packed(segments: np.ndarray, device: str) -> Context:

@@ -570,7 +570,7 @@ static void check_decoding(long batch, long heads, long dim, long time) {
         run("decode_blocks",
             {x.array, norm.array, norm.array, qkv.array, qkv_bias.array, proj.array, norm.array,
              norm.array, kNone, up.array, up_bias.array, last, bias, keys.array, values.array,
-             out.array},
+             kNone, kNone, kNone, out.array},
             {1e-5, 3});
     };
     decode(zero.array, kNone);  // leaves x + W_o attention + b_o
@@ -588,7 +588,8 @@ static void check_decoding(long batch, long heads, long dim, long time) {
                                    keys.array, values.array};
     std::vector<Array> two{x.array};
     for (int i = 0; i < 2; ++i) two.insert(two.end(), block.begin(), block.end());
-    two.push_back(out.array);
+    Owned<T> head({heads * time + 3, width}), logits({batch, heads * time + 3});
+    two.insert(two.end(), {norm.array, kNone, head.array, logits.array});
     run("decode_blocks", two, {1e-5, 3});
 }
 

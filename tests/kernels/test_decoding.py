@@ -29,6 +29,13 @@ def arrays(batch, heads, dim, time, hidden, dtype, biased, seed=0):
     return [*rounded, *(x[:, :, 1 : time + 1] for x in room.astype(dtype))]
 
 
+def following(norm, head, width, dtype):
+    """A norm's weight and bias, and a head's weight, or None for what is not there."""
+    rng = np.random.default_rng(width)
+    found = rng.standard_normal(width), rng.standard_normal(width), rng.standard_normal((37, width))
+    return [x.astype(dtype) if there else None for x, there in zip(found, (norm, norm, head))]
+
+
 @FIXTURES
 @given(
     batch=st.sampled_from([1, 2, 9]),
@@ -39,10 +46,15 @@ def arrays(batch, heads, dim, time, hidden, dtype, biased, seed=0):
     dtype=st.sampled_from(DTYPES),
     biased=st.booleans(),
     activation=st.sampled_from(["relu", "silu", "gelu", "gelu_tanh"]),
+    norm=st.booleans(),
+    head=st.booleans(),
 )
-def test_decode_blocks(hold, batch, heads, dim, time, hidden, dtype, biased, activation):
+def test_decode_blocks(
+    hold, batch, heads, dim, time, hidden, dtype, biased, activation, norm, head
+):
     given = arrays(batch, heads, dim, time, hidden, dtype, biased)
-    hold("decode_blocks", *given, eps=1e-3, activation=activation)
+    last = following(norm, head, heads * dim, dtype)
+    hold("decode_blocks", *given, *last, eps=1e-3, activation=activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -51,11 +63,21 @@ def test_blocks_of_several_widths_inside(hold, dtype):
     first = arrays(2, 3, 4, 6, 20, dtype, True)
     second = arrays(2, 2, 6, 9, 33, dtype, False, seed=1)
     third = arrays(2, 12, 1, 1, 5, dtype, True, seed=2)
-    hold("decode_blocks", *first, *second[1:], *third[1:], eps=1e-3, activation="gelu_tanh")
+    given = [*first, *second[1:], *third[1:], *following(True, True, 12, dtype)]
+    hold("decode_blocks", *given, eps=1e-3, activation="gelu_tanh")
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_it_is_the_composition_and_fills_the_cache(instruction_set, dtype):
+def test_weights_that_all_threads_share(hold, dtype, batch):
+    """Columns enough for several pieces of each product."""
+    given = arrays(batch, 4, 32, 50, 300, dtype, True)
+    hold("decode_blocks", *given, *following(True, True, 128, dtype), eps=1e-3, activation="silu")
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["blocks", "with a norm and a head"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_is_the_composition_and_fills_the_cache(instruction_set, dtype, last):
     given = arrays(2, 3, 4, 6, 20, dtype, True)
     before = [x.copy() for x in given[-2:]]
     x, *parameters, keys, values = map(mt.tensor, (x.astype(np.float64) for x in given))
@@ -66,9 +88,13 @@ def test_it_is_the_composition_and_fills_the_cache(instruction_set, dtype):
     mixed = F.scaled_dot_product_attention(query, keys, values)
     y = x + F.linear(mixed.transpose(1, 2).reshape(2, 1, 12), proj, proj_bias)
     normed = F.layer_norm(y, (12,), norm_2, shift_2, 1e-5)
-    expected = y + F.mlp(normed, layers[0], layers[2], layers[1], layers[3], "gelu_tanh")
+    y = y + F.mlp(normed, layers[0], layers[2], layers[1], layers[3], "gelu_tanh")
+    norm, shift, head = following(True, True, 12, dtype)
+    wide = [mt.tensor(x.astype(np.float64)) for x in (norm, shift, head)]
+    expected = y if not last else F.linear(F.layer_norm(y, (12,), *wide[:2], 1e-5), wide[2])
 
-    out = run(given)
+    norm, shift, head = map(mt.from_numpy, (norm, shift, head))
+    out = run(given, norm=(norm, shift), head=head) if last else run(given)
     bound = {4: 1e-5, 8: 1e-12, 2: 5e-2}[dtype.itemsize]
     assert out.dtype == dtype
     np.testing.assert_allclose(out.numpy().astype(np.float64), expected.numpy(), atol=bound)
@@ -100,3 +126,6 @@ def test_what_does_not_fit():
             run([changed if i == place else x for i, x in enumerate(given)])
     with pytest.raises(ShapeError, match=r"decode_blocks: .*14 arrays of each block"):
         F.decode_blocks(mt.ones(1, 1, 4), [])
+    for options in ({"norm": (mt.ones(11), None)}, {"head": mt.ones(5, 11)}):
+        with pytest.raises(ShapeError, match=r"decode_blocks: .*a norm's weight and bias, \(12,\)"):
+            run(given, **options)

@@ -61,6 +61,27 @@ def test_a_token_goes_through_all_blocks_in_one_call_unless_something_is_replace
     np.testing.assert_allclose(again, logits, rtol=1e-4, atol=1e-5)
 
 
+def test_what_follows_the_blocks_may_be_replaced():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Halved(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    def logits(model):
+        cache = model.new_cache()
+        return logits_of(model, tokens((2, 3)), cache), logits_of(model, tokens((2, 1)), cache)
+
+    model = randomised(SMALL, np.float32).eval()
+    for layer, kind, factor in ((model.lm_head, Doubled, 2), (model.ln_f, Halved, 0.5)):
+        before = logits(model)
+        layer.__class__ = kind
+        for plain, changed in zip(before, logits(model), strict=True):
+            np.testing.assert_allclose(changed, factor * plain, rtol=1e-4, atol=1e-5)
+
+
 def test_parameter_counts():
     published = {
         "gpt2": 124_439_808,

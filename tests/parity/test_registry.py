@@ -143,9 +143,12 @@ def paged(query, keys, values, sinks, table, lengths, **options):
 
 
 def decode_blocks(x, *others, eps, activation):
-    for i in range(0, len(others), 14):
-        x = decode_block(x, *others[i : i + 14], eps=eps, activation=activation)
-    return x
+    *blocks, norm, shift, head = others
+    for i in range(0, len(blocks), 14):
+        x = decode_block(x, *blocks[i : i + 14], eps=eps, activation=activation)
+    if norm is not None:
+        x = F.layer_norm(x, x.shape[2:], norm, shift, eps)
+    return x if head is None else F.linear(x, head)
 
 
 def decode_block(x, *others, eps, activation):

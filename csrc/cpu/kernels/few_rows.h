@@ -13,101 +13,152 @@ inline long columns_at_once(long k, long step) {
     return ceil_div(4 * rows_per_piece(k), step) * step;
 }
 
-// body(begin, end) over [0, count) in pieces that begin at multiples of `step` and grow shorter,
-// down to `least`: so threads have few jumps, and all end at nearly the same time. How many threads
-// there are decides about the pieces: only for loops whose results do not depend on those.
-template <typename Body>
-void parallel_shrinking(long count, long step, long least, Body&& body) {
-    constexpr long kMost = 2048;
-    long ends[kMost], pieces = 0;
-    for (long end = 0; end < count; ++pieces) {
-        long length = 3 * (count - end) / (4 * num_threads());
-        if (length < least) length = least;
-        end += (length + step - 1) / step * step;
-        if (end > count || pieces == kMost - 1) end = count;
-        ends[pieces] = end;
+struct Range {
+    long begin, end;
+};
+
+// [0, count) in pieces that begin at multiples of `step` and grow shorter, down to `least`: so threads
+// have few jumps, and all end at nearly the same time. Each round takes three quarters of what is left,
+// a piece for each thread. How many threads there are decides about the pieces: only for loops whose
+// results do not depend on those.
+struct Shrinking {
+    long count, step, least;
+    long threads = num_threads();
+
+    long pieces() const {
+        long found = 0;
+        in_rounds([&](long begin, long length) {
+            const long here = ceil_div(count - begin, length);
+            found += here < threads ? here : threads;
+            return false;
+        });
+        return found;
     }
-    parallel_for(pieces, [&](long i) { body(i ? ends[i - 1] : 0L, ends[i]); });
+    Range piece(long number) const {
+        Range found{};
+        in_rounds([&](long begin, long length) {
+            found.begin = begin + number * length;
+            found.end = found.begin + length < count ? found.begin + length : count;
+            return (number -= threads) < 0;
+        });
+        return found;
+    }
+
+    // stop(begin, length) for each round.
+    template <typename Stop>
+    void in_rounds(const Stop& stop) const {
+        for (long begin = 0; begin < count;) {
+            long length = 3 * (count - begin) / (4 * threads);
+            if (length < least) length = least;
+            length = ceil_div(length, step) * step;
+            if (stop(begin, length)) return;
+            begin += threads * length;
+        }
+    }
+};
+
+// The columns [begin, end), which are contiguous, are read from so many places at once, each of which
+// goes on for as long as it can: from eight memory gives a third more than from one.
+struct Places {
+    long begin, end, apart;
+
+    Places(Range columns, long count, long step) : begin(columns.begin), end(columns.end) {
+        apart = ceil_div(end - begin, count);
+        if (apart > step) apart = ceil_div(apart, step) * step;
+    }
+    long first(long place) const { return begin + place * apart; }
+    long end_of(long place) const { return first(place + 1) < end ? first(place + 1) : end; }
+};
+
+// How many places, for so many rows of the result.
+template <typename T>
+constexpr long places_of(long rows) {
+    return Lanes<Compute<T>>::count < 4 ? 2 : rows <= 2 ? 8 : rows <= 4 ? 4 : 2;
 }
 
-// How many columns apart the columns are that are read at once: so that each of the places that
-// memory is read from goes on for a while, and what comes next is some 24 KiB away.
-inline long columns_apart(long bytes_of_column, long most) {
-    constexpr long kWhile = 6000;
-    long apart = 1;
-    while (apart < most && apart * bytes_of_column < kWhile) apart *= 2;
-    return apart;
-}
-
-// B's columns contiguous along k: every element of the result is a product of two vectors. With
-// Layout::pairs those are of pairs, and k is even.
-//
-// From four places at once memory gives a fifth to a third more than from one, and more from eight
-// if the columns are long: the processor fetches ahead for each of them, and is told of the columns
-// to come as well.
+// Some columns of the result where B's are contiguous along k: every element is a product of two
+// vectors. With Layout::pairs those are of pairs, and k is even. The processor fetches ahead for each
+// of the places; being told as well, of what is so far ahead, gives another tenth.
 template <typename T, typename O, long rows, Layout layout>
-void few_rows_by_dots(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
-                      const Epilogue<O, Compute<T>>& epilogue) {
+void dot_columns(Range columns, long m, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
+                 const Epilogue<O, Compute<T>>& epilogue) {
     using C = Compute<T>;
     using Element = std::conditional_t<layout == Layout::pairs, Pair, T>;
-    constexpr long lanes = Lanes<C>::count;
-    constexpr bool long_columns = sizeof(T) == 4 && lanes >= 16;
-    constexpr long together = rows == 1 && long_columns ? 8 : rows <= 4 && lanes >= 4 ? 4 : 2;
+    constexpr long lanes = Lanes<C>::count, together = places_of<T>(rows);
+    constexpr long ahead = 1024 / sizeof(Element);
     const long depth = k * static_cast<long>(sizeof(T)) / static_cast<long>(sizeof(Element));
-    const long apart = columns_apart(k * static_cast<long>(sizeof(T)), lanes / together);
+    const Places places(columns, together, lanes);
     const auto elements = [](const T* x) { return reinterpret_cast<const Element*>(x); };
-    parallel_shrinking(n, lanes, rows_per_piece(k), [&](long begin, long end) {
-        // Of the columns from j on, `first`, first + apart, ...
-        const auto multiply = [&](long j, long first, Vector<C>(&dots)[rows][lanes]) {
-            const Element* from[together];
-            for (long c = 0; c < together; ++c) {
-                const long column = j + first + c * apart;
-                from[c] = elements(b.at(0, column < end ? column : j));
-            }
-            const bool more =
-                j + first + together * apart < end;  // the next piece may be another's
-            const long ahead = more ? elements(b.at(0, together * apart)) - elements(b.data) : 0;
-            Vector<C> sum[rows][together] = {};
-            const auto add = [&](long p, const auto& get) __attribute__((always_inline)) {
-                Vector<C> column[together];
+    // Column j of each place, counted from its first, as the dots of this number.
+    const auto multiply = [&](long j, long number, Vector<C>(&dots)[together][rows][lanes]) {
+        const Element* from[together];
+        for (long c = 0; c < together; ++c) {
+            const long column = places.first(c) + j;
+            from[c] = elements(b.at(0, column < places.end_of(c) ? column : places.begin + j));
+        }
+        Vector<C> sum[rows][together] = {};
+        const auto add = [&](long p, const auto& get) __attribute__((always_inline)) {
+            Vector<C> row[rows];
 #pragma GCC unroll 8
-                for (long c = 0; c < together; ++c) column[c] = get(from[c] + p);
+            for (long r = 0; r < rows; ++r) row[r] = get(elements(a.at(r < m ? r : 0, 0)) + p);
+#pragma GCC unroll 8
+            for (long c = 0; c < together; ++c) {
+                const Vector<C> column = get(from[c] + p);
 #pragma GCC unroll 8
                 for (long r = 0; r < rows; ++r) {
-                    const Vector<C> left = get(elements(a.at(r < m ? r : 0, 0)) + p);
-#pragma GCC unroll 8
-                    for (long c = 0; c < together; ++c) {
-                        if constexpr (layout == Layout::pairs)
-                            sum[r][c] = add_pairs(sum[r][c], left, column[c]);
-                        else
-                            sum[r][c] += left * column[c];
-                    }
+                    if constexpr (layout == Layout::pairs)
+                        sum[r][c] = add_pairs(sum[r][c], row[r], column);
+                    else
+                        sum[r][c] += row[r] * column;
                 }
-            };
-            long p = 0;
-            for (; p + lanes <= depth; p += lanes) {
-                for (long c = 0; c < together; ++c) __builtin_prefetch(from[c] + p + ahead);
-                add(p, [](const Element* x) { return load(x); });
             }
-            if (p < depth) add(p, [&](const Element* x) { return load_part(x, depth - p, C(0)); });
-            for (long r = 0; r < rows; ++r)
-                for (long c = 0; c < together; ++c) dots[r][first + c * apart] = sum[r][c];
         };
-        for (long j = begin; j < end; j += lanes) {
-            const long count = end - j < lanes ? end - j : lanes;
-            Vector<C> dots[rows][lanes] = {};
-            for (long first = 0; first < count; first += together * apart)
-                for (long i = first; i < first + apart; ++i) multiply(j, i, dots);
+        long p = 0;
+        for (; p + lanes <= depth; p += lanes) {
+#pragma GCC unroll 8
+            for (long c = 0; c < together; ++c) __builtin_prefetch(from[c] + p + ahead);
+            add(p, [](const Element* x) { return load(x); });
+        }
+        if (p < depth) add(p, [&](const Element* x) { return load_part(x, depth - p, C(0)); });
+        for (long r = 0; r < rows; ++r)
+            for (long c = 0; c < together; ++c) dots[c][r][number] = sum[r][c];
+    };
+    for (long j = 0; j < places.apart; j += lanes) {
+        const long count = places.apart - j < lanes ? places.apart - j : lanes;
+        Vector<C> dots[together][rows][lanes];
+        for (long i = 0; i < count; ++i) multiply(j + i, i, dots);
+        for (long c = 0; c < together; ++c) {
+            const long column = places.first(c) + j, left = places.end_of(c) - column;
+            if (left <= 0) break;
             for (long r = 0; r < m; ++r) {
-                turn_blocks<C, 1>(dots[r]);
-                Vector<C> total = dots[r][0];
-                for (long i = 1; i < lanes; ++i) total += dots[r][i];
+                for (long i = count; i < lanes; ++i) dots[c][r][i] = Vector<C>{};
+                turn_blocks<C, 1>(dots[c][r]);
+                Vector<C> total = dots[c][r][0];
+                for (long i = 1; i < lanes; ++i) total += dots[c][r][i];
                 C sums[lanes];
                 store(sums, total);
-                finish(sums, lanes, {}, 1, count, {out.at(r, j), out.row, 1}, epilogue.at(r, j));
+                finish(sums, lanes, {}, 1, left < count ? left : count,
+                       {out.at(r, column), out.row, 1}, epilogue.at(r, column));
             }
         }
-    });
+    }
+}
+
+template <typename T, typename O, long rows = kFewRows>
+void dot_columns(Range columns, long m, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
+                 const Epilogue<O, Compute<T>>& epilogue) {
+    if constexpr (rows > 1)
+        if (m <= rows / 2) return dot_columns<T, O, rows / 2>(columns, m, k, a, b, out, epilogue);
+    if constexpr (kPaired<T>)
+        if (k % 2 == 0)
+            return dot_columns<T, O, rows, Layout::pairs>(columns, m, k, a, b, out, epilogue);
+    dot_columns<T, O, rows, Layout::any>(columns, m, k, a, b, out, epilogue);
+}
+
+// What threads take at a time of n such columns.
+template <typename T>
+Shrinking pieces_of_columns(long n, long k) {
+    return {n, Lanes<Compute<T>>::count, rows_per_piece(k)};
 }
 
 // B's rows contiguous: a tile of the result in registers, one row of B after another.
@@ -148,15 +199,15 @@ void few_rows_by_tiles(long m, long n, long k, Matrix<const T> a, Matrix<const T
 template <typename T, typename O, long rows>
 void few_rows(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
               const Epilogue<O, Compute<T>>& epilogue) {
+    if (b.row == 1 && a.column == 1) {
+        const Shrinking pieces = pieces_of_columns<T>(n, k);
+        return parallel_for(pieces.pieces(), [&](long i) {
+            dot_columns<T, O>(pieces.piece(i), m, k, a, b, out, epilogue);
+        });
+    }
     if constexpr (rows > 1)
         if (m <= rows / 2) return few_rows<T, O, rows / 2>(m, n, k, a, b, out, epilogue);
-    if (b.row == 1 && a.column == 1) {
-        if constexpr (kPaired<T>)
-            if (k % 2 == 0)
-                return few_rows_by_dots<T, O, rows, Layout::pairs>(m, n, k, a, b, out, epilogue);
-        few_rows_by_dots<T, O, rows, Layout::any>(m, n, k, a, b, out, epilogue);
-    } else
-        few_rows_by_tiles<T, O, rows>(m, n, k, a, b, out, epilogue);
+    few_rows_by_tiles<T, O, rows>(m, n, k, a, b, out, epilogue);
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

@@ -14,8 +14,8 @@ Array = np.ndarray
 HALF = (bfloat16, float16)
 
 
-BLOCK = 14
-"""Arrays of a block."""
+BLOCK, LAST = 14, 3
+"""Arrays of a block, and of what follows the last one."""
 
 
 @register("decode_blocks", "numpy", half=HALF)
@@ -26,14 +26,36 @@ def decode_blocks(x: Array, *others: Any, eps: float, activation: str) -> Array:
     of the projection to queries, keys and values, (3 width, width), and of that of the heads; of
     the second norm; of the layers of the feed-forward part, (hidden, width) and (width, hidden);
     any bias may be None. Then keys and values, (batch, heads, time, head_dim), whose last rows are
-    written: those of the new token. Half precision is computed in float32, and rounded after each
-    block. Returns the shape of x.
+    written: those of the new token. At last weight and bias of a norm that follows the blocks, and
+    the weight of a head, (vocabulary, width); None leaves either out. Half precision is computed in
+    float32, and rounded after each block. Returns the shape of x, with a head (batch, 1,
+    vocabulary).
     """
-    if not others or len(others) % BLOCK:
-        raise ValueError(f"expected {BLOCK} arrays of each block")
-    for i in range(0, len(others), BLOCK):
-        x = _through(x, *others[i : i + BLOCK], eps=eps, activation=activation)
-    return x
+    *blocks, norm, shift, head = others if len(others) > LAST else (None,) * (LAST + 1)
+    if len(blocks) % BLOCK:
+        raise ValueError(f"expected {BLOCK} arrays of each block, and {LAST} of what follows")
+    for i in range(0, len(blocks), BLOCK):
+        x = _through(x, *blocks[i : i + BLOCK], eps=eps, activation=activation)
+    _check_last(x, norm, shift, head)
+    out = _wide(x)
+    if norm is not None:
+        out, _, _ = part("layer_norm", out)(out, _wide(norm), _wide(shift), eps=eps)
+    if head is not None:
+        out = part("linear", out)(out.astype(x.dtype).astype(out.dtype), _wide(head), None)
+    return out.astype(x.dtype, copy=False)
+
+
+def _check_last(x: Array, norm: Array | None, shift: Array | None, head: Array | None) -> None:
+    width = x.shape[-1]
+    if (
+        any(vector is not None and vector.shape != (width,) for vector in (norm, shift))
+        or (norm is None and shift is not None)
+        or (head is not None and (head.ndim != 2 or head.shape[1] != width))
+    ):
+        raise ValueError(
+            f"expected of what follows a norm's weight and bias, ({width},) both, and a head, "
+            f"(vocabulary, {width})"
+        )
 
 
 def _through(x: Array, *others: Any, eps: float, activation: str) -> Array:
