@@ -18,20 +18,37 @@ static void backward(const Array* arrays) {
         arrays[2].as<T>(), arrays[0].as<const T>(), arrays[1].as<const T>());
 }
 
+// The same, and f(x) besides.
+template <template <typename> typename F, typename T>
+static void backward_and_value(const Array* arrays) {
+    using C = Compute<T>;
+    const T *grad = arrays[0].as<const T>(), *x = arrays[1].as<const T>();
+    T *dx = arrays[2].as<T>(), *value = arrays[3].as<T>();
+    parallel_ranges(arrays[0].size, rows_per_piece(1), [&](long begin, long end) {
+        for_each_vector<C>(end - begin, [&](long, auto get, auto put) {
+            const ValueAndSlope<C> f = F<C>().both(get(x + begin));
+            put(dx + begin, get(grad + begin) * f.slope);
+            put(value + begin, f.value);
+        });
+    });
+}
+
 template <template <typename> typename F>
 static void run(const Array* arrays, int count) {
     for (int i = 1; i < count; ++i)
         require(arrays[i].size == arrays[0].size && arrays[i].dtype == arrays[0].dtype,
                 "activation: arrays that do not fit");
     by_dtype(arrays[0], "activation: expected float32, float64 or bfloat16", [&](auto kind) {
-        if (count == 3)
+        if (count == 4)
+            backward_and_value<F, decltype(kind)>(arrays);
+        else if (count == 3)
             backward<F, decltype(kind)>(arrays);
         else
             forward<F, decltype(kind)>(arrays);
     });
 }
 
-// x, out, or grad, x, out: contiguous, of one size.
+// x, out, or grad, x, dx, or grad, x, dx, out: contiguous, of one size.
 KERNEL(silu) {
     run<Silu>(arrays, num_arrays);
 }

@@ -1,4 +1,4 @@
-// Activations and their gradients, elementwise, in one pass:
+// Activations, their gradients, or both, elementwise, in one pass:
 //
 //     silu(x) = x s(x)                  silu'(x) = s (1 + x (1 - s))         s: the logistic function
 //     gelu(x) = x s(2 u(x))             gelu'(x) = s + 2 x u' s (1 - s)
@@ -17,13 +17,20 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
+// f(x) and f'(x). Most of what either takes is in both.
+template <typename C>
+struct ValueAndSlope {
+    Vector<C> value, slope;
+};
+
 template <typename C>
 struct Silu {
-    Vector<C> value(Vector<C> x) const { return x * sigmoid<C>(x); }
-    Vector<C> slope(Vector<C> x) const {
+    ValueAndSlope<C> both(Vector<C> x) const {
         const Vector<C> s = sigmoid<C>(x);
-        return s * (C(1) + x * (C(1) - s));
+        return {x * s, s * (C(1) + x * (C(1) - s))};
     }
+    Vector<C> value(Vector<C> x) const { return both(x).value; }
+    Vector<C> slope(Vector<C> x) const { return both(x).slope; }
 };
 
 template <typename C>
@@ -31,28 +38,25 @@ struct GeluTanh {
     static constexpr C kRoot = 0.797884560802865355879892119868763737;  // sqrt(2 / pi)
     static constexpr C kCubic = 0.044715;
 
-    Vector<C> value(Vector<C> x) const {
-        return x * sigmoid<C>(2 * kRoot * (x + kCubic * x * x * x));
-    }
-    Vector<C> slope(Vector<C> x) const {
+    ValueAndSlope<C> both(Vector<C> x) const {
         const Vector<C> s = sigmoid<C>(2 * kRoot * (x + kCubic * x * x * x));
         const Vector<C> inner = kRoot * (C(1) + 3 * kCubic * x * x);
-        return s + 2 * x * inner * s * (C(1) - s);
+        return {x * s, s + 2 * x * inner * s * (C(1) - s)};
     }
+    Vector<C> value(Vector<C> x) const { return both(x).value; }
+    Vector<C> slope(Vector<C> x) const { return both(x).slope; }
 };
 
 template <typename C>
 struct Gelu {
-    Vector<C> value(Vector<C> x) const {
+    ValueAndSlope<C> both(Vector<C> x) const {
         Vector<C> bell, below;
         normal<C>(x, bell, below);
-        return x * below;
+        // 1 / sqrt(2 pi)
+        return {x * below, below + x * bell * C(0.398942280401432677939946059934381868)};
     }
-    Vector<C> slope(Vector<C> x) const {
-        Vector<C> bell, below;
-        normal<C>(x, bell, below);
-        return below + x * bell * C(0.398942280401432677939946059934381868);  // 1 / sqrt(2 pi)
-    }
+    Vector<C> value(Vector<C> x) const { return both(x).value; }
+    Vector<C> slope(Vector<C> x) const { return both(x).slope; }
 };
 
 template <typename T>

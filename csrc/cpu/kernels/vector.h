@@ -552,11 +552,24 @@ Vector<T> log(Vector<T> x) {
     return x >= T(0) ? out : broadcast<T>(__builtin_nan(""));
 }
 
+// 1 / x of normal numbers. AVX-512's estimate has 14 bits, and a step of Newton's method twice as many:
+// that takes half the time of a division, of which it can begin one in 16 cycles.
+template <typename T>
+Vector<T> inverse(Vector<T> x) {
+#if MT_VECTOR_BYTES == 64
+    if constexpr (__is_same(T, float)) {
+        const auto estimate = (Vector<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
+        return estimate + estimate * (1 - x * estimate);
+    }
+#endif
+    return T(1) / x;
+}
+
 // 1 / (1 + exp(-x)), without overflow: with e = exp(-|x|) it is 1 / (1 + e), or e / (1 + e) for x < 0.
 template <typename T>
 Vector<T> sigmoid(Vector<T> x) {
     const Vector<T> e = exp_nonpositive<T>(x > T(0) ? -x : x);
-    return (x < T(0) ? e : broadcast<T>(1)) / (T(1) + e);
+    return (x < T(0) ? e : broadcast<T>(1)) * inverse<T>(T(1) + e);
 }
 
 // What erf and the normal distribution function are made of: exp(-y²/2), with the rounding error of

@@ -10,12 +10,15 @@ from minitorch.kernels.reference.matmul import linear, linear_backward
 from minitorch.kernels.table import register
 
 Array = np.ndarray
-Activations = dict[str, tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]]
+Gradient = Callable[[Array, Array], Array]
+Activation = tuple[Callable[[Array], Array], Callable[[Array, Array], tuple[Array, Array]]]
 
 
-def activations_of(gelu: Any, gelu_backward: Any, silu: Any, silu_backward: Any) -> Activations:
-    """By name: f(x), and grad f'(x), of these kernels."""
-    return {
+def activations_of(
+    gelu: Any, gelu_backward: Any, silu: Any, silu_backward: Any
+) -> dict[str, Activation]:
+    """By name, of these kernels: f(x); and of grad and x, grad f'(x) and f(x)."""
+    each = {
         "relu": (lambda x: np.maximum(x, 0), lambda grad, x: grad * (~(x <= 0)).astype(grad.dtype)),
         "silu": (silu, silu_backward),
         "gelu": (gelu, gelu_backward),
@@ -24,6 +27,11 @@ def activations_of(gelu: Any, gelu_backward: Any, silu: Any, silu_backward: Any)
             lambda grad, x: gelu_backward(grad, x, approximate="tanh"),
         ),
     }
+    return {name: (f, _together(f, backward)) for name, (f, backward) in each.items()}
+
+
+def _together(f: Callable[[Array], Array], backward: Gradient) -> Any:
+    return lambda grad, x: (backward(grad, x), f(x))
 
 
 ACTIVATIONS = activations_of(gelu, gelu_backward, silu, silu_backward)
@@ -70,7 +78,7 @@ def mlp_backward(
 
 def backward_with(
     linear_backward: Any,
-    activation: tuple[Any, Any],
+    activation: Activation,
     grad: Array,
     x: Array,
     weight_1: Array,
@@ -79,11 +87,16 @@ def backward_with(
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """mlp_backward with these kernels."""
-    f, slope = activation
-    dhidden, dweight_2, dbias_2 = linear_backward(
-        grad, f(pre), weight_2, needs=(any(needs[:3]), *needs[3:])
-    )
-    if dhidden is None:
+    f, gradient_and_value = activation
+    dpre = dweight_2 = dbias_2 = None
+    if any(needs[:3]):
+        dhidden, _, _ = linear_backward(grad, pre, weight_2, needs=(True, False, False))
+        dpre, hidden = gradient_and_value(dhidden, pre)
+    else:
+        hidden = f(pre)
+    if any(needs[3:]):
+        _, dweight_2, dbias_2 = linear_backward(grad, hidden, weight_2, needs=(False, *needs[3:]))
+    if dpre is None:
         return None, None, None, dweight_2, dbias_2
-    first = linear_backward(slope(dhidden, pre), x, weight_1, needs=needs[:3])
+    first = linear_backward(dpre, x, weight_1, needs=needs[:3])
     return (*first, dweight_2, dbias_2)
