@@ -265,28 +265,36 @@ struct Product {
         const long count = layout == Layout::any ? depth_at(p) : steps_at(p);
         const bool last = p + depth >= k;
         const Matrix<O> to{out.at(i, j), out.row, 1};
-        Epilogue<O, C> rest;
-        if (last) rest = epilogue.at(i, j);
-        rest.alpha = epilogue.alpha;
+        const auto rest = [&] {
+            Epilogue<O, C> part;
+            if (last) part = epilogue.at(i, j);
+            part.alpha = epilogue.alpha;
+            if constexpr (in_place) part.accumulate = false;
+            return part;
+        };
         if constexpr (layout == Layout::tiles) {
             alignas(64) C buffer[kTileRows * kTileRows];
             if (!sums.data) sums = {buffer, kTileRows, 1};
             multiply_panels(rows, width, count, from.a, from.b, sums.data, sums.row, p > 0);
-            if (last) finish<O, C>(sums.data, sums.row, {}, rows, width, to, rest);
+            if (last) finish<O, C>(sums.data, sums.row, {}, rows, width, to, rest());
             return;
         }
         Matrix<const C> old{};
         if constexpr (in_place) {
             if (p > 0 || epilogue.accumulate) old = {to.data, to.row, 1};
-            rest.accumulate = false;
         } else {
             if (p > 0) old = {sums.data, sums.row, 1};
             if (!last)
                 return multiply_part<C, layout>(rows, width, count, from,
-                                                {sums.data, sums.row, rest.alpha, old});
+                                                {sums.data, sums.row, epilogue.alpha, old});
         }
-        if (rest.linear() && !rest.accumulate) {
-            const Target<O, C> target{to.data, to.row, rest.alpha, old, rest.bias, rest.residual};
+        if (!last || (epilogue.linear() && (in_place || !epilogue.accumulate))) {
+            // Field by field: a copy of an Epilogue, read sooner in wide pieces than it is written in
+            // narrow ones, waits until the sums of the tile before are in the cache.
+            Target<O, C> target{to.data, to.row, epilogue.alpha, old};
+            if (last && epilogue.bias) target.bias = epilogue.bias + j;
+            if (last && epilogue.residual.data)
+                target.residual = {epilogue.residual.at(i, j), epilogue.residual.row, 1};
             if (rows == kRows && width == columns)
                 return multiply_tile<O, C, kRows, 2, layout>(count, from, target);
             if constexpr (kMasked && layout == Layout::any)
@@ -296,7 +304,7 @@ struct Product {
         }
         alignas(64) C buffer[kRows * columns];
         multiply_part<C, layout>(rows, width, count, from, {buffer, columns});
-        finish(buffer, columns, old, rows, width, to, rest);
+        finish(buffer, columns, old, rows, width, to, rest());
     }
 
     // `count` panels of A, or of B, from a number on, of the piece that begins at p.
