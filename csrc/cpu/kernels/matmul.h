@@ -2,11 +2,11 @@
 //
 //     out = f(alpha A B + out + bias) + residual          A (m, k), B (k, n), out (m, n)
 //
-// Large products are made of the tiles of tiles.h. The middle dimension is cut into pieces of at most
-// kDepth, whose products are added up in out. The smaller operand is packed whole, by all threads,
-// and read by all. A thread takes a group of panels of the larger one and packs them, a piece at a
-// time, into its second-level cache, where they are used at once. Pieces and groups follow from the
-// problem alone.
+// Large products are made of the tiles of tiles.h, or of tile_registers.h. The middle dimension is cut
+// into pieces of at most kDepth (or kTileSteps), whose products are added up. The smaller operand is
+// packed whole, by all threads, and read by all. A thread takes a group of panels of the larger one
+// and packs them, a piece at a time, into its second-level cache, where they are used at once. Pieces
+// and groups follow from the problem alone.
 //
 // Small products read the matrices where they lie: packing would cost as much as computing. So does
 // one of few columns with A's rows. Where a matrix ends a mask says what is read and written.
