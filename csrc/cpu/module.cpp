@@ -176,6 +176,6 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("set_num_threads", &set_num_threads, py::arg("count"),
                "Let kernels use so many threads.");
     bind_kernels(module);
-    bind_products(module);
+    bind_as_it_is(module);
     bind_buffers(module);
 }

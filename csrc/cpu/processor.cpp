@@ -1,5 +1,6 @@
 #include "processor.h"
 
+#include <array>
 #include <string_view>
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -61,13 +62,11 @@ int& in_use() {
 
 bool supports(int set) {
     static const auto answers = [] {
-        struct {
-            bool of[kInstructionSetCount];
-        } all;
-        for (int i = 0; i < kInstructionSetCount; ++i) all.of[i] = ask(kInstructionSets[i]);
-        return all;
+        std::array<bool, kInstructionSetCount> each;
+        for (int i = 0; i < kInstructionSetCount; ++i) each[i] = ask(kInstructionSets[i]);
+        return each;
     }();
-    return answers.of[set];
+    return answers[set];
 }
 
 int set_in_use() {

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <iterator>
+
 namespace minitorch {
 
 // Best first. Kernels are compiled for most of them; one that adds nothing to a kernel uses the next
@@ -12,7 +14,7 @@ constexpr const char* kInstructionSets[] = {
 #endif
     "portable",
 };
-constexpr int kInstructionSetCount = sizeof kInstructionSets / sizeof *kInstructionSets;
+constexpr int kInstructionSetCount = std::size(kInstructionSets);
 
 // Whether the processor has the set of this number.
 bool supports(int set);

@@ -16,9 +16,10 @@ HERE = Path(__file__).parent
 CPU = HERE.parents[1] / "csrc" / "cpu"
 RANDOM = np.random.default_rng(0)
 
-# On both sides of a tile, of a piece of the depth (1,024 pairs here, or 512 numbers), and an odd
-# number of them.
+# On both sides of a tile, more than a piece of the depth (2,048 numbers in tile registers, as many
+# pairs otherwise), and an odd number of them.
 SHAPES = [(100, 70, 129), (37, 300, 256), (300, 37, 255), (64, 64, 2051), (13, 513, 1026)]
+SHAPES += [(33, 40, 4099), (40, 33, 4098)]
 FEW_ROWS = [(1, 70, 96), (1, 33, 131), (3, 17, 130), (8, 65, 2)]
 
 

@@ -1,4 +1,4 @@
-"""The kernels under sanitizers, and on ARM under an emulator: driver.cpp, without Python.
+"""The kernels under sanitizers, and on ARM under an emulator: the driver, without Python.
 
 Slow, for the compiler: pytest tests/kernels/test_sanitizers.py -m slow
 """
@@ -27,11 +27,11 @@ def has_avx512():
 
 
 def build(tmp_path, compiler, *flags):
-    """driver.cpp and the kernels, each file compiled by itself."""
+    """The driver and the kernels, each file compiled by itself."""
     if not shutil.which(compiler):
         pytest.skip(f"no {compiler} here")
     sources = [CPU / "processor.cpp", CPU / "threads.cpp", *sorted((CPU / "kernels").glob("*.cpp"))]
-    sources.append(ROOT / "tests" / "kernels" / "driver.cpp")
+    sources += sorted((ROOT / "tests" / "kernels" / "driver").glob("*.cpp"))
     command = [compiler, "-std=c++20", "-O1", "-pthread", *flags, f"-I{CPU}"]
 
     def compiled(source):

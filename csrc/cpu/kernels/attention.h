@@ -266,6 +266,16 @@ void write_queries(const C* sums, const OnlineSoftmax<C>& softmax, long dim, lon
     }
 }
 
+// m + log(l) of `count` queries.
+template <typename C>
+void write_normalisers(const OnlineSoftmax<C>& softmax, long count, C* to) {
+    constexpr long lanes = Lanes<C>::count;
+    for (long h = 0; h < 2 && h * lanes < count; ++h) {
+        const long part = count - h * lanes < lanes ? count - h * lanes : lanes;
+        store_part(to + h * lanes, softmax.log_normaliser(h), part);
+    }
+}
+
 // out and lse of the queries [first, first + count), count at most kColumns.
 template <typename T>
 void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>> packed, long first,
@@ -307,10 +317,7 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     if (begin >= end) __builtin_memset(sums, 0, sizeof(C) * s.value_dim * columns);
     write_queries<T, C>(sums, softmax, s.value_dim, count, block,
                         {out.at(first, 0), out.row, out.column});
-    for (long h = 0; h < 2 && h * lanes < count; ++h) {
-        const long part = count - h * lanes < lanes ? count - h * lanes : lanes;
-        store_part(lse + first + h * lanes, softmax.log_normaliser(h), part);
-    }
+    write_normalisers(softmax, count, lse + first);
 }
 
 // Asks for a row that will be read soon.

@@ -155,10 +155,7 @@ inline void attend(const Scores<float>& s, Head<const bfloat16> q, TiledKeys pac
     if (begin >= end) __builtin_memset(sums, 0, sizeof(float) * s.value_dim * columns);
     write_queries<bfloat16, float>(sums, softmax, s.value_dim, count, block,
                                    {out.at(first, 0), out.row, out.column});
-    for (long h = 0; h < 2 && h * lanes < count; ++h) {
-        const long part = count - h * lanes < lanes ? count - h * lanes : lanes;
-        store_part(lse + first + h * lanes, softmax.log_normaliser(h), part);
-    }
+    write_normalisers(softmax, count, lse + first);
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

@@ -16,7 +16,7 @@
 
 #include "../array.h"
 #include "../threads.h"
-#include "vector.h"
+#include "functions.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
 

@@ -25,7 +25,7 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-constexpr long kTileRows = 32;   // of a panel of A
+constexpr long kTileRows = 32;   // of a panel of A, and columns of one of B
 constexpr long kTileDepth = 32;  // of a step
 constexpr long kTileStep = kTileRows * kTileDepth / 2;
 // Of a piece of the depth, at most. Panels of a quarter of that would stay in the first-level cache, and
@@ -142,8 +142,8 @@ void multiply_panels(long steps, const float* a, const float* b, float* to, long
 
 // The same of the first `rows` rows and `columns` columns, and perhaps of more.
 template <bool b_near = false>
-void multiply_panels(long rows, long columns, long steps, const float* a, const float* b,
-                            float* to, long stride, bool add) {
+void multiply_panels(long rows, long columns, long steps, const float* a, const float* b, float* to,
+                     long stride, bool add) {
     const bool low = rows <= 16, narrow = columns <= 16;
     (low ? narrow ? multiply_panels<1, 1, b_near> : multiply_panels<1, 2, b_near>
          : narrow ? multiply_panels<2, 1, b_near> : multiply_panels<2, 2, b_near>)(steps, a, b, to,

@@ -13,7 +13,7 @@
 //     decode_blocks_as_it_is(x, ...)      what kernels/decoding.cpp takes but for out, and its numbers
 //
 // They return the result; or None where something has to be converted, copied, broadcast or refused,
-// which minitorch/kernels/cpu/matmul.py and norms.py do.
+// which minitorch/kernels/cpu/matmul.py, norms.py and decoding.py do.
 
 #include "python.h"
 
@@ -293,31 +293,30 @@ PyObject* counted(PyObject* self, PyObject* const* arguments, Py_ssize_t count) 
     return nullptr;
 }
 
+template <Function function, Py_ssize_t least, Py_ssize_t most = least>
+PyMethodDef method(const char* name, const char* doc) {
+    const auto fast = reinterpret_cast<void (*)()>(counted<function, least, most>);
+    return {name, reinterpret_cast<PyCFunction>(fast), METH_FASTCALL, doc};
+}
+
 PyMethodDef methods[] = {
-    {"matmul_as_it_is",
-     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<matmul_as_it_is, 3>)),
-     METH_FASTCALL, "a b into out, if nothing has to be prepared; else None"},
-    {"linear_as_it_is",
-     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<linear_as_it_is, 3>)),
-     METH_FASTCALL, "x weightᵀ + bias, if nothing has to be prepared; else None"},
-    {"linear_backward_as_it_is",
-     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<linear_backward_as_it_is, 5>)),
-     METH_FASTCALL, "what linear's gradient gives, if nothing has to be prepared; else None"},
-    {"norm_as_it_is",
-     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<norm_as_it_is, 5>)),
-     METH_FASTCALL, "a norm of the last dimension, if nothing has to be prepared; else None"},
-    {"norm_backward_as_it_is",
-     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<norm_backward_as_it_is, 6>)),
-     METH_FASTCALL, "what its gradient gives, if nothing has to be prepared; else None"},
-    {"decode_blocks_as_it_is",
-     reinterpret_cast<PyCFunction>(
-         reinterpret_cast<void (*)()>(counted<decode_blocks_as_it_is, 3, PY_SSIZE_T_MAX>)),
-     METH_FASTCALL, "a new token through blocks, if nothing has to be prepared; else None"},
+    method<matmul_as_it_is, 3>(
+        "matmul_as_it_is", "a b into out, if nothing has to be prepared; else None"),
+    method<linear_as_it_is, 3>(
+        "linear_as_it_is", "x weightᵀ + bias, if nothing has to be prepared; else None"),
+    method<linear_backward_as_it_is, 5>(
+        "linear_backward_as_it_is", "linear's gradients, if nothing has to be prepared; else None"),
+    method<norm_as_it_is, 5>(
+        "norm_as_it_is", "a norm of the last dimension, if nothing has to be prepared; else None"),
+    method<norm_backward_as_it_is, 6>(
+        "norm_backward_as_it_is", "its gradients, if nothing has to be prepared; else None"),
+    method<decode_blocks_as_it_is, 3, PY_SSIZE_T_MAX>(
+        "decode_blocks_as_it_is", "a token through blocks, if nothing has to be prepared; else None"),
     {}};
 
 }  // namespace
 
-void bind_products(py::module_& module) {
+void bind_as_it_is(py::module_& module) {
     if (PyModule_AddFunctions(module.ptr(), methods)) throw py::error_already_set();
 }
 
