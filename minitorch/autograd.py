@@ -141,7 +141,7 @@ def _sweep(
     useful = None if targets is None else _leading_to(nodes, targets)
     found: dict[int, Tensor] = {}
     with set_grad_enabled(create_graph):
-        sweep = _Sweep(roots)
+        sweep = _Sweep(roots, targets or set())
         for node in nodes:
             cotangent = sweep.pending.pop(id(node), None)
             if cotangent is None:
@@ -203,12 +203,14 @@ class _Sweep:
     pending: what has arrived so far for a node or leaf, by its id; it lives here and nowhere else.
     leaves: those among them that are leaves. owned: the ids of those whose pending gradient nobody
     else holds, so that more can be added in place. kept: the vmaps that the roots are inside of.
+    targets: the ids of nodes and leaves whose gradient somebody asked for.
     """
 
-    __slots__ = ("kept", "leaves", "mode", "owned", "pending")
+    __slots__ = ("kept", "leaves", "mode", "owned", "pending", "targets")
 
-    def __init__(self, roots: list[tuple[Tensor, Tensor]]):
+    def __init__(self, roots: list[tuple[Tensor, Tensor]], targets: set[int]):
         self.mode = thread.mode
+        self.targets = targets
         self.pending: dict[int, Tensor] = {}
         self.leaves: dict[int, Tensor] = {}
         self.owned: set[int] = set()
@@ -235,7 +237,7 @@ class _Sweep:
             if joins:
                 self._taken(node)
                 joins = False
-            self.send(edge, gradient, self._is_own(primitive, edge, gradient.data, cotangent.data))
+            self.send(edge, gradient, self._is_own(node, edge, gradient.data, cotangent.data))
 
     def send(self, edge: "Node | Tensor", gradient: Tensor, own: bool = False) -> None:
         """Add a gradient to what has arrived there so far. own: nobody else holds its array."""
@@ -254,6 +256,8 @@ class _Sweep:
 
     def _add(self, key: int, total: Any, gradient: Any) -> None:
         run = arithmetic.copy().run
+        if gradient.dtype is not total.dtype:  # one of them was left wide
+            gradient = wrap(gradient).to(total.dtype).data
         add = kernels.lookup("add", backend.device_of(total))
         if key in self.owned:
             run(add, total, gradient, out=total)
@@ -264,21 +268,33 @@ class _Sweep:
     def _fitted(
         self, gradient: Tensor, edge: "Node | Tensor", shape: tuple[int, ...], dtype: Any
     ) -> Tensor:
-        """What a rule gave as the gradient of an input: summed over what was broadcast."""
+        """What a rule gave as the gradient of an input: summed over what was broadcast.
+
+        In the input's dtype; or in that which it was converted from, if nobody sees it on the way.
+        """
         if levels(gradient.data):
             own = edge.levels if isinstance(edge, Node) else levels(edge.data)
             gradient = gradient._sum_samples(self.kept.union(own))
         if gradient.data.shape != shape:
             gradient = gradient.sum_to(shape)
+        if (
+            type(edge) is Node
+            and edge.primitive.converts
+            and edge.signature[0][1] is gradient.dtype
+            and not (edge.hooks or edge.retained or id(edge) in self.targets)
+        ):
+            return gradient
         return gradient.to(dtype)
 
-    def _is_own(self, primitive: Any, edge: Any, gradient: Any, cotangent: Any) -> bool:
-        """Whether this gradient has just been allocated, and nobody else has seen it."""
-        return (
-            not self.mode.record
-            and (primitive.allocates or (primitive.backward is not None and type(edge) is not Node))
-            and gradient.base is None
-            and gradient is not cotangent
+    def _is_own(self, node: Node, edge: Any, gradient: Any, cotangent: Any) -> bool:
+        """Whether nobody else holds this gradient: it is new, or nobody held what it is made of."""
+        primitive = node.primitive
+        if self.mode.record or gradient.base is not None:
+            return False
+        if gradient is cotangent:
+            return primitive.converts and id(node) in self.owned
+        return primitive.allocates or (
+            primitive.backward is not None and (type(edge) is not Node or edge.primitive.converts)
         )
 
     def _added_in_place(self, node: Node, cotangent: Tensor) -> bool:
@@ -302,7 +318,7 @@ class _Sweep:
         if self.mode.record or self.mode.anomaly or not isinstance(edge, Node):
             return False
         before = self.pending.get(id(edge))
-        if before is None or levels(before.data):
+        if before is None or levels(before.data) or before.data.dtype is not node.signature[0][1]:
             return False
         if node.extras is None:
             node.extras = {}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import minitorch as mt
-from minitorch import nn, optim
+from minitorch import autograd, kernels, nn, optim
 from minitorch.errors import DtypeError, GraphError
 from minitorch.nn import functional as F
 
@@ -42,6 +42,70 @@ def test_gradients_follow_those_of_float32():
     for full, lowered in zip(*gradients, strict=True):
         assert lowered.dtype == np.float32
         assert 0 < np.linalg.norm(lowered - full) < 0.02 * np.linalg.norm(full)
+
+
+def as_seen(*tensors):
+    """What a product of bfloat16 reads, in float64."""
+    return [x.detach().to("bfloat16").double().numpy() for x in tensors]
+
+
+compiled = pytest.mark.skipif(
+    "cpu" not in kernels.implementations("linear_backward"),
+    reason="minitorch._cpu was not built: NumPy's products of bfloat16 are rounded to it",
+)
+
+
+@compiled
+def test_gradients_of_weights_are_not_rounded_on_their_way():
+    """Sums are made in float32, and the weight is float32: bfloat16 need not come between."""
+    x, w, b = (mt.randn(*s, requires_grad=True) for s in ((96, 24), (40, 24), (40,)))
+    with mt.autocast():
+        out = F.linear(x, w, b)
+    cotangent = mt.randn(96, 40).to("bfloat16")
+    out.backward(cotangent)
+    g, x_read, w_read = as_seen(cotangent, x, w)
+    for leaf, exact in ((w, g.T @ x_read), (b, g.sum(0)), (x, g @ w_read)):
+        assert leaf.grad.dtype == mt.float32
+        np.testing.assert_allclose(leaf.grad.numpy(), exact, rtol=0, atol=1e-5 * abs(exact).max())
+
+
+@compiled
+@pytest.mark.parametrize("seen", ["target", "hook", "retained", "nobody"])
+def test_whoever_looks_at_a_half_gradient_sees_half_precision(seen):
+    x, w = mt.randn(96, 24), mt.randn(40, 24, requires_grad=True)
+    half, found = w.to("bfloat16"), []
+    if seen == "hook":
+        half.register_hook(lambda gradient: found.append(gradient))
+    if seen == "retained":
+        half.retain_grad()
+    loss = F.linear(x.to("bfloat16"), half).float().sum()
+    if seen == "target":
+        found = autograd.grad(loss, [half], retain_graph=True)
+    loss.backward()
+    if seen == "retained":
+        found = [half.grad]
+    assert [gradient.dtype for gradient in found] == [mt.bfloat16] * (seen != "nobody")
+    exact = np.ones((40, 1)) * as_seen(x)[0].sum(0)
+    bound = 1e-5 if seen == "nobody" else 2**-8
+    np.testing.assert_allclose(w.grad.numpy(), exact, rtol=0, atol=bound * abs(exact).max())
+
+
+def test_a_half_copy_that_is_used_several_times():
+    """Gradients of both dtypes meet; what a leaf gets is its own."""
+    x, w = mt.randn(8, 24), mt.randn(24, 24, requires_grad=True)
+    half = w.to("bfloat16")
+    loss = (F.linear(x.to("bfloat16"), half) + F.mlp(half, half, half)[:8] + half.exp()[:8]).float()
+    loss.sum().backward(retain_graph=True)
+    once = w.grad.numpy().copy()
+    y = w.detach().requires_grad_()
+    wide = F.linear(x, y) + F.mlp(y, y, y)[:8] + y.exp()[:8]
+    wide.sum().backward()
+    assert np.linalg.norm(once - y.grad.numpy()) < 0.03 * np.linalg.norm(once)
+    loss.sum().backward()
+    np.testing.assert_allclose(w.grad.numpy(), 2 * once, rtol=1e-6)
+    p, q = (mt.randn(3, requires_grad=True) for _ in range(2))
+    (p.to("bfloat16") + q.to("bfloat16")).sum().backward()
+    assert not np.shares_memory(p.grad.data, q.grad.data)
 
 
 def test_8_bits_in_linear_layers_and_mlp_alone():

@@ -108,8 +108,8 @@ def _not_divided(right, grad, logits, *rest, **options):
     return right(grad * len(logits), logits, *rest, **options)
 
 
-def _small_ones(right, grad, x, weight, *, needs):
-    dx, *rest = right(grad, x, weight, needs=needs)
+def _small_ones(right, *arrays, **options):
+    dx, *rest = right(*arrays, **options)
     return [np.where(abs(dx) < 1e-2, 0.99 * dx, dx), *rest]
 
 

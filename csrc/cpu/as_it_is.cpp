@@ -4,8 +4,9 @@
 //
 //     matmul_as_it_is(a, b, out)          a b, into out if it is not None
 //     linear_as_it_is(x, weight, bias)    x weightᵀ + bias; bias may be None
-//     linear_backward_as_it_is(grad, x, weight, residual, needs)
-//         (grad weight + residual, gradᵀ x, Σ grad), None for what `needs` does not want
+//     linear_backward_as_it_is(grad, x, weight, residual, needs, wide)
+//         (grad weight + residual, gradᵀ x, Σ grad), None for what `needs` does not want; of bfloat16
+//         float32 what `wide` allows to be
 //     norm_as_it_is(x, weight, bias, eps, centred)
 //         (out, mean, rstd) of the last dimension; weight and bias may be None, mean is unless centred
 //     norm_backward_as_it_is(grad, x, weight, mean, rstd, dsum)
@@ -47,12 +48,21 @@ bool takes_products(Dtype dtype) {
     return dtype == Dtype::float32 || dtype == Dtype::float64 || dtype == Dtype::bfloat16;
 }
 
-PyObject* empty(int ndim, const npy_intp* shape, PyArrayObject* like) {
-    PyArray_Descr* dtype = PyArray_DESCR(like);
-    Py_INCREF(dtype);
+// Takes the reference to dtype.
+PyObject* empty(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {
     PyObject* out = PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr);
     if (!out) throw py::error_already_set();
     return out;
+}
+
+PyObject* empty(int ndim, const npy_intp* shape, PyArrayObject* like) {
+    PyArray_Descr* dtype = PyArray_DESCR(like);
+    Py_INCREF(dtype);
+    return empty(ndim, shape, dtype);
+}
+
+bool is_tuple_of(Py_ssize_t count, PyObject* object) {
+    return PyTuple_CheckExact(object) && PyTuple_GET_SIZE(object) == count;
 }
 
 void product(const Array& a, const Array& b, const Array& out, const Array& bias,
@@ -133,7 +143,7 @@ PyObject* linear_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssi
         PyArrayObject *grad = as_array(arguments[0]), *x = as_array(arguments[1]);
         PyArrayObject* weight = as_array(arguments[2]);
         PyArrayObject* residual = arguments[3] == Py_None ? nullptr : as_array(arguments[3]);
-        PyObject* needs = arguments[4];
+        PyObject *needs = arguments[4], *wide = arguments[5];
         if (!takes(grad) || !takes(x) || !takes(weight) || !PyArray_IS_C_CONTIGUOUS(grad) ||
             !PyArray_IS_C_CONTIGUOUS(x) || PyArray_NDIM(grad) < 1 || PyArray_NDIM(x) < 1 ||
             PyArray_SIZE(grad) == 0 || PyArray_SIZE(x) == 0 || PyArray_NDIM(weight) != 2 ||
@@ -143,18 +153,23 @@ PyObject* linear_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssi
             (!takes(residual) || !PyArray_IS_C_CONTIGUOUS(residual) || !same_dtype(residual, x) ||
              PyArray_SIZE(residual) != PyArray_SIZE(x)))
             Py_RETURN_NONE;
-        if (!PyTuple_CheckExact(needs) || PyTuple_GET_SIZE(needs) != 3) Py_RETURN_NONE;
+        if (!is_tuple_of(3, needs) || !is_tuple_of(3, wide)) Py_RETURN_NONE;
         const Array grads = as_rows(view(arguments[0])), rows = as_rows(view(arguments[1]));
         const Array matrix = view(arguments[2]);
         if (grads.shape[1] != matrix.shape[0] || rows.shape[1] != matrix.shape[1] ||
             grads.shape[0] != rows.shape[0])
             Py_RETURN_NONE;
         const auto wanted = [=](int i) { return PyTuple_GET_ITEM(needs, i) == Py_True; };
-        if (!takes_products(rows.dtype) || (wanted(2) && rows.dtype == Dtype::bfloat16))
+        const bool half = rows.dtype == Dtype::bfloat16;
+        const auto widened = [=](int i) { return half && PyTuple_GET_ITEM(wide, i) == Py_True; };
+        if (!takes_products(rows.dtype) || (half && wanted(2) && !widened(2)) ||
+            (residual && widened(0)))
             Py_RETURN_NONE;
         py::object out[3] = {py::none(), py::none(), py::none()};
         const auto make = [&](int i, int ndim, const npy_intp* shape) {
-            out[i] = py::reinterpret_steal<py::object>(empty(ndim, shape, x));
+            out[i] = py::reinterpret_steal<py::object>(
+                widened(i) ? empty(ndim, shape, PyArray_DescrFromType(NPY_FLOAT))
+                           : empty(ndim, shape, x));
             return view(out[i].ptr());
         };
         if (wanted(0))
@@ -304,7 +319,7 @@ PyMethodDef methods[] = {
         "matmul_as_it_is", "a b into out, if nothing has to be prepared; else None"),
     method<linear_as_it_is, 3>(
         "linear_as_it_is", "x weightᵀ + bias, if nothing has to be prepared; else None"),
-    method<linear_backward_as_it_is, 5>(
+    method<linear_backward_as_it_is, 6>(
         "linear_backward_as_it_is", "linear's gradients, if nothing has to be prepared; else None"),
     method<norm_as_it_is, 5>(
         "norm_as_it_is", "a norm of the last dimension, if nothing has to be prepared; else None"),

@@ -53,6 +53,7 @@ _cast = linear(
     samples=lambda: [sample(real(3, 4), dtype=np.dtype(np.float64))],
     moves_data=True,
 )
+_cast.allocates = _cast.converts = True
 
 
 @method

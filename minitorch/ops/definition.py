@@ -7,6 +7,8 @@ A rule is a function of Tensors, and its signature is the declaration of what th
     x, index  an input, by its name in the forward function (kept)
     shape     the shape of the first input; shapes: of all (free)
     needs     for each input whether its gradient is wanted (free)
+    wide      for each input whether it was rounded from float32 just before, as autocast does: a
+              backward kernel may then give that gradient in float32 (free)
     last      whether the tape is freed behind the sweep, so that a backward kernel may overwrite
               what the forward left for it (free)
     arrived   the gradient that the first input has from other paths so far, or None; a backward
@@ -100,7 +102,7 @@ class Saves(dict[tuple[bool, ...], tuple[int, ...]]):
         return self[needs]
 
 
-_FREE = ("shape", "shapes", "needs", "last", "arrived")  # what a rule may ask for at no cost
+_FREE = ("shape", "shapes", "needs", "wide", "last", "arrived")  # what a rule gets at no cost
 _REQUIRED = inspect.Parameter.empty
 _ANY = "**"
 
@@ -122,6 +124,8 @@ def _fetcher(
         return lambda node, _: node.shapes
     if name == "needs":
         return lambda node, _: tuple(edge is not None for edge in node.edges)
+    if name == "wide":
+        return lambda node, _: tuple(_takes_wide(edge) for edge in node.edges)
     if name == "last":
         return lambda node, _: node.freed
     if name == "arrived":
@@ -136,6 +140,13 @@ def _fetcher(
     if name in defaults:
         return lambda node, _: node.meta.get(name, defaults[name])
     return lambda node, _: node.meta[name]
+
+
+def _takes_wide(edge: Any) -> bool:
+    """Whether this input was rounded from float32 just before: its gradient may be float32."""
+    return (
+        type(edge) is Node and edge.primitive.converts and edge.signature[0][1] is backend.float32
+    )
 
 
 def _raw(x: Any) -> Any:
@@ -165,6 +176,7 @@ class Primitive:
     backward: Rule | None = None  # a kernel on arrays that gives v J
     joins = False  # it takes `arrived`
     allocates = False  # the rules give new arrays that nobody else holds
+    converts = False  # to another dtype, and nothing else: a gradient in the input's is as good
     add_vjp: Callable[[Node, Any, Any], None] | None = None
     """add_vjp(node, v, total) adds v J of the first input to an array, for where the sweep has
     another gradient of that input already, and v J would be as large and nearly all zeros."""

@@ -54,9 +54,9 @@ _mlp = fused(
     kernel="mlp",
     autocast="lower",
     reference=_reference,
-    backward=lambda grad, x, weight_1, weight_2, pre, activation, needs: _kernel("mlp_backward")(
-        grad, x, weight_1, weight_2, pre, activation=activation, needs=needs
-    ),
+    backward=lambda grad, x, weight_1, weight_2, pre, activation, needs, wide: _kernel(
+        "mlp_backward"
+    )(grad, x, weight_1, weight_2, pre, activation=activation, needs=needs, wide=wide),
     extras=("pre",),
     formula=r"W_2 f(W_1 x + b_1) + b_2",
     jacobian=r"W_2 \operatorname{diag}(f'(W_1 x + b_1)) W_1",
@@ -126,11 +126,11 @@ def _gated_forward(x: Any, gate: Any, up: Any, *, keep: bool) -> Any:
 
 
 def _gated_backward(
-    grad: Any, x: Any, gate: Any, up: Any, gates: Any, ups: Any, needs: Any
+    grad: Any, x: Any, gate: Any, up: Any, gates: Any, ups: Any, needs: Any, wide: Any
 ) -> tuple[Any, ...]:
     if gates is None:
         gates, ups = (_kernel("linear")(x, weight, None) for weight in (gate, up))
-    return _kernel("linear_swiglu_backward")(grad, x, gate, up, gates, ups, needs=needs)
+    return _kernel("linear_swiglu_backward")(grad, x, gate, up, gates, ups, needs=needs, wide=wide)
 
 
 _linear_swiglu = fused(

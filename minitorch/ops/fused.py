@@ -206,14 +206,14 @@ def _linear_forward(x: Any, weight: Any, bias: Any, *, scaled: bool = False) -> 
     return _kernel("scaled_linear" if scaled else "linear")(x, weight, bias)
 
 
-def _linear_backward(grad: Any, x: Any, weight: Any, needs: Any, scaled: bool, arrived: Any) -> Any:
-    kernel = _kernel("scaled_linear_backward" if scaled else "linear_backward")
-    if arrived is None:
-        return kernel(grad, x, weight, needs=needs)
+def _linear_backward(
+    grad: Any, x: Any, weight: Any, needs: Any, wide: Any, scaled: bool, arrived: Any
+) -> Any:
     if not scaled:
-        return kernel(grad, x, weight, needs=needs, residual=arrived)
-    dx, *others = kernel(grad, x, weight, needs=needs)
-    return dx + arrived, *others
+        kernel = _kernel("linear_backward")
+        return kernel(grad, x, weight, needs=needs, residual=arrived, wide=wide)
+    dx, *others = _kernel("scaled_linear_backward")(grad, x, weight, needs=needs)
+    return dx if arrived is None else dx + arrived, *others
 
 
 def _linear_reference(x: Tensor, weight: Tensor, bias: Any, scaled: bool = False) -> Tensor:

@@ -175,9 +175,11 @@ def test_linear(instruction_set, shape, features, dtype, layout, gaps, biased):
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize("needs", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "wide bfloat16"])
 def test_gradients_of_linear(instruction_set, dtype, needs, gaps, residual):
-    kind, needs = np.dtype(getattr(mt, dtype)), tuple(map(bool, needs))
+    """Wide: of bfloat16 arrays, but not rounded to it."""
+    kind, needs = np.dtype(getattr(mt, dtype.split()[-1])), tuple(map(bool, needs))
+    made = np.dtype(np.float32) if "wide" in dtype else kind
     rng = np.random.default_rng(1)
     x, weight, grad, rest = (
         rng.standard_normal((*s[:-1], 2 * s[-1])).astype(kind)[..., ::2]
@@ -186,16 +188,21 @@ def test_gradients_of_linear(instruction_set, dtype, needs, gaps, residual):
     if not gaps:
         x, weight, grad, rest = map(np.ascontiguousarray, (x, weight, grad, rest))
     found = kernels.implementations("linear_backward")["cpu"](
-        grad, x, weight, needs=needs, residual=rest if residual else None
+        grad,
+        x,
+        weight,
+        needs=needs,
+        residual=rest if residual else None,
+        wide=("wide" in dtype,) * 3,
     )
     g, rows = wide(grad).reshape(100, 70), wide(x).reshape(100, 33)
     to_x = (g @ wide(weight)).reshape(x.shape) + (wide(rest) if residual else 0)
     for one, other, need in zip(found, (to_x, g.T @ rows, g.sum(0)), needs, strict=True):
         assert (one is not None) == need
         if need:
-            assert (one.dtype, one.shape) == (kind, other.shape)
+            assert (one.dtype, one.shape) == (made, other.shape)
             np.testing.assert_allclose(
-                wide(one), other, rtol=0, atol=12 * DTYPES[dtype] * np.abs(other).max()
+                wide(one), other, rtol=0, atol=12 * DTYPES[made.name] * np.abs(other).max()
             )
 
 

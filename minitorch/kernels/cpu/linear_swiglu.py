@@ -5,7 +5,7 @@ import numpy as np
 from minitorch.backend import bfloat16
 from minitorch.kernels.cpu.activations import swiglu, swiglu_backward
 from minitorch.kernels.cpu.arrays import FLOATS
-from minitorch.kernels.cpu.matmul import linear, matmul
+from minitorch.kernels.cpu.matmul import linear, linear_backward
 from minitorch.kernels.reference import linear_swiglu as reference
 from minitorch.kernels.reference.linear_swiglu import backward_with
 from minitorch.kernels.table import register
@@ -32,8 +32,11 @@ def linear_swiglu_backward(
     ups: Array,
     *,
     needs: tuple[bool, ...],
+    wide: tuple[bool, ...] = (False, False, False),
 ) -> tuple[Array | None, ...]:
     """The reference's."""
     if x.dtype not in FLOATS or not x.size:
         return reference.linear_swiglu_backward(grad, x, gate, up, gates, ups, needs=needs)
-    return backward_with(matmul, swiglu_backward, grad, x, gate, up, gates, ups, needs)
+    return backward_with(
+        linear_backward, swiglu_backward, grad, x, gate, up, gates, ups, needs, wide
+    )

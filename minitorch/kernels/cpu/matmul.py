@@ -132,23 +132,26 @@ def linear_backward(
     *,
     needs: tuple[bool, ...],
     residual: Array | None = None,
+    wide: tuple[bool, ...] = (False, False, False),
 ) -> tuple[Array | None, Array | None, Array | None]:
     """The reference's: two products; the sums of grad's columns come with the second."""
-    done = extension.linear_backward_as_it_is(grad, x, weight, residual, needs)
+    done = extension.linear_backward_as_it_is(grad, x, weight, residual, needs, wide)
     if done is not None:
         return done
     if x.dtype not in FLOATS:
         return reference.linear_backward(grad, x, weight, needs=needs, residual=residual)
     features, inner = weight.shape
     grad_rows, x_rows = grad.reshape(-1, features), x.reshape(-1, inner)
+    accumulator = float64 if x.dtype == float64 else float32
+    dtypes = [accumulator if may_be else x.dtype for may_be in wide]
     dx = dweight = dbias = None
     if needs[0]:
-        dx = np.empty(x.shape, x.dtype)
-        rest = None if residual is None else np.ascontiguousarray(residual, x.dtype)
+        dx = np.empty(x.shape, dtypes[0])
+        rest = None if residual is None else np.ascontiguousarray(residual, dx.dtype)
         _product(grad_rows, weight, dx.reshape(-1, inner), residual=rest)
     if needs[1] or needs[2]:
-        sums = np.zeros(features, float64 if x.dtype == float64 else float32)
-        dweight = np.empty(weight.shape, x.dtype)
+        sums = np.zeros(features, accumulator)
+        dweight = np.empty(weight.shape, dtypes[1])
         _product(grad_rows.T, x_rows, dweight, row_sums=sums if needs[2] else None)
-        dbias = sums.astype(x.dtype, copy=False)
+        dbias = sums.astype(dtypes[2], copy=False)
     return dx, dweight if needs[1] else None, dbias if needs[2] else None

@@ -58,6 +58,7 @@ def mlp_backward(
     *,
     activation: str,
     needs: tuple[bool, ...],
+    wide: tuple[bool, ...] = (False,) * 5,
 ) -> tuple[Array | None, ...]:
     """The reference's."""
     if x.dtype not in FLOATS or not x.size:
@@ -65,5 +66,5 @@ def mlp_backward(
             grad, x, weight_1, weight_2, pre, activation=activation, needs=needs
         )
     return backward_with(
-        linear_backward, _ACTIVATIONS[activation], grad, x, weight_1, weight_2, pre, needs
+        linear_backward, _ACTIVATIONS[activation], grad, x, weight_1, weight_2, pre, needs, wide
     )

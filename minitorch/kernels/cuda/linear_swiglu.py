@@ -6,7 +6,7 @@ from typing import Any
 from minitorch.kernels.cuda.activations import swiglu, swiglu_backward
 from minitorch.kernels.cuda.extension import FLOATS, call, device_kernel, empty
 from minitorch.kernels.cuda.ladder import pick_gated
-from minitorch.kernels.cuda.matmul import linear, matmul
+from minitorch.kernels.cuda.matmul import linear, linear_backward
 from minitorch.kernels.reference import linear_swiglu as reference
 from minitorch.kernels.reference.linear_swiglu import backward_with
 
@@ -43,8 +43,11 @@ def linear_swiglu_backward(
     ups: Array,
     *,
     needs: tuple[bool, ...],
+    wide: tuple[bool, ...] = (False, False, False),
 ) -> tuple[Array | None, ...]:
     """The reference's."""
     if x.dtype not in FLOATS or not x.size or not gate.size:
         return reference.linear_swiglu_backward(grad, x, gate, up, gates, ups, needs=needs)
-    return backward_with(matmul, swiglu_backward, grad, x, gate, up, gates, ups, needs)
+    return backward_with(
+        linear_backward, swiglu_backward, grad, x, gate, up, gates, ups, needs, wide
+    )

@@ -115,8 +115,9 @@ def linear_backward(
     *,
     needs: tuple[bool, ...],
     residual: Array | None = None,
+    wide: tuple[bool, ...] = (False, False, False),
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """The reference's: two products and the sums of grad's columns."""
+    """The reference's: two products and the sums of grad's columns; none of them wide."""
     if x.dtype not in FLOATS:
         return reference.linear_backward(grad, x, weight, needs=needs, residual=residual)
     grad_rows, x_rows = _rows(grad), _rows(x)

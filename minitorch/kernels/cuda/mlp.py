@@ -44,6 +44,7 @@ def mlp_backward(
     *,
     activation: str,
     needs: tuple[bool, ...],
+    wide: tuple[bool, ...] = (False,) * 5,
 ) -> tuple[Array | None, ...]:
     """The reference's."""
     if x.dtype not in FLOATS or not x.size:
@@ -51,5 +52,5 @@ def mlp_backward(
             grad, x, weight_1, weight_2, pre, activation=activation, needs=needs
         )
     return backward_with(
-        linear_backward, _ACTIVATIONS[activation], grad, x, weight_1, weight_2, pre, needs
+        linear_backward, _ACTIVATIONS[activation], grad, x, weight_1, weight_2, pre, needs, wide
     )

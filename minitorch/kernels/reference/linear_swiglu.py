@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.kernels.reference.activations import swiglu, swiglu_backward
-from minitorch.kernels.reference.matmul import linear, matmul
+from minitorch.kernels.reference.matmul import linear, linear_backward
 from minitorch.kernels.table import register
 
 Array = np.ndarray
@@ -33,13 +33,19 @@ def linear_swiglu_backward(
     ups: Array,
     *,
     needs: tuple[bool, ...],
+    wide: tuple[bool, ...] = (False, False, False),
 ) -> tuple[Array | None, ...]:
-    """Gradients for x, gate and up, None for those not needed; gates, ups: the products."""
-    return backward_with(matmul, swiglu_backward, grad, x, gate, up, gates, ups, needs)
+    """Gradients for x, gate and up, None for those not needed; gates, ups: the products.
+
+    wide: which of the three may be float32 where the arrays are half precision.
+    """
+    return backward_with(
+        linear_backward, swiglu_backward, grad, x, gate, up, gates, ups, needs, wide
+    )
 
 
 def backward_with(
-    matmul: Any,
+    linear_backward: Any,
     swiglu_backward: Any,
     grad: Array,
     x: Array,
@@ -48,16 +54,14 @@ def backward_with(
     gates: Array,
     ups: Array,
     needs: tuple[bool, ...],
+    wide: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """linear_swiglu_backward with these kernels; the second half of dx is added to the first."""
-    rows = x.reshape(-1, gate.shape[1])
-    dgates, dups = (d.reshape(-1, len(gate)) for d in swiglu_backward(grad, gates, ups))
-    dx = None
-    if needs[0]:
-        dx = matmul(dgates, gate)
-        dx = matmul(dups, up, out=dx, accumulate=True).reshape(x.shape)
-    return (
-        dx,
-        matmul(dgates.T, rows) if needs[1] else None,
-        matmul(dups.T, rows) if needs[2] else None,
+    dgates, dups = swiglu_backward(grad, gates, ups)
+    dx, dgate, _ = linear_backward(
+        dgates, x, gate, needs=(needs[0], needs[1], False), wide=(False, wide[1], False)
     )
+    dx, dup, _ = linear_backward(
+        dups, x, up, needs=(needs[0], needs[2], False), wide=(False, wide[2], False), residual=dx
+    )
+    return dx, dgate, dup

@@ -79,11 +79,13 @@ def linear_backward(
     *,
     needs: tuple[bool, ...],
     residual: Array | None = None,
+    wide: tuple[bool, ...] = (False, False, False),
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Gradients for x, weight and bias, None for those that `needs` says are not wanted.
 
     dx = grad weight + residual,  dweight = gradᵀ x,  dbias = Σ grad. grad: (..., out); residual: of
-    the shape of x, or None for 0; the rest as above.
+    the shape of x, or None for 0; the rest as above. wide: which of the three may be float32 where
+    the arrays are half precision, so that sums that were made in float32 need not be rounded.
     """
     grad_rows = grad.reshape(-1, len(weight))
     x_rows = x.reshape(-1, weight.shape[1])

@@ -66,13 +66,15 @@ def mlp_backward(
     *,
     activation: str,
     needs: tuple[bool, ...],
+    wide: tuple[bool, ...] = (False,) * 5,
 ) -> tuple[Array | None, ...]:
     """Gradients for x, weight_1, bias_1, weight_2 and bias_2, None for those not needed.
 
-    f(pre) is computed again: to keep it would double what the layer keeps.
+    f(pre) is computed again: to keep it would double what the layer keeps. wide: which of the five
+    may be float32 where the arrays are half precision.
     """
     return backward_with(
-        linear_backward, ACTIVATIONS[activation], grad, x, weight_1, weight_2, pre, needs
+        linear_backward, ACTIVATIONS[activation], grad, x, weight_1, weight_2, pre, needs, wide
     )
 
 
@@ -85,6 +87,7 @@ def backward_with(
     weight_2: Array,
     pre: Array,
     needs: tuple[bool, ...],
+    wide: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """mlp_backward with these kernels."""
     f, gradient_and_value = activation
@@ -95,8 +98,10 @@ def backward_with(
     else:
         hidden = f(pre)
     if any(needs[3:]):
-        _, dweight_2, dbias_2 = linear_backward(grad, hidden, weight_2, needs=(False, *needs[3:]))
+        _, dweight_2, dbias_2 = linear_backward(
+            grad, hidden, weight_2, needs=(False, *needs[3:]), wide=(False, *wide[3:])
+        )
     if dpre is None:
         return None, None, None, dweight_2, dbias_2
-    first = linear_backward(dpre, x, weight_1, needs=needs[:3])
+    first = linear_backward(dpre, x, weight_1, needs=needs[:3], wide=wide[:3])
     return (*first, dweight_2, dbias_2)
