@@ -99,11 +99,11 @@ class autocast(_Switch):
     Hopper has hardware for; everything else, the head with its loss too, stays in bfloat16.
     Parameters stay float32, and so do their gradients: what is lowered is a copy, made where it is
     used. That of a parameter is kept until the parameter changes, and optimizers write it as they
-    change the parameter: no cast in a step of training or for a token that is sampled. On the CPU the
-    gradients of `Linear`, `mlp` and `linear_swiglu` come to parameters as they were summed, in
-    float32, without a rounding between. Losses raise what they are given back to float32; everything else follows its inputs, computes in float32 and
-    rounds once. float64 is left alone. Also a decorator. In PyTorch: torch.autocast, which keeps
-    copies to its end.
+    change the parameter: no cast in a step of training or for a token that is sampled. On the CPU
+    the gradients of `Linear`, `mlp` and `linear_swiglu` come to parameters as they were summed, in
+    float32, without a rounding between. Losses raise what they are given back to float32;
+    everything else follows its inputs, computes in float32 and rounds once. float64 is left alone.
+    Also a decorator. In PyTorch: torch.autocast, which keeps  copies to its end.
     """
 
     def __init__(self, dtype: Any = "bfloat16"):
