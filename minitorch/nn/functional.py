@@ -43,7 +43,13 @@ from minitorch.ops.moe_feed_forward import moe_feed_forward
 from minitorch.ops.paged_attention import paged_attention
 from minitorch.ops.product_keys import product_key_topk, product_scores, product_topk
 from minitorch.ops.rotary_attention import rotary_attention
-from minitorch.ops.routing import expected_cost, route, routing_weights, topk_routing
+from minitorch.ops.routing import (
+    expected_cost,
+    expert_balance,
+    route,
+    routing_weights,
+    topk_routing,
+)
 from minitorch.ops.sampling import categorical
 from minitorch.ops.unit_experts import unit_experts
 from minitorch.tensor import Tensor
@@ -62,6 +68,7 @@ __all__ = [
     "dropout",
     "embedding",
     "expected_cost",
+    "expert_balance",
     "fused_add_layer_norm",
     "fused_add_rms_norm",
     "gelu",

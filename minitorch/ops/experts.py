@@ -32,7 +32,7 @@ from minitorch.ops.definition import Primitive, _kernel
 from minitorch.ops.fused import linear, swiglu, swiglu_packed
 from minitorch.ops.primitive import bilinear, fused
 from minitorch.ops.promotion import promote
-from minitorch.ops.routing import expert_places
+from minitorch.ops.routing import expert_places, rows_of
 from minitorch.ops.samples import real, sample
 from minitorch.tape import apply
 from minitorch.tensor import Tensor
@@ -124,6 +124,7 @@ def _swiglu_reference(
     x: Tensor, weights: Tensor | None, gate_up: Tensor, down: Tensor, places: Tensor, offs: Tensor,
     *shared: Any, scaled: bool = False,
 ) -> Tensor:  # fmt: skip
+    shape, x = x.shape, rows_of(x)
     rows = apply(_permute, [x, None, places], {})
     both = _product(_grouped_mm, rows, gate_up.mT, offs, scaled)
     rows = _product(_grouped_mm, swiglu_packed(both), down.mT, offs, scaled)
@@ -131,17 +132,20 @@ def _swiglu_reference(
         weights = weights.to(rows.dtype)
     out = apply(_unpermute, [rows, weights, places], {})
     if not shared or shared[0] is None:
-        return out
+        return out.reshape(shape)
     affine = partial(linear, scaled=scaled)
     gate, up, down, scale = shared
     common = affine(swiglu(affine(x, gate), affine(x, up)), down)
-    return out + (common if scale is None else affine(x, scale).sigmoid() * common)
+    out = out + (common if scale is None else affine(x, scale).sigmoid() * common)
+    return out.reshape(shape)
 
 
 def _swiglu_forward(x: Any, *others: Any) -> tuple[Any, dict[str, Any]]:
-    out, *kept = _kernel("moe_swiglu")(x, *others)
+    out, *kept = _kernel("moe_swiglu")(rows_of(x), *others)
     names = ("both", "shared_both", "shares")
-    return out, {name: array for name, array in zip(names, kept, strict=True) if array is not None}
+    return out.reshape(x.shape), {
+        name: array for name, array in zip(names, kept, strict=True) if array is not None
+    }
 
 
 def _swiglu_backward(
@@ -149,11 +153,12 @@ def _swiglu_backward(
     shared_gate: Any, shared_up: Any, shared_down: Any, shared_scale: Any, both: Any,
     shared_both: Any, shares: Any, needs: Any,
 ) -> Any:  # fmt: skip
-    return _kernel("moe_swiglu_backward")(
-        *(grad, x, weights, gate_up, down, places, offs),
+    dx, *others = _kernel("moe_swiglu_backward")(
+        *(rows_of(grad), rows_of(x), weights, gate_up, down, places, offs),
         *(shared_gate, shared_up, shared_down, shared_scale, both, shared_both, shares),
         needs=needs,
     )
+    return None if dx is None else dx.reshape(x.shape), *others
 
 
 _moe_swiglu = fused(
@@ -176,7 +181,7 @@ _moe_swiglu = fused(
             *(None, None, None, None),
         ),
         sample(
-            *(real(4, 3), None, real(3, 4, 3), real(3, 3, 2), _PLACES, _ENDS),
+            *(real(2, 2, 3), None, real(3, 4, 3), real(3, 3, 2), _PLACES, _ENDS),
             *(real(3, 3, seed=1), real(3, 3, seed=2), real(3, 3, seed=3), None),
         ),
         sample(
@@ -261,11 +266,11 @@ def moe_swiglu(
     shared: SharedExpert | None = None,
     shared_scale: Tensor | None = None,
 ) -> Tensor:
-    """Each token through its experts, gated feed-forward layers, and their sum: (tokens, width).
+    """Each token through its experts, gated feed-forward layers, and their sum: the shape of x.
 
-    x: (tokens, width); weights: (tokens, k), or None for 1; gate_up: (experts, 2 hidden, width);
-    down: (experts, width, hidden); places: (tokens, k) and offs: (experts,), of moe_permute or
-    `route`. shared: the weights of an expert that sees every token, gate and up (its hidden,
+    x: (..., width), the tokens; weights: (tokens, k), or None for 1; gate_up: (experts, 2 hidden,
+    width); down: (experts, width, hidden); places: (tokens, k) and offs: (experts,), of moe_permute
+    or `route`. shared: the weights of an expert that sees every token, gate and up (its hidden,
     width), down (width, its hidden); shared_scale: (1, width), the logistic function of whose
     product with x scales what that one gives. The same as moe_permute, grouped_mm, swiglu_packed,
     grouped_mm and moe_unpermute, and linear, swiglu and linear for the shared expert; on the CPU
@@ -274,16 +279,17 @@ def moe_swiglu(
     """
     experts, both, width = gate_up.shape if gate_up.ndim == 3 else (0, 0, 0)
     if (
-        x.shape[1:] != (width,)
+        x.ndim < 2
+        or x.shape[-1] != width
         or down.shape != (experts, width, both // 2)
         or both % 2
         or places.ndim != 2
-        or len(places) != len(x)
+        or len(places) * width != x.numel()
         or offs.shape != (experts,)
         or (weights is not None and weights.shape != places.shape)
     ):
         raise ShapeError(
-            "moe_swiglu: expected x (tokens, width), weights and places (tokens, k), gate_up "
+            "moe_swiglu: expected x (..., width), weights and places (tokens, k), gate_up "
             "(experts, 2 hidden, width), down (experts, width, hidden) and offs (experts,); got "
             f"{x.shape}, {None if weights is None else weights.shape}, {places.shape}, "
             f"{gate_up.shape}, {down.shape} and {offs.shape}"

@@ -10,7 +10,7 @@ from minitorch.errors import ShapeError
 from minitorch.ops.definition import _kernel
 from minitorch.ops.experts import SharedExpert, check_shared
 from minitorch.ops.primitive import nondifferentiable
-from minitorch.ops.routing import check_score_function
+from minitorch.ops.routing import check_score_function, rows_of
 from minitorch.ops.samples import real, sample
 from minitorch.tape import apply
 from minitorch.tensor import Tensor
@@ -20,10 +20,11 @@ def _feed_forward(
     x: Any, router: Any, bias: Any, gate_up: Any, down: Any, shared_gate: Any, shared_up: Any,
     shared_down: Any, scale: Any, **routing: Any,
 ) -> Any:  # fmt: skip
-    logits = _kernel("linear")(x, router, None)
+    rows, shared = rows_of(x), (shared_gate, shared_up, shared_down, scale)
+    logits = _kernel("linear")(rows, router, None)
     weights, _, places, offs = _kernel("route")(logits, bias, **routing)
-    shared = shared_gate, shared_up, shared_down, scale
-    return _kernel("moe_swiglu")(x, weights, gate_up, down, places, offs, *shared)[0]
+    out = _kernel("moe_swiglu")(rows, weights, gate_up, down, places, offs, *shared)[0]
+    return out.reshape(x.shape)
 
 
 _ROUTING: dict[str, Any] = {
@@ -51,7 +52,7 @@ _moe_feed_forward = nondifferentiable(
             **_ROUTING,
         ),
         sample(
-            *(real(3, 4), real(5, 4, seed=1), real(5), real(5, 6, 4), real(5, 4, 3)),
+            *(real(1, 3, 4), real(5, 4, seed=1), real(5), real(5, 6, 4), real(5, 4, 3)),
             *(None, None, None, None),
             **_ROUTING | {"score_function": "sigmoid", "norm_topk_prob": True},
         ),
@@ -78,7 +79,7 @@ def moe_feed_forward(
 ) -> Tensor:
     """A layer of experts in one call, without derivatives: for one token Python is most of it.
 
-    x: (tokens, width); router: (experts, width); gate_up, down, shared, shared_scale:
+    x: (..., width); router: (experts, width); gate_up, down, shared, shared_scale:
     moe_swiglu's; from k on the options are route's. All of one dtype, float32 or float64. It
     computes what linear, route and moe_swiglu would. Raises ShapeError where x and the weights
     disagree.
@@ -89,9 +90,9 @@ def moe_feed_forward(
     wanted: list[tuple[int, ...]] = [(experts, 2 * hidden, width), (experts, width, hidden)]
     given: list[tuple[int, ...]] = [gate_up.shape, down.shape]
     check_shared("moe_feed_forward", width, shared, shared_scale)
-    if x.shape[1:] != (width,) or given != wanted:
+    if x.ndim < 2 or x.shape[-1] != width or given != wanted:
         raise ShapeError(
-            f"moe_feed_forward: expected x (tokens, {width}) and weights {wanted} for a router "
+            f"moe_feed_forward: expected x (..., {width}) and weights {wanted} for a router "
             f"{router.shape}; got {x.shape} and {given}"
         )
     meta = {

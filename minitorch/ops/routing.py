@@ -7,8 +7,8 @@ that the losses for balance are, `expected_cost`. What is done with places and o
 ops/experts.py. Source: Shazeer et al. 2017, "Outrageously large neural networks", section 2.
 """
 
+import math
 from functools import partial
-from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,11 @@ from minitorch.tape import apply, computed
 from minitorch.tensor import Tensor, wrap
 
 
+def rows_of(x: Any) -> Any:
+    """(..., features) as (tokens, features)."""
+    return x.reshape(-1, x.shape[-1])
+
+
 def _routing_reference(
     logits: Tensor,
     indices: Tensor,
@@ -32,6 +37,7 @@ def _routing_reference(
     norm_topk_prob: bool,
     scaling_factor: float,
 ) -> Tensor:
+    logits = rows_of(logits)
     if score_function == "softmax":
         if norm_topk_prob:
             return scaling_factor * softmax(logits.gather(1, indices), 1)
@@ -42,33 +48,41 @@ def _routing_reference(
     return scaling_factor * weights
 
 
+def _weights_backward(
+    grad: Any, logits: Any, indices: Any, score_function: str, norm_topk_prob: bool,
+    scaling_factor: float,
+) -> Any:  # fmt: skip
+    found = _kernel("routing_weights_backward")(
+        grad,
+        rows_of(logits),
+        indices,
+        score_function=score_function,
+        norm_topk_prob=norm_topk_prob,
+        scaling_factor=scaling_factor,
+    )
+    return [found.reshape(logits.shape)]
+
+
 _routing_weights = fused(
     "routing_weights",
-    _kernel("routing_weights"),
+    lambda logits, indices, **options: _kernel("routing_weights")(
+        rows_of(logits), indices, **options
+    ),
     kernel="routing_weights",
     reference=_routing_reference,
-    backward=lambda grad, logits, indices, score_function, norm_topk_prob, scaling_factor: [
-        _kernel("routing_weights_backward")(
-            grad,
-            logits,
-            indices,
-            score_function=score_function,
-            norm_topk_prob=norm_topk_prob,
-            scaling_factor=scaling_factor,
-        )
-    ],
+    backward=_weights_backward,
     autocast="raise",
     inputs=("logits", "indices"),
     formula=r"\lambda \, s_{i_j} / \textstyle\sum_l s_{i_l}",
     samples=lambda: [
         sample(
-            2 * real(3, 5),
-            np.array([[4, 0], [1, 2], [3, 1]]),
+            2 * real(*shape),
+            np.array([[4, 0], [1, 2], [3, 1], [0, 1]])[: math.prod(shape[:-1])],
             score_function=score_function,
             norm_topk_prob=norm_topk_prob,
             scaling_factor=1.5,
         )
-        for score_function in ("softmax", "sigmoid")
+        for score_function, shape in (("softmax", (3, 5)), ("sigmoid", (2, 2, 5)))
         for norm_topk_prob in (True, False)
     ],
 )
@@ -124,6 +138,88 @@ def expected_cost(logits: Tensor, cost: Tensor, score_function: str = "softmax")
     return apply(_expected_cost, [logits, cost], {"score_function": score_function})
 
 
+def _balance_forward(logits: Any, indices: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    out, cost = _kernel("expert_balance")(logits, indices, **options)
+    return out, {"cost": cost}
+
+
+def _balance_backward(
+    grad: Any, logits: Any, indices: Any, score_function: str, cost: Any
+) -> tuple[Any, None]:
+    rows = logits.reshape(len(cost), -1, logits.shape[-1])
+    slope, _ = _kernel("expected_cost_backward")(
+        grad, rows, cost, score_function=score_function, needs=(True, False)
+    )
+    return slope.reshape(logits.shape), None
+
+
+def _balance_reference(
+    logits: Tensor, indices: Tensor, *, score_function: str, sequences: int, factor: float
+) -> Tensor:
+    experts, k = logits.shape[-1], indices.shape[1]
+    rows = logits.reshape(sequences, -1, experts)
+    chosen = one_hot(indices.detach(), experts).reshape(sequences, -1, experts)
+    often = chosen.to(logits.dtype).sum(1, keepdim=True) * (experts / (k * rows.shape[1]))
+    return factor / len(indices) * _expected_reference(rows, often, score_function=score_function)
+
+
+_expert_balance = fused(
+    "expert_balance",
+    _balance_forward,
+    kernel="expected_cost",
+    reference=_balance_reference,
+    backward=_balance_backward,
+    extras=("cost",),
+    autocast="raise",
+    inputs=("logits", "indices"),
+    formula=r"\lambda \sum_e f_e P_e",
+    samples=lambda: [
+        sample(
+            real(*shape),
+            np.array([[4, 0], [1, 2], [3, 1], [0, 1], [1, 4], [2, 1]]),
+            score_function=score_function,
+            sequences=sequences,
+            factor=0.7,
+        )
+        for score_function in ("softmax", "sigmoid")
+        for shape, sequences in (((2, 3, 5), 2), ((6, 5), 1))
+    ],
+)
+
+
+def expert_balance(
+    logits: Tensor,
+    indices: Tensor,
+    score_function: str = "softmax",
+    factor: float = 1.0,
+    sequences: int = 1,
+) -> Tensor:
+    """factor times the mean over sequences of Σ_e f_e P_e: ().
+
+    logits: (..., experts), of so many sequences of one length, which may be all tokens as one;
+    indices: (tokens, k), the experts that `route` chose. f_e is how often those of a sequence chose
+    expert e, 1 when even; P_e the mean of their scores, as in `expected_cost`, and alone has a
+    gradient. Raises ConfigError and ShapeError for what does not fit.
+    Source: Fedus et al. 2021, equation 4; with k > 1, Dai et al. 2024, equations 12 to 14.
+    """
+    check_score_function("expert_balance", score_function)
+    tokens = math.prod(logits.shape[:-1])
+    if (
+        logits.ndim < 2
+        or indices.ndim != 2
+        or len(indices) != tokens
+        or sequences < 1
+        or tokens % sequences
+    ):
+        raise ShapeError(
+            "expert_balance: expected logits (..., experts), indices (tokens, k) and a number of "
+            f"sequences that divides the tokens; got {logits.shape}, {indices.shape} and "
+            f"{sequences}"
+        )
+    meta = {"score_function": score_function, "sequences": sequences, "factor": factor}
+    return apply(_expert_balance, [logits, indices], meta)
+
+
 class Routed(NamedTuple):
     """weights, indices, places: (tokens, k); offs: (experts,). See `route` and `moe_permute`."""
 
@@ -146,14 +242,15 @@ def route(
 ) -> Routed:
     """The k experts with the highest scores for each token, their weights, and its rows' places.
 
-    logits: (tokens, experts). Scores s are the "softmax" over all experts or the "sigmoid" of each;
-    the weights are those of the chosen, divided by their sum with norm_topk_prob (of a softmax, the
-    softmax over the chosen), and times scaling_factor. expert_bias: (experts,), added to s to
-    choose, not to weigh, and without a gradient: it balances the load (DeepSeek-V3). A token's
-    experts are in kept_groups of so many equal groups, those whose group_best highest scores (with
-    the bias) sum highest, which bounds how many devices it is sent to. Returns weights; indices,
-    int64, in descending order of what chose them, the lower index first in a tie; and the places
-    and offs of moe_permute. One kernel, on the CPU and on a GPU; by parts in half precision.
+    logits: (..., experts), the tokens counted through whatever dimensions there are. Scores s are
+    the "softmax" over all experts or the "sigmoid" of each; the weights are those of the chosen,
+    divided by their sum with norm_topk_prob (of a softmax, the softmax over the chosen), and times
+    scaling_factor. expert_bias: (experts,), added to s to choose, not to weigh, and without a
+    gradient: it balances the load (DeepSeek-V3). A token's experts are in kept_groups of so many
+    equal groups, those whose group_best highest scores (with the bias) sum highest, which bounds
+    how many devices it is sent to. Returns weights; indices, int64, in descending order of what
+    chose them, the lower index first in a tie; and the places and offs of moe_permute. One kernel,
+    on the CPU and on a GPU; by parts in half precision.
     Raises ConfigError and ShapeError for what does not fit.
 
     Source: Shazeer et al. 2017, section 2; DeepSeek-AI 2024, "DeepSeek-V2", section 2.2.2, and
@@ -164,14 +261,14 @@ def route(
     experts = logits.shape[-1]
     size = experts // max(groups, 1)
     if (
-        logits.ndim != 2
+        logits.ndim < 2
         or size * groups != experts
         or not 1 <= kept_groups <= groups
         or not 1 <= k <= kept_groups * size
         or not 1 <= group_best <= size
     ):
         raise ShapeError(
-            "route: expected logits (tokens, experts), groups that divide the experts, "
+            "route: expected logits (..., experts), groups that divide the experts, "
             "kept_groups from 1 to groups, k from 1 to the experts of those, and group_best from "
             f"1 to those of a group; got {logits.shape}, {groups}, {kept_groups}, {k} and "
             f"{group_best}"
@@ -192,7 +289,8 @@ def route(
         return _route_by_parts(logits, k, expert_bias, weighing, **limits)
     run = backend.arithmetic.copy().run
     kernel = partial(kernels.lookup("route", device), k=k, **weighing, **limits)
-    array, *found = run(kernel, logits.data, None if expert_bias is None else expert_bias.data)
+    bias = None if expert_bias is None else expert_bias.data
+    array, *found = run(kernel, rows_of(logits.data), bias)
     indices, places, offs = map(wrap, found)
     weights = computed(_routing_weights, [logits, indices], weighing, array)
     return Routed(weights, indices, places, offs)
@@ -207,7 +305,7 @@ def _route_by_parts(
     kept_groups: int,
     group_best: int,
 ) -> Routed:
-    ranks = logits.detach()
+    ranks = rows_of(logits.detach())
     ranks = ranks.sigmoid() if weighing["score_function"] == "sigmoid" else softmax(ranks, -1)
     if expert_bias is not None:
         ranks = ranks + expert_bias.detach()
@@ -215,10 +313,10 @@ def _route_by_parts(
         by_group = ranks.reshape(len(ranks), groups, -1)
         strength = topk(by_group, group_best).values.sum(-1)
         chosen = one_hot(topk(strength, kept_groups).indices, groups).sum(1) > 0
-        ranks = by_group.masked_fill(~chosen.unsqueeze(-1), -inf).reshape(*ranks.shape)
+        ranks = by_group.masked_fill(~chosen.unsqueeze(-1), -math.inf).reshape(*ranks.shape)
     indices = topk(ranks, k).indices
     weights = routing_weights(logits, indices, **weighing)
-    return Routed(weights, indices, *expert_places(indices, logits.shape[1]))
+    return Routed(weights, indices, *expert_places(indices, logits.shape[-1]))
 
 
 def topk_routing(
@@ -242,13 +340,13 @@ def routing_weights(
 ) -> Tensor:
     """The weights of experts that were chosen in any way; the options are topk_routing's.
 
-    logits: (tokens, experts); indices: (tokens, k), the experts of each token, whose shape is
-    returned. Raises ConfigError and ShapeError for what does not fit.
+    logits: (..., experts); indices: (tokens, k), each token's experts, whose shape is returned.
+    Raises ConfigError and ShapeError for what does not fit.
     """
     check_score_function("routing_weights", score_function)
-    if logits.ndim != 2 or indices.ndim != 2 or len(logits) != len(indices):
+    if logits.ndim < 2 or indices.ndim != 2 or math.prod(logits.shape[:-1]) != len(indices):
         raise ShapeError(
-            "routing_weights: expected logits (tokens, experts) and indices (tokens, k); got "
+            "routing_weights: expected logits (..., experts) and indices (tokens, k); got "
             f"{logits.shape} and {indices.shape}"
         )
     meta = {

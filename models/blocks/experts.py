@@ -86,18 +86,17 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         if (out := self._at_once(x)) is not None:
             return out
-        flat, real = x.reshape(-1, x.shape[-1]), context.counted()
-        routing = self.gate(flat, real, sequences=len(x))
-        shared = self._shared_weights()
+        real, shared = context.counted(), self._shared_weights()
+        routing = self.gate(x, real, sequences=len(x))
         out = F.moe_swiglu(
-            flat,
+            x,
             routing.weights,
             self.experts.gate_up_proj,
             self.experts.down_proj,
             routing.places,
             routing.offs,
             **shared or {},
-        ).reshape(x.shape)
+        )
         if self.training:
             loss = self.balance.loss(routing, self.gate.config, sequences=len(x), real=real)
             context.losses += [] if loss is None else [loss]
@@ -130,15 +129,14 @@ class MixtureOfExperts(nn.Module):
             return None
         if type(self.gate) is not Router or (shared := self._shared_weights()) is None:
             return None
-        out = F.moe_feed_forward(
-            x.reshape(-1, x.shape[-1]),
+        return F.moe_feed_forward(
+            x,
             self.gate.weight,
             self.experts.gate_up_proj,
             self.experts.down_proj,
             **self.gate.options(),
             **shared,
         )
-        return out.reshape(x.shape)
 
 
 def active_parameters(model: nn.Module) -> int:

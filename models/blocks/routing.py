@@ -44,7 +44,7 @@ INIT_STD = 0.02
 
 
 class Routing(NamedTuple):
-    """Where tokens go: what `F.route` says, and the logits W x, (tokens, experts), that say why."""
+    """Where tokens go: what `F.route` says, and the logits W x, (..., experts), that say why."""
 
     weights: Tensor
     indices: Tensor
@@ -55,7 +55,7 @@ class Routing(NamedTuple):
 
     @property
     def scores(self) -> Tensor:
-        """Affinities that sum to 1, which losses spread: (tokens, experts), computed anew."""
+        """Affinities that sum to 1, which losses spread: (..., experts), computed anew."""
         if self.score_function == "softmax":
             return self.logits.softmax(-1)
         scores = self.logits.sigmoid()
@@ -108,7 +108,7 @@ class RouterConfig:
 
 
 class Router(nn.Module):
-    """Scores of a linear map, and the experts chosen by them: (tokens, width) -> Routing.
+    """Scores of a linear map, and the experts chosen by them: (..., width) -> Routing.
 
     It computes in float32 at least. In training it counts the load of each expert, for
     `update_bias`; `e_score_correction_bias` (b) and the counts are buffers, not parameters.
@@ -176,7 +176,7 @@ class Router(nn.Module):
             room = share(config.capacity_factor, indices, config.num_experts, real)
             weights = weights * within_capacity(indices, room, config.num_experts, real)
         if config.device_capacity_factor is not None:
-            scores = routing.scores.detach()
+            scores = routing.scores.detach().reshape(-1, config.num_experts)
             weights = weights * self._within_budget(scores, indices, real, sequences)
         return weights
 
@@ -263,9 +263,20 @@ class Balance:
 
         real: (tokens,) bool, which are no padding; None: all.
         """
-        if not (self.expert or self.z or self.device or self.communication):
-            return None
-        logits, rows = routing.logits, sequences if self.sequence_wise else 1
+        parts = [self.z * router_z_loss(routing.logits, real)] if self.z else []
+        rows = sequences if self.sequence_wise else 1
+        devices = self.device or self.communication
+        if self.expert and real is None and not devices:
+            where = routing.logits, routing.indices, routing.score_function
+            parts.append(F.expert_balance(*where, self.expert, rows))
+        elif self.expert or devices:
+            parts.append(self._together(routing, config, rows, real))
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _together(
+        self, routing: Routing, config: RouterConfig, rows: int, real: Tensor | None
+    ) -> Tensor:
+        """The losses of experts and devices as one sum, of what a token's score costs in each."""
         indices = Tensor(routing.indices.data.reshape(rows, -1, config.k))
         mask = None if real is None else real.reshape(rows, -1)
         cost: Any = 0
@@ -277,13 +288,8 @@ class Balance:
             cost = cost + self.communication * communication_cost(
                 indices, config.num_experts, self.devices, config.kept_groups, mask
             )
-        parts = [self.z * router_z_loss(routing.logits, real)] if self.z else []
-        if self.expert or self.device or self.communication:
-            if cost.shape[1] == 1 < rows:  # one for all tokens of a sequence
-                cost = cost.repeat(len(logits) // rows, 1)
-            cost = Tensor(cost.reshape(-1, config.num_experts).astype(logits.dtype))
-            parts.append(F.expected_cost(logits, cost, routing.score_function))
-        return sum(parts[1:], parts[0])
+        logits = routing.logits.reshape(*indices.shape[:-1], -1)
+        return F.expected_cost(logits, Tensor(cost.astype(logits.dtype)), routing.score_function)
 
 
 def _tokens(indices: Tensor, real: Tensor | None) -> Any:
@@ -376,9 +382,9 @@ def communication_loss(
 def router_z_loss(logits: Tensor, real: Tensor | None = None) -> Tensor:
     """The mean of log(Σ_e exp(logit_e))², which keeps logits small.
 
-    logits: (tokens, experts); real: (tokens,) bool, the tokens that are meant, None for all.
+    logits: (..., experts); real: (tokens,) bool, the tokens that are meant, None for all.
     """
-    squares = F.logsumexp(logits, -1).square()
+    squares = F.logsumexp(logits, -1).reshape(-1).square()
     return squares.mean() if real is None else (squares * real).sum() / real.sum().clamp(min=1)
 
 

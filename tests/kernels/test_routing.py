@@ -11,6 +11,24 @@ TOLERANCE = {np.dtype(np.float32): 4e-6, np.dtype(np.float64): 2e-14}
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
 @pytest.mark.parametrize(
+    ("sequences", "tokens", "experts", "k"), [(1, 1, 1, 1), (3, 5, 7, 2), (2, 300, 33, 4)]
+)
+def test_expert_balance(hold, dtype, score_function, sequences, tokens, experts, k):
+    rng = np.random.default_rng(0)
+    logits = (3 * rng.standard_normal((sequences * tokens, experts))).astype(dtype)
+    indices = np.argsort(rng.random(logits.shape), 1)[:, :k]
+    options = {"score_function": score_function, "sequences": sequences, "factor": 0.3}
+    found, cost = hold("expert_balance", logits, indices, **options)
+    assert 0 < found <= 0.3 * experts / k + 1e-6
+    assert cost.shape == (sequences, 1, experts)
+    even = np.zeros_like(logits)  # then the loss is the factor, wherever tokens go
+    kernel = kernels.implementations("expert_balance")["cpu"]
+    np.testing.assert_allclose(kernel(even, indices, **options)[0], 0.3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("score_function", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
     ("logits", "cost"),
     [
         ((1, 1), (1, 1)),

@@ -256,8 +256,8 @@ def groups(x, offs):
 
 
 def routing_weights(x, indices, score_function, norm_topk_prob, scaling_factor):
-    weights = getattr(torch, score_function)(x, *[1] * (score_function == "softmax"))
-    weights = weights.gather(1, indices)
+    weights = getattr(torch, score_function)(x, *[-1] * (score_function == "softmax"))
+    weights = weights.flatten(0, -2).gather(1, indices)
     if norm_topk_prob:
         weights = weights / weights.sum(1, keepdim=True)
     return weights * scaling_factor
@@ -268,11 +268,23 @@ def expected_cost(logits, cost, score_function):
     return (F.normalize(scores, p=1, dim=-1) * cost).sum()
 
 
+def expert_balance(logits, indices, score_function, sequences, factor):
+    parts = zip(logits.flatten(0, -2).chunk(sequences), indices.chunk(sequences), strict=True)
+    total = 0
+    for x, chosen in parts:
+        scores = getattr(torch, score_function)(x, *[-1] * (score_function == "softmax"))
+        often = torch.bincount(chosen.flatten(), minlength=x.shape[1]).to(x.dtype) / chosen.numel()
+        total = total + x.shape[1] * often @ F.normalize(scores, p=1, dim=-1).mean(0)
+    return factor * total / sequences
+
+
 def moe_swiglu(x, weights, gate_up, down, places, offs, *shared):
+    shape, x = x.shape, x.flatten(0, -2)
     expert = torch.searchsorted(offs, places, right=True)
     gate, up = (gate_up[expert] @ x[:, None, :, None]).squeeze(-1).chunk(2, -1)
     out = (down[expert] @ (F.silu(gate) * up).unsqueeze(-1)).squeeze(-1)
-    return shared_expert(x, *shared) + (out * (1 if weights is None else weights[..., None])).sum(1)
+    out = (out * (1 if weights is None else weights[..., None])).sum(1)
+    return (shared_expert(x, *shared) + out).view(shape)
 
 
 def shared_expert(x, gate, up, down, scale):
@@ -284,6 +296,7 @@ def shared_expert(x, gate, up, down, scale):
 
 def moe_feed_forward(x, router, bias, gate_up, down, *shared, k, groups, kept_groups, group_best,
                      **weighing):  # fmt: skip
+    shape, x = x.shape, x.flatten(0, -2)
     logits = x @ router.T
     softmax = weighing["score_function"] == "softmax"
     ranks = logits.softmax(-1) if softmax else logits.sigmoid()
@@ -291,7 +304,7 @@ def moe_feed_forward(x, router, bias, gate_up, down, *shared, k, groups, kept_gr
     gate, up = (gate_up[chosen] @ x[:, None, :, None]).squeeze(-1).chunk(2, -1)
     out = (down[chosen] @ (F.silu(gate) * up).unsqueeze(-1)).squeeze(-1)
     out = (out * routing_weights(logits, chosen, **weighing).unsqueeze(-1)).sum(1)
-    return shared_expert(x, *shared) + out
+    return (shared_expert(x, *shared) + out).view(shape)
 
 
 def unit_experts(x, weights, down, up, index):
@@ -405,6 +418,7 @@ PEERS = {
     "unit_experts": unit_experts,
     "routing_weights": routing_weights,
     "expected_cost": expected_cost,
+    "expert_balance": expert_balance,
     "topk": lambda x, k, dim, largest: torch.topk(x, k, dim, largest).indices,
     "einsum": lambda *xs, terms, out: torch.einsum(f"{','.join(terms)}->{out}", *xs),
 }

@@ -198,9 +198,19 @@ KERNEL(routing_weights_backward) {
 }
 
 static void check_cost(const Array& x, const Array& cost) {
-    require(x.ndim > 0 && cost.ndim == x.ndim && cost.dtype == x.dtype && cost.size == x.size &&
-                (cost.stride(-1) == 1 || cost.dim(-1) <= 1),
-            "expected_cost: arrays that do not fit");
+    bool fits = x.ndim > 0 && cost.ndim == x.ndim && cost.dtype == x.dtype &&
+                cost.dim(-1) == x.dim(-1) && (cost.stride(-1) == 1 || cost.dim(-1) <= 1);
+    for (int i = 0; fits && i < x.ndim; ++i)
+        fits = cost.shape[i] == 1 || cost.shape[i] == x.shape[i];
+    require(fits, "expected_cost: arrays that do not fit");
+}
+
+// Where the cost of a row of x begins: a dimension of 1 stands for as many as x has.
+static long cost_offset(const Array& cost, const Array& x, long row) {
+    long at = 0;
+    for (int i = x.ndim - 2; i >= 0; row /= x.shape[i--])
+        if (cost.shape[i] != 1) at += row % x.shape[i] * cost.strides[i];
+    return at;
 }
 
 // row(row, s, cost of it) of rows from begin to end, s being scores that sum to 1, and the factor by
@@ -214,7 +224,7 @@ static void for_costs(const Array& x, const Array& cost, const Weighing& weighin
         weighing.scores(x.as<T>() + t * experts, s, experts);
         T total = weighing.logistic ? T(0) : T(1);
         for (long e = 0; weighing.logistic && e < experts; ++e) total += s[e];
-        row(t, s, cost.as<T>() + row_offset(cost, t), T(1) / total);
+        row(t, s, cost.as<T>() + cost_offset(cost, x, t), T(1) / total);
     }
 }
 
@@ -225,13 +235,10 @@ static T expected(const T* s, const T* cost, long experts, T inverse) {
     return sum_of_lanes<T>(sum) * inverse;
 }
 
-// x (..., experts) contiguous, cost of its shape, its rows contiguous, out one number: Σ cost s, s
-// being scores that sum to 1; logistic, and two numbers that are not used.
-KERNEL(expected_cost) {
-    const Array &x = arrays[0], &cost = arrays[1], &out = arrays[2];
+// out = Σ cost s over all rows, s being scores that sum to 1.
+static void sum_costs(const Array& x, const Array& cost, const Array& out, const double* numbers) {
     check_cost(x, cost);
-    require(num_arrays == 3 && out.size == 1 && out.dtype == x.dtype,
-            "expected_cost: arrays that do not fit");
+    require(out.size == 1 && out.dtype == x.dtype, "expected_cost: arrays that do not fit");
     const Weighing weighing(numbers);
     const long experts = x.dim(-1), rows = x.size / experts, grain = rows_per_piece(16 * experts);
     const long pieces = (rows + grain - 1) / grain;
@@ -251,6 +258,37 @@ KERNEL(expected_cost) {
         for (long i = 0; i < pieces; ++i) total += sums[i];
         out.as<T>()[0] = T(total);
     });
+}
+
+// x (..., experts) contiguous, cost as x, or 1 where one stands for all, its rows contiguous, out
+// one number; logistic, and two numbers that are not used.
+KERNEL(expected_cost) {
+    require(num_arrays == 3, "expected_cost: arrays that do not fit");
+    sum_costs(arrays[0], arrays[1], arrays[2], numbers);
+}
+
+// x (sequences, tokens, experts), indices (sequences tokens, k), cost (sequences, 1, experts): of
+// each expert λ experts / (k tokens² sequences) for every time that it was chosen; out the sum of
+// costs, as above; logistic, two numbers that are not used, λ. All contiguous.
+KERNEL(expert_balance) {
+    const Array &x = arrays[0], &indices = arrays[1], &cost = arrays[2];
+    require(num_arrays == 4 && x.ndim == 3 && indices.ndim == 2 && indices.dtype == Dtype::int64 &&
+                indices.shape[0] == x.shape[0] * x.shape[1] && cost.dtype == x.dtype &&
+                cost.size == x.shape[0] * x.shape[2],
+            "expert_balance: arrays that do not fit");
+    const long experts = x.shape[2];
+    check_chosen(indices, experts);
+    by_float(x, kBadDtype, [&](auto kind) {
+        using T = decltype(kind);
+        const double tokens = double(x.shape[1]);
+        const T each = T(numbers[3] * double(experts) / (double(indices.size) * tokens));
+        T* to = cost.as<T>();
+        for (long i = 0; i < cost.size; ++i) to[i] = 0;
+        const long choices = x.shape[1] * indices.shape[1];
+        for (long i = 0; i < indices.size; ++i)
+            to[i / choices * experts + indices.as<int64_t>()[i]] += each;
+    });
+    sum_costs(x, cost, arrays[3], numbers);
 }
 
 // x and cost as above, dx as x; logistic, two numbers that are not used, the gradient of the sum.

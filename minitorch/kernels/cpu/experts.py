@@ -97,9 +97,28 @@ def expected_cost_backward(
     return dlogits, None
 
 
+@register("expert_balance", "cpu")
+def expert_balance(
+    logits: Array, indices: Array, *, score_function: str, sequences: int, factor: float
+) -> tuple[Array, Array]:
+    """The reference's, by counting."""
+    experts = logits.shape[-1]
+    if not _routes(logits):
+        return reference.expert_balance(
+            logits, indices, score_function=score_function, sequences=sequences, factor=factor
+        )
+    rows = np.ascontiguousarray(logits).reshape(sequences, -1, experts)
+    cost = np.empty((sequences, 1, experts), logits.dtype)
+    out = np.empty((), logits.dtype)
+    numbers = *_whole(score_function), factor
+    extension.expert_balance(rows, integers(indices), cost, out, *numbers)
+    return out, cost
+
+
 def _costs(logits: Array, cost: Array) -> tuple[Array, Array]:
-    """logits, contiguous, and for each of them its cost: those of a row lie side by side."""
-    cost = np.broadcast_to(cost, logits.shape)
+    """logits, contiguous, and for each row, or for each of several, its cost, side by side."""
+    if cost.ndim != logits.ndim or cost.shape[-1] != logits.shape[-1]:
+        cost = np.broadcast_to(cost, logits.shape)
     if cost.strides[-1] != cost.itemsize:
         cost = np.ascontiguousarray(cost)
     return np.ascontiguousarray(logits), cost

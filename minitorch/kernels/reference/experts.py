@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from minitorch.backend import array_module
 from minitorch.errors import ShapeError
 from minitorch.kernels.reference.parts import part
 from minitorch.kernels.reference.softmax import softmax
@@ -306,6 +307,24 @@ def expected_cost(logits: Array, cost: Array, *, score_function: str) -> Array:
     over their sum.
     """
     return (_shares(logits, score_function)[0] * cost).sum()
+
+
+@register("expert_balance", "numpy")
+def expert_balance(
+    logits: Array, indices: Array, *, score_function: str, sequences: int, factor: float
+) -> tuple[Array, Array]:
+    """factor times the mean over sequences of Σ_e f_e P_e: (), and what a token costs there.
+
+    logits: (..., experts), of so many sequences of one length; indices: (tokens, k), chosen. f_e is
+    how often a sequence's tokens chose e, 1 when even, and P_e their mean score: so the cost,
+    (sequences, 1, experts), is factor f_e / tokens, and the result their `expected_cost`.
+    """
+    experts, k = logits.shape[-1], indices.shape[1]
+    rows = logits.reshape(sequences, -1, experts)
+    chosen = (indices.reshape(sequences, -1, 1) == array_module(logits).arange(experts)).sum(1)
+    cost = chosen[:, None] * (factor * experts / (k * rows.shape[1] * len(indices)))
+    cost = cost.astype(logits.dtype)
+    return part("expected_cost", logits)(rows, cost, score_function=score_function), cost
 
 
 @register("expected_cost_backward", "numpy")

@@ -187,6 +187,16 @@ static void check_routing(long tokens, long experts, long k) {
         }
         close<T>("expected_cost", total[0], expected, 1e-4 * double(tokens));
         run("expected_cost_backward", {x.array, cost, dx.array}, {logistic, 0, 1, 0.5});
+        Array one = x.array, costs = bias.array;  // all tokens as one sequence
+        one.ndim = costs.ndim = 3;
+        one.shape[0] = costs.shape[0] = costs.shape[1] = 1;
+        one.shape[1] = tokens, one.shape[2] = costs.shape[2] = experts;
+        one.strides[1] = experts, one.strides[2] = costs.strides[2] = 1;
+        run("expert_balance", {one, indices.array, costs, total.array}, {logistic, 0, 1, 0.5});
+        double spent = 0;  // f sums to the number of experts
+        for (long e = 0; e < experts; ++e) spent += bias[e];
+        close<T>("expert_balance", spent * double(tokens), 0.5 * double(experts),
+                 1e-4 * double(experts));
     }
 }
 
