@@ -103,7 +103,7 @@ class autocast(_Switch):
     the gradients of `Linear`, `mlp` and `linear_swiglu` come to parameters as they were summed, in
     float32, without a rounding between. Losses raise what they are given back to float32;
     everything else follows its inputs, computes in float32 and rounds once. float64 is left alone.
-    Also a decorator. In PyTorch: torch.autocast, which keeps  copies to its end.
+    Also a decorator. In PyTorch: torch.autocast, which keeps copies to its end.
     """
 
     def __init__(self, dtype: Any = "bfloat16"):
