@@ -39,9 +39,11 @@ struct GeluTanh {
     static constexpr C kCubic = 0.044715;
 
     ValueAndSlope<C> both(Vector<C> x) const {
-        const Vector<C> s = sigmoid<C>(2 * kRoot * (x + kCubic * x * x * x));
-        const Vector<C> inner = kRoot * (C(1) + 3 * kCubic * x * x);
-        return {x * s, s + 2 * x * inner * s * (C(1) - s)};
+        const Vector<C> square = x * x;
+        const Vector<C> s = sigmoid<C>(x * (2 * kRoot + 2 * kRoot * kCubic * square));
+        const Vector<C> inner = 2 * kRoot + 6 * kRoot * kCubic * square;  // 2 u'
+        const Vector<C> value = x * s;
+        return {value, s + value * inner * (C(1) - s)};
     }
     Vector<C> value(Vector<C> x) const { return both(x).value; }
     Vector<C> slope(Vector<C> x) const { return both(x).slope; }

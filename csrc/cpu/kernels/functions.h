@@ -1,4 +1,6 @@
-// exp, log, tanh, erf and what is made of them, of vectors.
+// exp, log, tanh, erf and what is made of them, of vectors. Those that activations and attention are made
+// of are part of the loop that calls them: a call's constants are loaded anew, and the caller's vectors
+// are all stored before it.
 
 #pragma once
 
@@ -94,7 +96,7 @@ struct Reduced {
 };
 
 template <typename T>
-Vector<T> exp_nonpositive(Vector<T> x) {
+[[gnu::always_inline]] inline Vector<T> exp_nonpositive(Vector<T> x) {
     using C = ExpConstants<T>;
     const Reduced<T> reduced(maximum<T>(broadcast<T>(C::smallest), x));
     const Vector<T> power = Reduced<T>::power((Vector<typename C::Bits>)reduced.shifted);
@@ -102,7 +104,7 @@ Vector<T> exp_nonpositive(Vector<T> x) {
 }
 // exp(x + tail), `tail` as above.
 template <typename T>
-Vector<T> exp_nonpositive(Vector<T> x, Vector<T> tail) {
+[[gnu::always_inline]] inline Vector<T> exp_nonpositive(Vector<T> x, Vector<T> tail) {
     using C = ExpConstants<T>;
     const Reduced<T> reduced(maximum<T>(broadcast<T>(C::smallest), x), tail);
     const Vector<T> power = Reduced<T>::power((Vector<typename C::Bits>)reduced.shifted);
@@ -112,7 +114,7 @@ Vector<T> exp_nonpositive(Vector<T> x, Vector<T> tail) {
 // 2^x for x <= 0, with n = round(x), r = x - n and the same polynomial, whose coefficients take in the
 // powers of ln 2; cheaper, since r is exact. What is said above of exp holds here.
 template <typename T>
-Vector<T> exp2_nonpositive(Vector<T> x) {
+[[gnu::always_inline]] inline Vector<T> exp2_nonpositive(Vector<T> x) {
     using C = ExpConstants<T>;
     constexpr double ln2 = 0.69314718055994530942;
     constexpr int degree = sizeof C::polynomial / sizeof(T) + 1;
@@ -205,25 +207,29 @@ Vector<T> log(Vector<T> x) {
     return x >= T(0) ? out : broadcast<T>(__builtin_nan(""));
 }
 
-// 1 / x of normal numbers. AVX-512's estimate has 14 bits, and a step of Newton's method twice as many,
-// without a division.
+// 1 / (1 + exp(-x)), without overflow: with e = exp(-|x|) it is 1 / (1 + e), or e / (1 + e) for x < 0.
+// Results below the smallest normal number are 0.
 template <typename T>
-Vector<T> inverse(Vector<T> x) {
-#if MT_VECTOR_BYTES == 64
-    if constexpr (__is_same(T, float)) {
-        const auto estimate = (Vector<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
-        return estimate + estimate * (1 - x * estimate);
-    }
-#endif
-    return T(1) / x;
+[[gnu::always_inline]] inline Vector<T> sigmoid(Vector<T> x) {
+    const Vector<T> e = exp_nonpositive<T>(x > T(0) ? -x : x);
+    return (x < T(0) ? e : broadcast<T>(1)) / (T(1) + e);
 }
 
-// 1 / (1 + exp(-x)), without overflow: with e = exp(-|x|) it is 1 / (1 + e), or e / (1 + e) for x < 0.
-template <typename T>
-Vector<T> sigmoid(Vector<T> x) {
-    const Vector<T> e = exp_nonpositive<T>(x > T(0) ? -x : x);
-    return (x < T(0) ? e : broadcast<T>(1)) * inverse<T>(T(1) + e);
+#if MT_VECTOR_BYTES == 64
+// The same in fewer instructions: AVX-512 scales by 2^n without overflow, and its estimate of 1 / x has
+// 14 bits, which a step of Newton's method doubles, without a division.
+template <>
+[[gnu::always_inline]] inline Vector<float> sigmoid<float>(Vector<float> x) {
+    const auto some = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(ExpConstants<float>::smallest), _CMP_NLT_UQ);
+    const Reduced<float> reduced(maximum<float>(broadcast<float>(-100), -x));
+    const auto n = (__m512)(reduced.shifted - ExpConstants<float>::shift);
+    const auto e = (Vector<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)(reduced.q + 1), n);
+    const Vector<float> sum = 1 + e;
+    const auto estimate = _mm512_maskz_rcp14_ps(0xffff, (__m512)sum);
+    const Vector<float> error = 1 - sum * (Vector<float>)estimate;
+    return (Vector<float>)_mm512_maskz_fmadd_ps(some, estimate, (__m512)error, estimate);
 }
+#endif
 
 // What erf and the normal distribution function are made of: exp(-y²/2), with the rounding error of
 // y² kept, which exp would magnify; and for y >= 0 the tail of the distribution,
@@ -231,11 +237,11 @@ Vector<T> sigmoid(Vector<T> x) {
 //     Φ(-y) = exp(-y²/2) R(y)
 //
 // R being the minimax fit that minitorch/kernels/erf.py describes.
-inline Vector<float> bell(Vector<float> y) {
+[[gnu::always_inline]] inline Vector<float> bell(Vector<float> y) {
     const auto head = (Vector<float>)((Vector<uint32_t>)y & 0xfffff000u);  // head² is exact
     return exp_nonpositive<float>(-0.5f * head * head, -0.5f * (y - head) * (y + head));
 }
-inline Vector<float> normal_tail(Vector<float> y, Vector<float> bell_of_y) {
+[[gnu::always_inline]] inline Vector<float> normal_tail(Vector<float> y, Vector<float> bell_of_y) {
     const Vector<float> numerator =
         (((0.00411627634f * y + 0.0406330356f) * y + 0.183234618f) * y + 0.438294324f) * y +
         0.500000003f;
@@ -248,7 +254,7 @@ inline Vector<float> normal_tail(Vector<float> y, Vector<float> bell_of_y) {
 // exp(-x²/2) and Φ(x), the probability that a standard normal variable is below x. In double both
 // come from the C library: exact, and not fast.
 template <typename T>
-void normal(Vector<T> x, Vector<T>& bell_of_x, Vector<T>& below) {
+[[gnu::always_inline]] inline void normal(Vector<T> x, Vector<T>& bell_of_x, Vector<T>& below) {
     if constexpr (__is_same(T, float)) {
         Vector<T> y = x < T(0) ? -x : x;
         y = y > T(15) ? broadcast<T>(15) : y;
