@@ -10,7 +10,6 @@ equations 14 to 19, and 9 to 13 for the projections.
 
 from typing import Any, NamedTuple
 
-from minitorch import backend
 from minitorch.errors import DtypeError, ShapeError
 from minitorch.kernels.reference.attention import join_heads
 from minitorch.ops.attention import _attention_reference
@@ -62,16 +61,22 @@ def _backward(
         by_head(grad, heads), queries, keys, by_head(made, heads)[..., plain:], None, None,
         attended, log_normaliser, causal=True, scale=scale,
     )  # fmt: skip
-    dcos = dsin = None
+    tables: Any = (None, None)
     if needs[3] or needs[4]:
-        of_queries = dqueries[..., plain:], by_head(query, heads)[..., plain:]
-        of_key = dkeys[..., plain:].sum(1, keepdims=True), key[:, None]
-        tables = [gradients_of_tables(*pair, interleaved) for pair in (of_queries, of_key)]
-        dcos, dsin = (sum(parts) for parts in zip(*tables, strict=True))
+        tables = _of_tables(dqueries, dkeys, query, key, interleaved)
     grads = _kernel("latent_heads_backward")(
         dqueries, dkeys, dvalue, cos, sin, interleaved=interleaved
     )
-    return *grads, dcos, dsin
+    return *grads, *tables
+
+
+def _of_tables(dqueries: Any, dkeys: Any, query: Any, key: Any, interleaved: bool) -> Any:
+    """The gradients of cos and sin."""
+    heads, plain = dqueries.shape[1], dqueries.shape[-1] - key.shape[-1]
+    of_queries = dqueries[..., plain:], by_head(query, heads)[..., plain:]
+    of_key = dkeys[..., plain:].sum(1, keepdims=True), key[:, None]
+    found = [gradients_of_tables(*pair, interleaved) for pair in (of_queries, of_key)]
+    return tuple(sum(parts) for parts in zip(*found, strict=True))
 
 
 def _reference(
@@ -171,57 +176,47 @@ def latent_attention(
     return apply(_latent_attention, [query, made, key, cos, sin], meta)
 
 
-def _compressed(x: Any, into: Any, norm: Any, out: Any, features: int, eps: float) -> tuple:
-    """(latent, normed, rstd, product): norm(x intoᵀ, of which the first `features`) outᵀ."""
-    whole = _kernel("linear")(x, into, None)
-    latent = whole[..., :features]
-    normed, rstd = _kernel("rms_norm")(latent, norm, eps=eps, ndim=1)
-    return whole, normed, rstd, _kernel("linear")(normed, out, None)
-
-
 def _self_forward(
     x: Any, q_a: Any, q_norm: Any, q_b: Any, kv_a: Any, kv_norm: Any, kv_b: Any, cos: Any, sin: Any,
     *, heads: int, scale: float, interleaved: bool, eps: float,
 ) -> Any:  # fmt: skip
-    kept: dict[str, Any] = {}
-    if q_a is None:
-        query = _kernel("linear")(x, q_b, None)
-    else:
-        q_latent, q_normed, q_rstd, query = _compressed(x, q_a, q_norm, q_b, len(q_a), eps)
-        kept |= {"q_latent": q_latent, "q_normed": q_normed, "q_rstd": q_rstd}
-    rank = kv_b.shape[1]
-    latent, normed, rstd, made = _compressed(x, kv_a, kv_norm, kv_b, rank, eps)
-    out, of_heads = _forward(
-        query, made, latent[..., rank:], cos, sin, heads=heads, scale=scale, interleaved=interleaved
+    weights = q_a, q_norm, q_b, kv_a, kv_norm, kv_b
+    found = _kernel("latent_projections")(
+        x, *weights, cos, sin, heads=heads, interleaved=interleaved, eps=eps
     )
-    kept |= {"latent": latent, "normed": normed, "rstd": rstd, "query": query, "made": made}
-    return out, kept | of_heads
+    queries, keys, made, *_ = found
+    plain = queries.shape[-1] - 2 * cos.shape[-1]
+    out, log_normaliser = _kernel("scaled_dot_product_attention")(
+        queries, keys, by_head(made, heads)[..., plain:], causal=True, scale=scale
+    )
+    kept = dict(zip(_KEPT, (*found, out, log_normaliser), strict=True))
+    return join_heads(out), {name: array for name, array in kept.items() if array is not None}
 
 
 def _self_backward(
     grad: Any, x: Any, q_a: Any, q_norm: Any, q_b: Any, kv_a: Any, kv_norm: Any, kv_b: Any,
-    cos: Any, sin: Any, q_latent: Any, q_normed: Any, q_rstd: Any, latent: Any, normed: Any,
-    rstd: Any, query: Any, made: Any, queries: Any, keys: Any, attended: Any, log_normaliser: Any,
+    cos: Any, sin: Any, queries: Any, keys: Any, made: Any, q_latent: Any, q_normed: Any,
+    q_rstd: Any, latent: Any, normed: Any, rstd: Any, attended: Any, log_normaliser: Any,
     heads: int, scale: float, interleaved: bool, needs: Any,
 ) -> Any:  # fmt: skip
-    of_linear, of_norm = _kernel("linear_backward"), _kernel("rms_norm_backward")
-    rank = kv_b.shape[1]
-    dquery, dmade, dkey, dcos, dsin = _backward(
-        grad, query, made, latent[..., rank:], cos, sin, queries, keys, attended, log_normaliser,
-        heads, scale, interleaved, (True, True, True, *needs[7:]),
+    plain = queries.shape[-1] - 2 * cos.shape[-1]
+    dqueries, dkeys, dvalues, *_ = _kernel("scaled_dot_product_attention_backward")(
+        by_head(grad, heads), queries, keys, by_head(made, heads)[..., plain:], None, None,
+        attended, log_normaliser, causal=True, scale=scale,
     )  # fmt: skip
-    dnormed, dkv_b, _ = of_linear(dmade, normed, kv_b, needs=(True, needs[6], False))
-    dlatent, dkv_norm = of_norm(dnormed, latent[..., :rank], kv_norm, rstd, ndim=1)
-    both = backend.array_module(x).concatenate([dlatent, dkey], -1)
-    dx, dkv_a, _ = of_linear(both, x, kv_a, needs=(needs[0], needs[4], False))
-    dq_a = dq_norm = None
-    if q_a is None:
-        dx, dq_b, _ = of_linear(dquery, x, q_b, needs=(needs[0], needs[3], False), residual=dx)
-    else:
-        dnormed, dq_b, _ = of_linear(dquery, q_normed, q_b, needs=(True, needs[3], False))
-        dlatent, dq_norm = of_norm(dnormed, q_latent, q_norm, q_rstd, ndim=1)
-        dx, dq_a, _ = of_linear(dlatent, x, q_a, needs=(needs[0], needs[1], False), residual=dx)
-    return dx, dq_a, dq_norm, dq_b, dkv_a, dkv_norm, dkv_b, dcos, dsin
+    tables: Any = (None, None)
+    if needs[7] or needs[8]:
+        linear = _kernel("linear")
+        query = linear(x if q_a is None else q_normed, q_b, None)
+        key = linear(x, kv_a, None)[..., kv_b.shape[1] :]
+        tables = _of_tables(dqueries, dkeys, query, key, interleaved)
+    weights = q_a, q_norm, q_b, kv_a, kv_norm, kv_b
+    kept = q_latent, q_normed, q_rstd, latent, normed, rstd
+    grads = _kernel("latent_projections_backward")(
+        dqueries, dkeys, dvalues, x, *weights, cos, sin, *kept,
+        interleaved=interleaved, needs=needs[:7],
+    )  # fmt: skip
+    return *grads, *tables
 
 
 def _self_reference(
@@ -239,18 +234,19 @@ def _self_reference(
 
 
 _PARTS = ("q_a", "q_norm", "q_b", "kv_a", "kv_norm", "kv_b")
+_KEPT = (
+    *("queries", "keys", "made", "q_latent", "q_normed", "q_rstd", "latent", "normed", "rstd"),
+    *("attended", "log_normaliser"),
+)
 
 _latent_self_attention = fused(
     "latent_self_attention",
     _self_forward,
-    kernel="scaled_dot_product_attention",
+    kernel="latent_projections",
     reference=_self_reference,
     backward=_self_backward,
     inputs=("x", *_PARTS, "cos", "sin"),
-    extras=(
-        *("q_latent", "q_normed", "q_rstd", "latent", "normed", "rstd", "query", "made"),
-        *("queries", "keys", "attended", "log_normaliser"),
-    ),
+    extras=_KEPT,
     formula=r"\operatorname{softmax}(\lambda q k^\top) v,\; "
     r"(k^C, v) = W_b \operatorname{norm}(W_a x)",
     samples=lambda: [

@@ -148,3 +148,42 @@ def test_heads_of_latent_attention(hold, dtype, interleaved, plain, turned, valu
     )
     bound = {4: 1e-5, 8: 1e-13, 2: 3e-2}[dtype.itemsize]
     assert one == pytest.approx(other, abs=bound * query.size**0.5 * 10)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)], ids=str)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(
+    ("width", "q_rank", "rank", "heads"), [(6, 3, 2, 1), (40, 24, 33, 3), (128, 64, 32, 4)]
+)
+def test_projections_of_latent_attention(hold, dtype, interleaved, width, q_rank, rank, heads):
+    """Forward and back, with weights of norms for the first latent alone."""
+    plain, turned, value, rows = 5, 6, 4, (2, 30)
+    shapes = [(q_rank, width), (q_rank,), (heads * (plain + turned), q_rank)]
+    shapes += [(rank + turned, width), None, (heads * (plain + value), rank)]
+    weights = [None if shape is None else draw(shape, dtype) / shape[-1] ** 0.5 for shape in shapes]
+    angle = np.random.default_rng(0).uniform(-4, 4, (rows[1], turned // 2)).astype(dtype)
+    given = draw((*rows, width), dtype), *weights, np.cos(angle), np.sin(angle)
+    found = hold("latent_projections", *given, heads=heads, interleaved=interleaved, eps=1e-3)
+    queries, keys, made, *kept = found
+    values = made.reshape(*rows, heads, -1).swapaxes(1, 2)[..., plain:]
+    grads = [draw(x.shape, dtype) for x in (queries, keys, values)]
+    options = {"interleaved": interleaved, "needs": (True,) * 4 + (True, False, True)}
+    kernel = kernels.implementations("latent_projections_backward")
+    exact = kernel["numpy"](*grads, *given, *kept, **options)
+    for one, other in zip(kernel["cpu"](*grads, *given, *kept, **options), exact, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(one, other, atol=np.finfo(dtype).eps * 100 * other.max())
+
+
+def test_projections_of_latent_attention_without_a_latent_of_queries():
+    dtype, rows = np.float64, (1, 3)
+    weights = None, None, draw((2 * 3, 4), dtype), draw((5 + 2, 4), dtype), draw((5,), dtype)
+    tables = [draw((3, 1), dtype) for _ in range(2)]
+    given = draw((*rows, 4), dtype), *weights, draw((2 * 2, 5), dtype), *tables
+    options = {"heads": 2, "interleaved": True, "eps": 1e-3}
+    named = kernels.implementations("latent_projections")
+    found, exact = (named[name](*given, **options) for name in ("cpu", "numpy"))
+    assert [x is None for x in found] == [i in (3, 4, 5) for i in range(9)]
+    for one, other in zip(found, exact, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(one, other, atol=1e-13)

@@ -37,6 +37,41 @@ static void check_latent_heads(long batch, long time, long heads, long plain, lo
     }
 }
 
+// The plain queries are x W_qbᵀ; of the gradients, those of a scale that norms take away are 0.
+template <typename T>
+static void check_latent_projections(long time, long width, long heads, long plain, long turned) {
+    const long rank = 3, value = 2, both = plain + turned, of_made = plain + value;
+    Owned<T> x({1, time, width}), to_query({heads * both, width});
+    Owned<T> into({rank + turned, width}), out({heads * of_made, rank});
+    Owned<T> cosine({time, turned / 2}), sine({time, turned / 2});
+    Owned<T> queries({1, time, heads, both}), keys({1, time, heads, both});
+    Owned<T> made({1, time, heads, of_made}), values({1, time, heads, value});
+    Owned<T> latent({time, rank}), normed({time, rank}), rstd({time});
+    run("latent_projections",
+        {x.array, kNone, kNone, to_query.array, into.array, kNone, out.array, cosine.array,
+         sine.array, queries.array, keys.array, made.array, kNone, kNone, kNone, latent.array,
+         normed.array, rstd.array},
+        {1, 1e-9});
+    for (long t = 0; t < time; ++t)
+        for (long i = 0; i < plain; ++i) {
+            double sum = 0;
+            for (long p = 0; p < width; ++p) sum += x[t * width + p] * to_query[i * width + p];
+            close<T>("latent_projections", queries[t * heads * both + i], sum, 1e-5 * double(width));
+        }
+    Owned<T> dx({1, time, width}), dquery({heads * both, width}), dinto({rank + turned, width});
+    Owned<T> dout({heads * of_made, rank});
+    run("latent_projections_backward",
+        {queries.array, keys.array, values.array, x.array, kNone, kNone, to_query.array, into.array,
+         kNone, out.array, cosine.array, sine.array, kNone, kNone, kNone, latent.array,
+         normed.array, rstd.array, dx.array, kNone, kNone, dquery.array, dinto.array, kNone,
+         dout.array},
+        {1});
+    double scale = 0, size = 0;
+    for (long i = 0; i < rank * width; ++i)
+        scale += into[i] * dinto[i], size += std::abs(into[i] * dinto[i]);
+    close<T>("latent_projections_backward", scale, 0, 1e-4 * (1 + size));
+}
+
 // Against the sum that defines it; of the gradient, that of the values at the first token.
 template <typename T>
 static void check_lightning(long batch, long time, long heads, long dim, long block) {
@@ -187,6 +222,10 @@ template <typename T>
 static void check_all() {
     check_latent_heads<T>(2, 3, 4, 3, 6, 5);
     check_latent_heads<T>(1, 40, 2, 33, 18, 17);
+    if constexpr (!std::is_same_v<T, bfloat16>) {
+        check_latent_projections<T>(1, 5, 1, 1, 2);
+        check_latent_projections<T>(40, 33, 3, 7, 18);
+    }
     if constexpr (!std::is_same_v<T, bfloat16>) {
         check_lightning<T>(1, 1, 1, 1, 1);
         check_lightning<T>(2, 37, 3, 9, 8);
