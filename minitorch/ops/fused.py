@@ -16,6 +16,7 @@ from minitorch.ops.arithmetic import add
 from minitorch.ops.definition import Primitive, _kernel
 from minitorch.ops.primitive import fused, general
 from minitorch.ops.primitive import linear as linear_primitive
+from minitorch.ops.promotion import promote
 from minitorch.ops.samples import positive, real, sample
 from minitorch.tape import apply, computed
 from minitorch.tensor import Tensor, method
@@ -376,6 +377,46 @@ def rms_norm(
     ndim = _check_norm("rms_norm", x, normalized_shape, weight)
     eps = _rms_eps(x) if eps is None else eps
     return apply(_rms_norm, [x, weight], {"eps": eps, "ndim": ndim})
+
+
+def _gated_forward(x: Any, gate: Any, weight: Any, *, eps: float) -> Any:
+    out, rstd = _kernel("gated_rms_norm")(x, gate, weight, eps=eps)
+    return out, {"rstd": rstd}
+
+
+_gated_rms_norm = fused(
+    "gated_rms_norm",
+    _gated_forward,
+    kernel="gated_rms_norm",
+    reference=lambda x, gate, weight, eps: (
+        gate.sigmoid() * _rms_norm_reference(x, weight, eps=eps, ndim=1)
+    ),
+    backward=lambda grad, x, gate, weight, rstd: _kernel("gated_rms_norm_backward")(
+        grad, x, gate, weight, rstd
+    ),
+    extras=("rstd",),
+    inputs=("x", "gate", "weight"),
+    formula=r"\sigma(g) \odot w \odot x / \sqrt{\tfrac{1}{n} \sum_i x_i^2 + \epsilon}",
+    samples=lambda: [
+        sample(real(3, 5), real(3, 5, seed=1), positive(5), eps=1e-3),
+        sample(real(2, 2, 5), real(2, 2, 5, seed=1), None, eps=1e-3),
+    ],
+)
+
+
+def gated_rms_norm(
+    x: Tensor, gate: Tensor, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """sigmoid(gate) * rms_norm(x, x.shape[-1:], weight, eps), in one visit of each row.
+
+    x, gate: (..., n), of one shape; weight: (n,). What lightning attention makes of its heads.
+    """
+    _check_norm("gated_rms_norm", x, x.shape[-1:], weight)
+    if gate.shape != x.shape:
+        raise ShapeError(f"gated_rms_norm: expected a gate of shape {x.shape}; got {gate.shape}")
+    x, gate = promote([x, gate])
+    meta = {"eps": _rms_eps(x) if eps is None else eps}
+    return apply(_gated_rms_norm, [x, gate, weight], meta)
 
 
 def _rms_eps(x: Tensor) -> float:

@@ -189,7 +189,8 @@ class LightningAttention(nn.Module):
 
     def _gated(self, x: Tensor, heads: Tensor) -> Tensor:
         """What becomes of the heads, put together: (batch, time, width)."""
-        return self.out_proj(self.output_gate(x).sigmoid() * self.norm(heads))
+        gate, norm = self.output_gate(x), self.norm
+        return self.out_proj(F.gated_rms_norm(heads, gate, norm.weight, norm.eps))
 
     def extra_repr(self) -> str:
         return f"{len(self.slopes)} heads, block_size={self.block_size}"

@@ -51,6 +51,17 @@ def statistics(x, ndim):
 
 @FIXTURES
 @given(cases())
+def test_gated_rms_norm(hold, case):
+    """Of the last dimension; bfloat16 goes by way of the reference."""
+    (x, gate, grad), (weight, _), _ = case
+    x, gate, grad = (array.astype(wide(array.dtype)) for array in (x, gate, grad))
+    weight = None if weight is None else weight.astype(x.dtype).reshape(-1)[: x.shape[-1]]
+    _, rstd = hold("gated_rms_norm", x, gate, weight, eps=1e-2)
+    hold("gated_rms_norm_backward", grad, x, gate, weight, rstd)
+
+
+@FIXTURES
+@given(cases())
 def test_layer_norm(hold, case):
     (x, _, grad), (weight, bias), ndim = case
     out, mean, _ = hold("layer_norm", x + x.dtype.type(3), weight, bias, eps=1e-2, ndim=ndim)

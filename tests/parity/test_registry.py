@@ -375,6 +375,9 @@ PEERS = {
     "apply_rotary_emb": rotary,
     "layer_norm": normalise(F.layer_norm),
     "rms_norm": normalise(F.rms_norm),
+    "gated_rms_norm": lambda x, gate, weight, eps: (
+        gate.sigmoid() * F.rms_norm(x, x.shape[-1:], weight, eps)
+    ),
     "cross_entropy": cross_entropy,
     "linear_cross_entropy": linear_cross_entropy,
     "scaled_dot_product_attention": attention,

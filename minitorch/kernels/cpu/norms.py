@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels.cpu.arrays import FLOATS
+from minitorch.kernels.cpu.arrays import FLOATS, fit
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import norms as reference
 from minitorch.kernels.table import register
@@ -59,6 +59,33 @@ def rms_norm_backward(
         return reference.rms_norm_backward(grad, x, weight, rstd, ndim=ndim)
     dx, dweight, _ = _backward(extension.rms_norm_backward, grad, x, weight, None, rstd, None, ndim)
     return dx, dweight
+
+
+@register("gated_rms_norm", "cpu")
+def gated_rms_norm(
+    x: Array, gate: Array, weight: Array | None, *, eps: float = 1e-6
+) -> tuple[Array, Array]:
+    """The reference's, in one visit of each row."""
+    if x.dtype not in (float32, float64) or not fit(x, gate, weight):
+        return reference.gated_rms_norm(x, gate, weight, eps=eps)
+    out, rstd = np.empty(x.shape, x.dtype), np.empty(x.shape[:-1], x.dtype)
+    arrays = _rows(x, 1), _rows(gate, 1), _flat(weight, x.dtype), _rows(out, 1), rstd
+    extension.gated_rms_norm(*arrays, eps)
+    return out, rstd
+
+
+@register("gated_rms_norm_backward", "cpu")
+def gated_rms_norm_backward(
+    grad: Array, x: Array, gate: Array, weight: Array | None, rstd: Array
+) -> tuple[Array, Array, Array]:
+    """The reference's."""
+    if x.dtype not in (float32, float64) or not fit(x, grad, gate, weight):
+        return reference.gated_rms_norm_backward(grad, x, gate, weight, rstd)
+    dx, dgate, dweight = (np.empty(shape, x.dtype) for shape in (x.shape, x.shape, x.shape[-1:]))
+    given = _rows(grad, 1), _rows(x, 1), _rows(gate, 1), _flat(weight, x.dtype)
+    results = _rows(dx, 1), _rows(dgate, 1), dweight
+    extension.gated_rms_norm_backward(*given, np.ascontiguousarray(rstd), *results)
+    return dx, dgate, dweight
 
 
 @register("add_layer_norm", "cpu", half=(bfloat16,))

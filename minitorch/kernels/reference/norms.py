@@ -4,6 +4,7 @@ from math import prod
 
 import numpy as np
 
+from minitorch.kernels.reference.parts import part
 from minitorch.kernels.table import register
 
 Array = np.ndarray
@@ -96,6 +97,26 @@ def rms_norm_backward(
     dx -= normalised
     dx *= rstd.reshape(-1, 1)
     return dx.reshape(x.shape), dweight.reshape(x.shape[x.ndim - ndim :])
+
+
+@register("gated_rms_norm", "numpy")
+def gated_rms_norm(
+    x: Array, gate: Array, weight: Array | None, *, eps: float = 1e-6
+) -> tuple[Array, Array]:
+    """The logistic function of gate times rms_norm(x), and rstd. gate: the shape of x."""
+    out, rstd = part("rms_norm", x)(x, weight, eps=eps, ndim=1)
+    return out / (1 + np.exp(-gate)), rstd
+
+
+@register("gated_rms_norm_backward", "numpy")
+def gated_rms_norm_backward(
+    grad: Array, x: Array, gate: Array, weight: Array | None, rstd: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients for x, gate and weight."""
+    s = 1 / (1 + np.exp(-gate))
+    normed = x * rstd[..., None] if weight is None else x * rstd[..., None] * weight
+    dx, dweight = part("rms_norm_backward", x)(grad * s, x, weight, rstd, ndim=1)
+    return dx, grad * normed * s * (1 - s), dweight
 
 
 @register("add_layer_norm", "numpy")

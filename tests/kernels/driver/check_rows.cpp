@@ -48,6 +48,19 @@ static void check_norms(long rows, long columns) {
         {1e-5});
     run("rms_norm_backward", {grad.array, x.array, weight.array, kNone, rstd.array, kNone, dx.array,
                               dweight.array, kNone});
+    if constexpr (std::is_same_v<T, C>) {
+        const Array &gate = residual.array, &dgate = sum.array;
+        for (const Array& scale : {kNone, weight.array}) {
+            run("gated_rms_norm", {x.array, gate, scale, out.array, rstd.array}, {1e-5});
+            run("gated_rms_norm_backward",
+                {grad.array, x.array, gate, scale, rstd.array, dx.array, dgate, dweight.array});
+        }
+        for (long i = 0; i < columns; ++i) {
+            const double s = 1 / (1 + std::exp(-residual[i])), y = x[i] * rstd[0] * weight[i];
+            close<T>("gated_rms_norm", out[i], s * y, 1e-5);
+            close<T>("gated_rms_norm_backward", sum[i], grad[i] * y * s * (1 - s), 1e-5);
+        }
+    }
 }
 
 template <typename T>
