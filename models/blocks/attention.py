@@ -98,8 +98,8 @@ class Attention(nn.Module):
     def _turned_alone(self, context: Context) -> Rotary | None:
         """The rotation, where between the projections there is nothing but it and the softmax."""
         config = self.config
-        more = config.qk_norm is not None or config.sinks or config.alibi or config.trained_length
-        if more or context.padded or (self.training and config.dropout):
+        more = config.qk_norm is not None or config.sinks or config.alibi
+        if more or self._beyond(context) or context.padded or (self.training and config.dropout):
             return None
         return config.rotary if type(self).attend is Attention.attend else None
 
@@ -133,7 +133,7 @@ class Attention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         if not one:
             query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))
-        if self.config.trained_length is not None:
+        if self._beyond(context):
             query = query * self._log_scaling(context, query.dtype)
         return query, key, value
 
@@ -201,6 +201,13 @@ class Attention(nn.Module):
             return Tensor(seen).to(context.device)
 
         return context.once(("mask", columns, config.window, config.alibi, dtype), make)
+
+    def _beyond(self, context: Context) -> bool:
+        """Whether some token is beyond the trained length: up to it queries are as they are."""
+        trained = self.config.trained_length
+        if trained is None:
+            return False
+        return context.once(("beyond", trained), lambda: bool((context.query >= trained).any()))
 
     def _log_scaling(self, context: Context, dtype: np.dtype) -> Tensor:
         trained = self.config.trained_length

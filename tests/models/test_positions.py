@@ -7,6 +7,7 @@ import pytest
 
 import minitorch as mt
 from minitorch.errors import ConfigError
+from models.blocks.attention import Attention, AttentionConfig
 from models.blocks.context import place
 from models.blocks.positions import (
     SCALINGS,
@@ -212,6 +213,31 @@ def test_slopes_of_linear_biases():
 def test_logarithmic_scaling():
     found = log_scaling(np.array([0, 6, 7, 8, 63]), 8)
     np.testing.assert_allclose(found, [1, 1, 1, math.log(9) / math.log(8), 2])
+
+
+def test_logarithmic_scaling_is_nothing_up_to_the_trained_length():
+    """Then attention is one operation; the same tokens, begun a longer text, go by parts."""
+    sizes = {"hidden_size": 8, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4}
+    rope = Rotary(4, 10_000.0, None, 16)
+    made, plain = (
+        Attention(
+            AttentionConfig(**sizes, rotary=rope, trained_length=trained),
+            np.dtype(np.float64),
+            mt.Generator(0),
+        )
+        for trained in (6, None)
+    )
+    x = mt.Tensor(np.random.default_rng(0).standard_normal((2, 9, 8)))
+
+    def attended(layer, time):
+        at = place(time, None, np.empty((1, 0), int), None, "cpu")
+        assert (layer._turned_alone(at) is None) == (layer is made and time > 6)
+        return layer(x[:, :time], at).detach().numpy()
+
+    short, whole = attended(made, 6), attended(made, 9)
+    np.testing.assert_array_equal(short, attended(plain, 6))
+    np.testing.assert_allclose(whole[:, :6], short, atol=1e-14)
+    assert np.abs(whole - attended(plain, 9))[:, 6:].min() > 1e-9
 
 
 def test_sinusoids():
