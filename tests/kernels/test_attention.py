@@ -265,6 +265,17 @@ def test_scores_far_apart(instruction_set, causal, dtype, tolerance):
         close(one, other, 5 * tolerance)
 
 
+def test_powers_of_two_of_bfloat16(instruction_set):
+    """Of scores 0 and -x the logsumexp is log(1 + exp(-x)), and as exact as the power is."""
+    x = np.linspace(0, 8, 2000).astype(mt.bfloat16)
+    q, k = np.zeros((1, 1, 2000, 32), mt.bfloat16), np.zeros((1, 1, 2, 32), mt.bfloat16)
+    q[..., 0], k[0, 0, 1, 0] = x, -1
+    _, lse = compiled("scaled_dot_product_attention")(q, k, k, scale=1.0)
+    error = np.expm1(lse[0, 0]) / np.exp(-wide(x)) - 1
+    assert np.abs(error[wide(x) < 3]).max() < 1.3e-4
+    np.testing.assert_allclose(lse[0, 0], np.log1p(np.exp(-wide(x))), rtol=0, atol=6e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_of_tens_of_thousands(instruction_set, dtype):
     """Beside which the rounding of a score is not small."""

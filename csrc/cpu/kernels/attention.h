@@ -157,13 +157,12 @@ struct OnlineSoftmax {
             total[h] = broadcast(C(s.has_sink()));
         }
     }
-    // Goes to the largest score of a block (keys, queries) too, which holds scores / factor; factor is
-    // positive. 2^(score - shift) is what the block's scores then weigh, and what was added up before
-    // is to be multiplied by `shrink`.
-    void raise(const C* block, long keys, C factor, Vector<C>* shift, Vector<C>* shrink) {
+    // Goes to the largest scores of a block too, `here` times factor, which is positive.
+    // 2^(score - shift) is what the block's scores then weigh, and what was added up before is to be
+    // multiplied by `shrink`.
+    void raise(const Vector<C>* here, C factor, Vector<C>* shift, Vector<C>* shrink) {
         for (long h = 0; h < 2; ++h) {
-            const Vector<C> here = largest(block + h * lanes, keys, broadcast(-kInfinity<C>));
-            const Vector<C> now = maximum<C>(here * factor, peak[h]);
+            const Vector<C> now = maximum<C>(here[h] * factor, peak[h]);
             // Where nothing was seen yet the shift is 0, so that 2^-inf and not NaN comes out.
             shift[h] = now > -kInfinity<C> ? now : Vector<C>{};
             shrink[h] = exp2_nonpositive<C>(peak[h] - shift[h]);
@@ -173,7 +172,9 @@ struct OnlineSoftmax {
     // Makes their weights of the scores of a block.
     void take(C* block, long keys, Vector<C>* shrink) {
         Vector<C> shift[2], added[2] = {};
-        raise(block, keys, 1, shift, shrink);
+        Vector<C> here[2] = {broadcast(-kInfinity<C>), broadcast(-kInfinity<C>)};
+        largest(block, keys, here);
+        raise(here, 1, shift, shrink);
         for (long i = 0; i < keys; ++i)
 #pragma GCC unroll 2
             for (long h = 0; h < 2; ++h) {
@@ -187,16 +188,23 @@ struct OnlineSoftmax {
     void add(const Vector<C>* added, const Vector<C>* shrink) {
         for (long h = 0; h < 2; ++h) total[h] = total[h] * shrink[h] + added[h];
     }
-    // Of a column of vectors; four at a time, since each comparison waits for the one before.
-    static Vector<C> largest(const C* column, long keys, Vector<C> now) {
-        Vector<C> four[4] = {now, now, now, now};
+    // Of a block (keys, queries) and of what is there: in four parts, since each comparison waits for
+    // the one before.
+    static void largest(const C* block, long keys, Vector<C>* out) {
+        const Vector<C> none = broadcast(-kInfinity<C>);
+        Vector<C> part[4][2] = {{out[0], out[1]}, {none, none}, {none, none}, {none, none}};
         long i = 0;
         for (; i + 4 <= keys; i += 4)
 #pragma GCC unroll 4
             for (long j = 0; j < 4; ++j)
-                four[j] = maximum<C>(load(column + (i + j) * columns), four[j]);
-        for (; i < keys; ++i) four[0] = maximum<C>(load(column + i * columns), four[0]);
-        return maximum<C>(maximum<C>(four[0], four[1]), maximum<C>(four[2], four[3]));
+#pragma GCC unroll 2
+                for (long h = 0; h < 2; ++h)
+                    part[j][h] = maximum<C>(load(block + (i + j) * columns + h * lanes), part[j][h]);
+        for (; i < keys; ++i)
+            for (long h = 0; h < 2; ++h)
+                part[0][h] = maximum<C>(load(block + i * columns + h * lanes), part[0][h]);
+        for (long h = 0; h < 2; ++h)
+            out[h] = maximum<C>(maximum<C>(part[0][h], part[1][h]), maximum<C>(part[2][h], part[3][h]));
     }
     Vector<C> inverse(long h) const { return total[h] == C(0) ? Vector<C>{} : C(1) / total[h]; }
     Vector<C> log_normaliser(long h) const {
