@@ -1,15 +1,20 @@
 // A pool of threads that wait for loops.
 //
 // `state_` holds the number of the loop, whether it is open, and how many workers are in it. A
-// worker that sees an open loop of a new number enters, takes pieces from `next_` until there are
-// none, and leaves. The caller works on the loop too, closes it, and waits only for workers that
-// are in it: one that is still asleep costs nothing. Between loops a worker stays awake for two
-// milliseconds, since the next loop of a training step is near and waking takes longer than many a
-// loop: it spins at first, then offers its processor to others again and again, and at last sleeps.
+// worker that sees an open loop of a new number enters, takes pieces until there are none, and leaves.
+// The caller works on the loop too, closes it, and waits only for workers that are in it: one that is
+// still asleep costs nothing. Between loops a worker stays awake for two milliseconds, since the next
+// loop of a training step is near and waking takes longer than many a loop: it spins at first, then
+// offers its processor to others again and again, and at last sleeps.
 //
 // Where other programs want the processors too, a worker may be put to sleep in the middle of a
 // piece. Its caller offers its processor while it waits, so that the worker's turn comes: each of two
 // programs with two threads on two cores then takes about twice its time, and not more.
+//
+// A thread has a range of the pieces for its own, the same in every loop of so many, and takes of the
+// others' what is left when its own are done. So what it writes may still be in its own cache from the
+// loop before, and has not to be fetched from another core's. With one counter for all, a product of
+// (768, 128) by (128, 128) took 12% longer on two threads of a Sapphire Rapids.
 //
 // A child process after fork() has no workers; it gets a pool of its own, which starts them at its
 // first loop. The pool is never destroyed: at exit its threads sleep, and end with the process.
@@ -64,22 +69,28 @@ thread_local bool in_loop = false;
 
 class Pool {
 public:
+    using Body = void (*)(void*, long, bool);
+
     explicit Pool(int threads) : wanted_(threads) {}
 
-    void run(long count, void (*body)(void*, long), void* context) {
+    // One after another: all pieces are the first thread's own, and the others take of those.
+    void run(long count, Body body, void* context, bool one_after_another) {
         if (in_loop || wanted_ == 1 || !busy_.try_lock()) return alone(count, body, context);
         const std::lock_guard lock(busy_, std::adopt_lock);
         start();
         body_ = body;
         context_ = context;
-        count_ = count;
-        next_.store(0, std::memory_order_relaxed);
+        const long threads = wanted_, owners = one_after_another ? 1 : threads;
+        for (long i = 0; i < threads; ++i) {
+            ranges_[i].next.store(i < owners ? i * count / owners : count, std::memory_order_relaxed);
+            ranges_[i].end = i < owners ? (i + 1) * count / owners : count;
+        }
         state_.store(((state_.load(std::memory_order_relaxed) & kLoop) + kNextLoop) | kOpen);
         if (sleepers_.load() > 0) {
             wakes_.fetch_add(1);
             wakes_.notify_all();
         }
-        take_pieces();
+        take_pieces(0);
         state_.fetch_and(~kOpen);
         for (int spins = 0; state_.load(std::memory_order_acquire) & kWorkers; ++spins) wait(spins);
     }
@@ -96,15 +107,16 @@ public:
     void after_fork() { busy_.unlock(); }
 
 private:
-    static void alone(long count, void (*body)(void*, long), void* context) {
-        for (long i = 0; i < count; ++i) body(context, i);
+    static void alone(long count, Body body, void* context) {
+        for (long i = 0; i < count; ++i) body(context, i, i == 0);
     }
 
     void start() {
         if (static_cast<int>(workers_.size()) == wanted_ - 1) return;
         stopping_ = false;
-        while (static_cast<int>(workers_.size()) < wanted_ - 1)
-            workers_.emplace_back([this, seen = state_.load() & kLoop] { work(seen); });
+        ranges_ = std::make_unique<Range[]>(static_cast<size_t>(wanted_));
+        for (long self = 1; self < wanted_; ++self)
+            workers_.emplace_back([this, seen = state_.load() & kLoop, self] { work(seen, self); });
     }
 
     void stop() {
@@ -115,7 +127,7 @@ private:
         workers_.clear();
     }
 
-    void work(uint64_t seen) {
+    void work(uint64_t seen, long self) {
         in_loop = true;
         for (;;) {
             const uint64_t loop = wait_for_loop(seen);
@@ -124,7 +136,7 @@ private:
             uint64_t now = loop;
             while ((now & kLoop) == seen && (now & kOpen)) {
                 if (state_.compare_exchange_weak(now, now + 1)) {
-                    take_pieces();
+                    take_pieces(self);
                     state_.fetch_sub(1, std::memory_order_release);
                     break;
                 }
@@ -158,13 +170,26 @@ private:
         }
     }
 
-    void take_pieces() {
+    void take_pieces(long self) {
         const bool before = in_loop;
         in_loop = true;
-        for (long i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;)
-            body_(context_, i);
+        const long threads = wanted_;
+        bool first = true;
+        for (long turn = 0; turn < threads; ++turn) {
+            Range& range = ranges_[(self + turn) % threads];
+            for (long i; (i = range.next.fetch_add(1, std::memory_order_relaxed)) < range.end;) {
+                body_(context_, i, first);
+                first = false;
+            }
+        }
         in_loop = before;
     }
+
+    // Pieces of which a thread takes first.
+    struct alignas(64) Range {
+        std::atomic<long> next = 0;
+        long end = 0;
+    };
 
     std::mutex busy_;
     std::vector<std::thread> workers_;
@@ -173,10 +198,9 @@ private:
     std::atomic<int> sleepers_ = 0;
     std::atomic<uint32_t> wakes_ = 0;
     alignas(64) std::atomic<uint64_t> state_ = 0;
-    alignas(64) std::atomic<long> next_ = 0;
-    void (*body_)(void*, long) = nullptr;
+    alignas(64) Body body_ = nullptr;
     void* context_ = nullptr;
-    long count_ = 0;
+    std::unique_ptr<Range[]> ranges_;
 };
 
 Pool* pool = [] {
@@ -248,8 +272,12 @@ void set_num_threads(int count) {
     if (count != pool->size()) pool->resize(count);
 }
 
-void parallel_for(long count, void (*body)(void*, long), void* context) {
-    if (count > 0) pool->run(count, body, context);
+void parallel_for(long count, void (*body)(void*, long, bool), void* context) {
+    if (count > 0) pool->run(count, body, context, false);
+}
+
+void parallel_one_after_another(long count, void (*body)(void*, long, bool), void* context) {
+    if (count > 0) pool->run(count, body, context, true);
 }
 
 void parallel_steps(const Steps& steps, void* context) {

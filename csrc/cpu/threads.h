@@ -13,17 +13,33 @@ namespace minitorch {
 int num_threads();
 void set_num_threads(int count);
 
-// body(context, i) for every i in [0, count), each once, on any thread, in any order. Returns when
-// all are done. A loop inside of a loop, or while another Python thread runs one, runs on its
-// caller alone.
-void parallel_for(long count, void (*body)(void* context, long i), void* context);
+// body(context, i, first) for every i in [0, count), each once, on any thread, in any order; a thread
+// begins with those that it began with in the last loop of so many. first: it is the thread's first in
+// this loop. Returns when all are done. A loop inside of a loop, or while another Python thread runs one,
+// runs on its caller alone.
+void parallel_for(long count, void (*body)(void* context, long i, bool first), void* context);
+// The same, and every thread takes the next of all: for pieces that grow shorter.
+void parallel_one_after_another(long count, void (*body)(void* context, long i, bool first),
+                                void* context);
 
+// body(i), or body(i, first).
 template <typename Body>
-void parallel_for(long count, Body&& body) {
-    if (count == 1) return body(0L);
-    parallel_for(
-        count, [](void* context, long i) { (*static_cast<Body*>(context))(i); },
-        const_cast<void*>(static_cast<const void*>(&body)));
+void call_body(void* context, long i, bool first) {
+    const Body& body = *static_cast<const Body*>(context);
+    if constexpr (requires { body(i, first); })
+        body(i, first);
+    else
+        body(i);
+}
+template <typename Body>
+void parallel_for(long count, const Body& body) {
+    void* context = const_cast<void*>(static_cast<const void*>(&body));
+    count == 1 ? call_body<Body>(context, 0, true) : parallel_for(count, call_body<Body>, context);
+}
+template <typename Body>
+void parallel_one_after_another(long count, const Body& body) {
+    parallel_one_after_another(count, call_body<Body>,
+                               const_cast<void*>(static_cast<const void*>(&body)));
 }
 
 // body(begin, end) over [0, count) in pieces of `grain` (the last one may be shorter).

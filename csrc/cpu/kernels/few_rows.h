@@ -201,7 +201,7 @@ void few_rows(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matr
               const Epilogue<O, Compute<T>>& epilogue) {
     if (b.row == 1 && a.column == 1) {
         const Shrinking pieces = pieces_of_columns<T>(n, k);
-        return parallel_for(pieces.pieces(), [&](long i) {
+        return parallel_one_after_another(pieces.pieces(), [&](long i) {
             dot_columns<T, O>(pieces.piece(i), m, k, a, b, out, epilogue);
         });
     }

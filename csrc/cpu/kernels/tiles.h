@@ -216,6 +216,23 @@ void pack_panel(Matrix<const T> from, long width, long depth, C* to) {
             to[p * full + i] = i < width ? load_one(from.at(i, p)) : C(0);
 }
 
+// Four columns of three quarters of a vector each, as three whole vectors.
+template <typename C>
+[[gnu::always_inline]] inline void store_quarters(const Vector<C> (&columns)[4], C* to) {
+    constexpr long lanes = Lanes<C>::count, full = lanes / 4 * 3;
+    const auto put = [&]<long... i>(auto vector, std::integer_sequence<long, i...>)
+                         __attribute__((always_inline)) {
+        constexpr long column = vector, begin = lanes / 4 * vector;  // lane i is number begin + i of it
+        store(to + vector * lanes,
+              (Vector<C>)__builtin_shufflevector(
+                  columns[column], columns[column + 1],
+                  (begin + i < full ? begin + i : lanes + begin + i - full)...));
+    };
+    put(std::integral_constant<long, 0>(), std::make_integer_sequence<long, lanes>());
+    put(std::integral_constant<long, 1>(), std::make_integer_sequence<long, lanes>());
+    put(std::integral_constant<long, 2>(), std::make_integer_sequence<long, lanes>());
+}
+
 // The same of (rows, depth) with consecutive elements of a column next to each other: a few panels
 // at a time, so that more than a cache line is read from each place.
 template <typename T, typename C, long full>
@@ -223,7 +240,24 @@ void pack_columns(Matrix<const T> from, long rows, long depth, C* to) {
     constexpr long lanes = Lanes<C>::count;
     constexpr long ahead = 16, line = 64 / sizeof(T);
     const long whole = rows / full * full;
-    for (long p = 0; p < depth; ++p) {
+    long p = 0;
+    // With parts of lines written one at a time, (768, 512) turned by (768, 128) took 3% longer.
+    if constexpr (kMasked && 4 * full == 3 * lanes && __is_same(T, C))
+        for (; p + 4 <= depth; p += 4) {
+            for (long i = 0; i < rows; i += line)
+                for (long j = 0; j < 4; ++j)
+                    __builtin_prefetch(from.at(i, p + j + ahead < depth ? p + j + ahead : p));
+            C* row = to + p * full;
+            for (long panel = 0; panel < rows; panel += full, row += depth * full) {
+                Vector<C> columns[4];
+                const long some = rows - panel < full ? rows - panel : full;
+#pragma GCC unroll 4
+                for (long j = 0; j < 4; ++j)
+                    columns[j] = load_part(from.at(panel, p + j), some, C(0));
+                store_quarters<C>(columns, row);
+            }
+        }
+    for (; p < depth; ++p) {
         const T* source = from.at(0, p);
         const T* later = from.at(0, p + ahead < depth ? p + ahead : p);
         for (long i = 0; i < rows; i += line) __builtin_prefetch(later + i);
