@@ -233,11 +233,11 @@ class _Sweep:
                 continue
             data = gradient.data
             if type(data) is not ndarray or data.shape != shape or data.dtype is not dtype:
-                gradient = self._fitted(gradient, edge, shape, dtype)
+                gradient, edge = self._fitted(gradient, edge, shape, dtype)
             if joins:
                 self._taken(node)
                 joins = False
-            self.send(edge, gradient, self._is_own(node, edge, gradient.data, cotangent.data))
+            self.send(edge, gradient, self._is_own(primitive, edge, gradient.data, cotangent.data))
 
     def send(self, edge: "Node | Tensor", gradient: Tensor, own: bool = False) -> None:
         """Add a gradient to what has arrived there so far. own: nobody else holds its array."""
@@ -256,8 +256,6 @@ class _Sweep:
 
     def _add(self, key: int, total: Any, gradient: Any) -> None:
         run = arithmetic.copy().run
-        if gradient.dtype is not total.dtype:  # one of them was left wide
-            gradient = wrap(gradient).to(total.dtype).data
         add = kernels.lookup("add", backend.device_of(total))
         if key in self.owned:
             run(add, total, gradient, out=total)
@@ -267,10 +265,11 @@ class _Sweep:
 
     def _fitted(
         self, gradient: Tensor, edge: "Node | Tensor", shape: tuple[int, ...], dtype: Any
-    ) -> Tensor:
-        """What a rule gave as the gradient of an input: summed over what was broadcast.
+    ) -> "tuple[Tensor, Node | Tensor]":
+        """What a rule gave as the gradient of an input, summed over what was broadcast; its way.
 
-        In the input's dtype; or in that which it was converted from, if nobody sees it on the way.
+        It has the input's dtype. Given in that which the input was converted from, it goes past the
+        conversion, if nobody looks at it there.
         """
         if levels(gradient.data):
             own = edge.levels if isinstance(edge, Node) else levels(edge.data)
@@ -283,18 +282,16 @@ class _Sweep:
             and edge.signature[0][1] is gradient.dtype
             and not (edge.hooks or edge.retained or id(edge) in self.targets)
         ):
-            return gradient
-        return gradient.to(dtype)
+            return gradient, edge.edges[0]
+        return gradient.to(dtype), edge
 
-    def _is_own(self, node: Node, edge: Any, gradient: Any, cotangent: Any) -> bool:
-        """Whether nobody else holds this gradient: it is new, or nobody held what it is made of."""
-        primitive = node.primitive
-        if self.mode.record or gradient.base is not None:
-            return False
-        if gradient is cotangent:
-            return primitive.converts and id(node) in self.owned
-        return primitive.allocates or (
-            primitive.backward is not None and (type(edge) is not Node or edge.primitive.converts)
+    def _is_own(self, primitive: Any, edge: Any, gradient: Any, cotangent: Any) -> bool:
+        """Whether this gradient has just been allocated, and nobody else has seen it."""
+        return (
+            not self.mode.record
+            and (primitive.allocates or (primitive.backward is not None and type(edge) is not Node))
+            and gradient.base is None
+            and gradient is not cotangent
         )
 
     def _added_in_place(self, node: Node, cotangent: Tensor) -> bool:
@@ -318,7 +315,7 @@ class _Sweep:
         if self.mode.record or self.mode.anomaly or not isinstance(edge, Node):
             return False
         before = self.pending.get(id(edge))
-        if before is None or levels(before.data) or before.data.dtype is not node.signature[0][1]:
+        if before is None or levels(before.data):
             return False
         if node.extras is None:
             node.extras = {}
