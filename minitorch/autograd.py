@@ -282,7 +282,7 @@ class _Sweep:
             and edge.signature[0][1] is gradient.dtype
             and not (edge.hooks or edge.retained or id(edge) in self.targets)
         ):
-            return gradient, edge.edges[0]
+            return gradient, edge.edges[0]  # type: ignore[return-value]  # it needs a gradient
         return gradient.to(dtype), edge
 
     def _is_own(self, primitive: Any, edge: Any, gradient: Any, cotangent: Any) -> bool:
