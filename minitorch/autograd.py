@@ -233,7 +233,7 @@ class _Sweep:
                 continue
             data = gradient.data
             if type(data) is not ndarray or data.shape != shape or data.dtype is not dtype:
-                gradient, edge = self._fitted(gradient, edge, shape, dtype)
+                gradient, edge = self._fitted(primitive, gradient, edge, shape, dtype)
             if joins:
                 self._taken(node)
                 joins = False
@@ -264,12 +264,17 @@ class _Sweep:
             self.owned.add(key)
 
     def _fitted(
-        self, gradient: Tensor, edge: "Node | Tensor", shape: tuple[int, ...], dtype: Any
+        self,
+        primitive: Any,
+        gradient: Tensor,
+        edge: "Node | Tensor",
+        shape: tuple[int, ...],
+        dtype: Any,
     ) -> "tuple[Tensor, Node | Tensor]":
         """What a rule gave as the gradient of an input, summed over what was broadcast; its way.
 
-        It has the input's dtype. Given in that which the input was converted from, it goes past the
-        conversion, if nobody looks at it there.
+        It has the input's dtype. Where a kernel was asked for that which the input was converted
+        from, and gave it, it goes past the conversion, if nobody looks at it there.
         """
         if levels(gradient.data):
             own = edge.levels if isinstance(edge, Node) else levels(edge.data)
@@ -277,7 +282,8 @@ class _Sweep:
         if gradient.data.shape != shape:
             gradient = gradient.sum_to(shape)
         if (
-            type(edge) is Node
+            primitive.widens
+            and type(edge) is Node
             and edge.primitive.converts
             and edge.signature[0][1] is gradient.dtype
             and not (edge.hooks or edge.retained or id(edge) in self.targets)

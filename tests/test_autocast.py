@@ -90,6 +90,13 @@ def test_whoever_looks_at_a_half_gradient_sees_half_precision(seen):
     np.testing.assert_allclose(w.grad.numpy(), exact, rtol=0, atol=bound * abs(exact).max())
 
 
+def test_gradients_between_two_casts_are_rounded():
+    """What somebody asked to be half precision is, also backwards, as in PyTorch."""
+    x, factor = mt.randn(8, requires_grad=True), mt.randn(8)
+    (x.to("bfloat16").float() * factor).sum().backward()
+    assert (x.grad.double().numpy() == as_seen(factor)[0]).all()
+
+
 def test_a_half_copy_that_is_used_several_times():
     """Gradients of both dtypes meet; what a leaf gets is its own."""
     x, w = mt.randn(8, 24), mt.randn(24, 24, requires_grad=True)

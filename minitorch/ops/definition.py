@@ -75,7 +75,7 @@ class Rule:
             for name in names
             if name == "out" or name in inputs
         )
-        self.joins = "arrived" in names
+        self.joins, self.widens = "arrived" in names, "wide" in names
         self._fetch = [_fetcher(name, inputs, extras, arrays, defaults) for name in names]
 
     def __call__(self, node: Node, cotangent: Any) -> Any:
@@ -175,6 +175,7 @@ class Primitive:
     differentiable = True
     backward: Rule | None = None  # a kernel on arrays that gives v J
     joins = False  # it takes `arrived`
+    widens = False  # it asks which gradients may be `wide`
     allocates = False  # the rules give new arrays that nobody else holds
     converts = False  # to another dtype, and nothing else: a gradient in the input's is as good
     add_vjp: Callable[[Node, Any, Any], None] | None = None

@@ -157,7 +157,8 @@ class General(Primitive):
         super().__init__(name, forward, **options)
         self.rules = self._rules(vjp, 1)
         self.backward = backward and self._rule(backward, arrays=True)
-        self.joins = self.backward is not None and self.backward.joins
+        if self.backward is not None:
+            self.joins, self.widens = self.backward.joins, self.backward.widens
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         rules = [self._needs_rule(self.rules, i) for i, need in enumerate(needs) if need]
@@ -216,7 +217,7 @@ class Fused(Primitive):
         super().__init__(name, forward, **options)
         self.reference = reference
         self.kernel_rule = self.backward = self._rule(backward, arrays=True)
-        self.joins = self.backward.joins
+        self.joins, self.widens = self.backward.joins, self.backward.widens
 
     def _positions(self, needs: tuple[bool, ...]) -> tuple[int, ...]:
         return (*range(len(needs)), *(p for p in self.kernel_rule.saves if p == OUT))
