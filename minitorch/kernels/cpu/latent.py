@@ -1,4 +1,6 @@
-"""Heads of latent attention (csrc/cpu/kernels/latent.cpp), each token visited once."""
+"""Latent attention before the softmax (csrc/cpu/kernels/latent.cpp): its heads, each token visited
+once, alone or with the projections that they come from.
+"""
 
 from typing import Any
 
@@ -84,16 +86,16 @@ def latent_projections_backward(
     needs: tuple[bool, ...],
 ) -> tuple[Array | None, ...]:
     """The reference's, in one call."""
-    grads, tables, kept = (dqueries, dkeys, dvalues), given[:8], given[8:]
-    if not _projects(x, *tables) or not fit(x, *grads):
+    grads, inputs, kept = (dqueries, dkeys, dvalues), given[:8], given[8:]
+    if not _projects(x, *inputs) or not fit(x, *grads):
         options: dict[str, Any] = {"interleaved": interleaved, "needs": needs}
         return reference.latent_projections_backward(*grads, x, *given, **options)
     results = [
         np.empty(array.shape, array.dtype) if need and array is not None else None
-        for array, need in zip((x, *tables[:6]), needs, strict=False)
+        for array, need in zip((x, *inputs[:6]), needs, strict=True)
     ]
     by_time = contiguous(*(swapped(grad) for grad in grads))
-    arrays = *by_time, *contiguous(x, *tables), *kept, *results
+    arrays = *by_time, *contiguous(x, *inputs), *kept, *results
     extension.latent_projections_backward(*arrays, interleaved)
     return tuple(results)
 

@@ -1,4 +1,4 @@
-"""Heads of latent attention: what stands between its projections and the softmax, and the way back.
+"""Latent attention before the softmax, and the way back: its heads, alone or with the projections.
 
 Queries and keys have a plain part and one that is turned by its position; of the keys that one is
 the same for all heads. Results lie in memory as (batch, time, heads, features).

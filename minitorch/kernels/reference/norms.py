@@ -105,7 +105,7 @@ def gated_rms_norm(
 ) -> tuple[Array, Array]:
     """The logistic function of gate times rms_norm(x), and rstd. gate: the shape of x."""
     out, rstd = part("rms_norm", x)(x, weight, eps=eps, ndim=1)
-    return out / (1 + np.exp(-gate)), rstd
+    return out * part("sigmoid", gate)(gate), rstd
 
 
 @register("gated_rms_norm_backward", "numpy")
@@ -113,7 +113,7 @@ def gated_rms_norm_backward(
     grad: Array, x: Array, gate: Array, weight: Array | None, rstd: Array
 ) -> tuple[Array, Array, Array]:
     """Gradients for x, gate and weight."""
-    s = 1 / (1 + np.exp(-gate))
+    s = part("sigmoid", gate)(gate)
     normed = x * rstd[..., None] if weight is None else x * rstd[..., None] * weight
     dx, dweight = part("rms_norm_backward", x)(grad * s, x, weight, rstd, ndim=1)
     return dx, grad * normed * s * (1 - s), dweight
