@@ -43,7 +43,7 @@ from minitorch.ops.masking import where
 from minitorch.ops.moe_feed_forward import moe_feed_forward
 from minitorch.ops.paged_attention import paged_attention
 from minitorch.ops.product_keys import product_key_topk, product_scores, product_topk
-from minitorch.ops.rotary_attention import rotary_attention
+from minitorch.ops.rotary_attention import rotary_attention, rotary_self_attention
 from minitorch.ops.routing import (
     expected_cost,
     expert_balance,
@@ -105,6 +105,7 @@ __all__ = [
     "relu",
     "rms_norm",
     "rotary_attention",
+    "rotary_self_attention",
     "route",
     "routing_weights",
     "scaled_dot_product_attention",

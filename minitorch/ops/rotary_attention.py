@@ -2,16 +2,18 @@ r"""Attention between a model's projections as one operation: heads turned, atte
 
 What is left to do between the projections of an attention layer is to take the heads apart, to turn
 queries and keys by their positions (apply_rotary_emb), attention, and to put the heads together. As
-operations of their own all but the attention move the same numbers again and again.
+operations of their own all but the attention move the same numbers again and again. With the three
+projections before it, the tape has one node where it had four, and nothing is kept of queries and
+keys that are not turned.
 """
 
 from typing import Any
 
-from minitorch.errors import ShapeError
+from minitorch.errors import DtypeError, ShapeError
 from minitorch.kernels.reference.attention import join_heads
 from minitorch.ops.attention import EVERYTHING, Window, _attention_reference, _options
 from minitorch.ops.definition import _kernel
-from minitorch.ops.fused import apply_rotary_emb
+from minitorch.ops.fused import apply_rotary_emb, linear
 from minitorch.ops.heads import by_head, gradients_of_tables, room
 from minitorch.ops.joining import cat
 from minitorch.ops.primitive import fused
@@ -52,18 +54,30 @@ def _backward(
         log_normaliser, causal=causal, scale=scale, window=window, softcap=softcap,
         lower_right=lower_right,
     )  # fmt: skip
-    moving = [part[..., : 2 * cos.shape[1]] for part in pair]
-    dcos = dsin = None
+    tables: Any = (None, None)
     if needs[3] or needs[4]:
-        given = (by_head(query, heads), by_head(key, kv_heads))
-        tables = [
-            gradients_of_tables(part, x[..., : 2 * cos.shape[1]], interleaved)
-            for part, x in zip(moving, given, strict=True)
-        ]
-        dcos, dsin = (sum(parts) for parts in zip(*tables, strict=True))
-    for part in moving:
-        _kernel("rope")(part, cos, sin, interleaved=interleaved, inverse=True, out=part)
-    return (*map(join_heads, pair), join_heads(dvalue), dcos, dsin)
+        given = by_head(query, heads), by_head(key, kv_heads)
+        tables = _of_tables(pair, given, cos, interleaved)
+    _turn_in_place(pair, cos, sin, interleaved, inverse=True)
+    return *map(join_heads, pair), join_heads(dvalue), *tables
+
+
+def _of_tables(grads: Any, given: Any, cos: Any, interleaved: bool) -> Any:
+    """The gradients of cos and sin, from those of queries and keys turned, which were `given`."""
+    turned = 2 * cos.shape[1]
+    found = [
+        gradients_of_tables(grad[..., :turned], x[..., :turned], interleaved)
+        for grad, x in zip(grads, given, strict=True)
+    ]
+    return tuple(sum(parts) for parts in zip(*found, strict=True))
+
+
+def _turn_in_place(
+    parts: Any, cos: Any, sin: Any, interleaved: bool, inverse: bool = False
+) -> None:
+    for part in parts:
+        moving = part[..., : 2 * cos.shape[1]]
+        _kernel("rope")(moving, cos, sin, interleaved=interleaved, inverse=inverse, out=moving)
 
 
 def _reference(
@@ -159,3 +173,146 @@ def rotary_attention(
     meta = _options(name, num_heads, is_causal, scale, window_size, softcap, None, "upper_left")
     meta |= {"heads": num_heads, "kv_heads": num_kv_heads, "interleaved": interleaved}
     return apply(_rotary_attention, [query, key, value, cos, sin], meta)
+
+
+def _self_forward(
+    x: Any, q: Any, k: Any, v: Any, q_bias: Any, k_bias: Any, v_bias: Any, cos: Any, sin: Any, *,
+    heads: int, kv_heads: int, interleaved: bool, **options: Any,
+) -> Any:  # fmt: skip
+    counts = heads, kv_heads, kv_heads
+    queries, keys, values = _projections(x, (q, k, v), (q_bias, k_bias, v_bias), counts)
+    _turn_in_place((queries, keys), cos, sin, interleaved)
+    out, log_normaliser = _kernel("scaled_dot_product_attention")(queries, keys, values, **options)
+    kept = queries, keys, values, out, log_normaliser
+    return join_heads(out), dict(zip(_KEPT, kept, strict=True))
+
+
+def _projections(x: Any, weights: Any, biases: Any, counts: Any) -> list[Any]:
+    """x by several projections, each in so many heads: (batch, heads, time, dim)."""
+    return [
+        by_head(_kernel("linear")(x, weight, bias), heads)
+        for weight, bias, heads in zip(weights, biases, counts, strict=True)
+    ]
+
+
+def _self_backward(
+    grad: Any, x: Any, q: Any, k: Any, v: Any, q_bias: Any, k_bias: Any, cos: Any, sin: Any,
+    queries: Any, keys: Any, values: Any, attended: Any, log_normaliser: Any, heads: int,
+    kv_heads: int, interleaved: bool, causal: bool, scale: float | None, window: Window,
+    softcap: float, lower_right: bool, needs: Any, arrived: Any,
+) -> Any:  # fmt: skip
+    *pair, dvalues, _, _ = _kernel("scaled_dot_product_attention_backward")(
+        by_head(grad, heads), queries, keys, values, None, None, attended, log_normaliser,
+        causal=causal, scale=scale, window=window, softcap=softcap, lower_right=lower_right,
+    )  # fmt: skip
+    tables: Any = (None, None)
+    if needs[7] or needs[8]:
+        given = _projections(x, (q, k), (q_bias, k_bias), (heads, kv_heads))
+        tables = _of_tables(pair, given, cos, interleaved)
+    _turn_in_place(pair, cos, sin, interleaved, inverse=True)
+    dx, dweights, dbiases = arrived, [], []
+    for i, (part, weight) in enumerate(zip((*pair, dvalues), (q, k, v), strict=True)):
+        dx, dweight, dbias = _kernel("linear_backward")(
+            join_heads(part), x, weight, needs=(needs[0], needs[1 + i], needs[4 + i]), residual=dx
+        )
+        dweights.append(dweight)
+        dbiases.append(dbias)
+    return dx, *dweights, *dbiases, *tables
+
+
+def _self_reference(
+    x: Tensor, q: Tensor, k: Tensor, v: Tensor, q_bias: Any, k_bias: Any, v_bias: Any,
+    cos: Tensor, sin: Tensor, **options: Any,
+) -> Tensor:  # fmt: skip
+    query, key, value = linear(x, q, q_bias), linear(x, k, k_bias), linear(x, v, v_bias)
+    return _reference(query, key, value, cos, sin, **options)
+
+
+_KEPT = ("queries", "keys", "values", "attended", "log_normaliser")
+
+_rotary_self_attention = fused(
+    "rotary_self_attention",
+    _self_forward,
+    kernel="scaled_dot_product_attention",
+    reference=_self_reference,
+    backward=_self_backward,
+    inputs=("x", "q", "k", "v", "q_bias", "k_bias", "v_bias", "cos", "sin"),
+    extras=_KEPT,
+    formula=r"\operatorname{softmax}(\lambda \, R W_q x (R W_k x)^\top) W_v x",
+    samples=lambda: [
+        sample(
+            real(2, 3, 3) / 2,
+            *(real(n, 3, seed=i) / 2 for i, n in enumerate((4 * heads, 8, 4), 1)),
+            *(real(n, seed=i) / 2 if biased else None for i, n in enumerate((4 * heads, 8, 4), 4)),
+            *(real(3, turned, seed=7), real(3, turned, seed=8)),
+            **_options("rotary_self_attention", heads, True, 0.4, window, 0.0, None, "upper_left"),
+            heads=heads,
+            kv_heads=2,
+            interleaved=interleaved,
+        )
+        for heads, turned, window, biased, interleaved in [
+            (2, 2, EVERYTHING, True, False),
+            (4, 1, (1, -1), False, True),
+        ]
+    ],
+)
+
+
+Affine = tuple[Tensor, Tensor | None]
+"""The weight of a projection, (out, width), and its bias, (out,), or None."""
+
+
+def rotary_self_attention(
+    x: Tensor,
+    query: Affine,
+    key: Affine,
+    value: Affine,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    *,
+    interleaved: bool = False,
+    is_causal: bool = True,
+    scale: float | None = None,
+    window_size: Window = EVERYTHING,
+    softcap: float = 0.0,
+) -> Tensor:
+    """`rotary_attention` of x's own projections: (batch, time, heads value_dim).
+
+    x: (batch, time, width); query, key, value: weights (heads dim, width), (kv_heads dim, width)
+    and (kv_heads value_dim, width), each with its bias or None. The others are rotary_attention's.
+    The same as three times linear and rotary_attention. Raises ShapeError where these disagree,
+    DtypeError unless they are of one dtype.
+    """
+    name = "rotary_self_attention"
+    (q, q_bias), (k, k_bias), (v, v_bias) = query, key, value
+    inputs = [x, q, k, v, q_bias, k_bias, v_bias, cos, sin]
+    if any(part is not None and part.dtype != x.dtype for part in inputs):
+        raise DtypeError(
+            f"{name}: expected tensors of one dtype; got "
+            f"{[None if part is None else str(part.dtype) for part in inputs]}"
+        )
+    heads, kv_heads = max(num_heads, 1), max(num_kv_heads, 1)
+    sound = x.ndim == 3 and q.ndim == k.ndim == v.ndim == cos.ndim == 2
+    if not sound or not (
+        cos.shape == sin.shape == (x.shape[1], cos.shape[1])
+        and all(weight.shape[1] == x.shape[2] for weight in (q, k, v))
+        and all(
+            bias is None or bias.shape == weight.shape[:1] for weight, bias in (query, key, value)
+        )
+        and not heads % kv_heads
+        and not len(q) % heads
+        and not len(k) % kv_heads
+        and not len(v) % kv_heads
+        and 2 * cos.shape[1] <= len(q) // heads == len(k) // kv_heads
+    ):
+        raise ShapeError(
+            f"{name}: expected x (batch, time, width), weights (heads dim, width), (kv_heads dim, "
+            "width) and (kv_heads value_dim, width), their biases, and cos, sin (time, turned / 2) "
+            f"for {num_heads} and {num_kv_heads} heads; got "
+            f"{[part if part is None else part.shape for part in inputs]}"
+        )
+    meta = _options(name, num_heads, is_causal, scale, window_size, softcap, None, "upper_left")
+    meta |= {"heads": num_heads, "kv_heads": num_kv_heads, "interleaved": interleaved}
+    return apply(_rotary_self_attention, inputs, meta)

@@ -13,10 +13,11 @@ Sources: Vaswani et al. 2017; multi-query, Shazeer 2019 (arXiv 1911.02150); grou
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from minitorch import nn
+from minitorch import modes, nn
 from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
@@ -105,20 +106,21 @@ class Attention(nn.Module):
 
     def _at_once(self, x: Tensor, context: Context, rotary: Rotary) -> Tensor:
         """What the heads found, put together, in one operation; nothing is cached."""
-        config = self.config
-        query = self.q_proj(x)
-        return F.rotary_attention(
-            query,
-            self.k_proj(x),
-            self.v_proj(x),
-            *rotary.step(query.dtype, context),
-            config.num_heads,
-            config.num_kv_heads,
-            interleaved=rotary.interleaved,
-            scale=config.scale,
-            window_size=(-1 if config.window is None else config.window - 1, -1),
-            softcap=config.softcap,
-        )
+        config, layers = self.config, (self.q_proj, self.k_proj, self.v_proj)
+        heads = config.num_heads, config.num_kv_heads
+        options: dict[str, Any] = {
+            "interleaved": rotary.interleaved,
+            "scale": config.scale,
+            "window_size": (-1 if config.window is None else config.window - 1, -1),
+            "softcap": config.softcap,
+        }
+        if modes.thread.mode.lower is None and all(type(layer) is nn.Linear for layer in layers):
+            q, k, v = ((layer.weight, layer.bias) for layer in layers)
+            cos, sin = rotary.step(x.dtype, context)
+            return F.rotary_self_attention(x, q, k, v, cos, sin, *heads, **options)
+        query, key, value = (layer(x) for layer in layers)
+        cos, sin = rotary.step(query.dtype, context)
+        return F.rotary_attention(query, key, value, cos, sin, *heads, **options)
 
     def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, not yet turned: (batch, heads or kv_heads, time, head_dim)."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import minitorch as mt
+from minitorch.autograd import grad
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.gradcheck import gradcheck
 from minitorch.nn import functional as F
@@ -203,3 +204,42 @@ def test_rotary_attention_of_parts_that_do_not_fit(shapes):
     query, key, value, table = (mt.ones(*shape) for shape in shapes)
     with pytest.raises(ShapeError, match="rotary_attention: expected query"):
         F.rotary_attention(query, key, value, table, table, 2, 1)
+
+
+ROTARY_SELF = [(1, 3, 5), (8, 5), (4, 5), (6, 5), (8,), (4,), (6,), (3, 2)]
+
+
+def rotary_self(x, q, k, v, q_bias, k_bias, v_bias, table):
+    pairs = (q, q_bias), (k, k_bias), (v, v_bias)
+    return F.rotary_self_attention(x, *pairs, table, table, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [
+        *((0, (3, 5)), (0, (1, 3, 4)), (1, (7, 5)), (1, (4, 5)), (2, (4, 4)), (3, (6,))),
+        *((4, (4,)), (5, (1, 4)), (6, (4,)), (7, (2, 2)), (7, (3, 3))),
+    ],
+    ids=str,
+)
+def test_rotary_self_attention_of_parts_that_do_not_fit(part, shape):
+    assert rotary_self(*(mt.ones(*s) for s in ROTARY_SELF)).shape == (1, 3, 2 * 6)
+    shapes = [*ROTARY_SELF[:part], shape, *ROTARY_SELF[part + 1 :]]
+    with pytest.raises(ShapeError, match="rotary_self_attention: expected x"):
+        rotary_self(*(mt.ones(*s) for s in shapes))
+
+
+def test_rotary_self_attention_is_of_one_dtype():
+    x, *parts = (mt.ones(*s) for s in ROTARY_SELF)
+    with pytest.raises(DtypeError, match="rotary_self_attention: expected tensors of one dtype"):
+        rotary_self(x.to(mt.float64), *parts)
+
+
+def test_rotary_self_attention_adds_what_came_by_other_paths():
+    """As in a residual stream: the gradient of x is of all its uses."""
+    x, *parts = (real(*s) for s in ROTARY_SELF)
+    v, x = real(1, 3, 12), x.requires_grad_() * 2.0
+    out = rotary_self(x, *parts)
+    (alone,) = grad(out, x, v, retain_graph=True)
+    (both,) = grad([out, x], x, [v, mt.Tensor(np.full(x.shape, 3.0))])
+    np.testing.assert_allclose(both.numpy(), alone.numpy() + 3, rtol=1e-12)

@@ -126,6 +126,11 @@ def rotary_attention(query, key, value, cos, sin, heads, kv_heads, interleaved, 
     return attention(turn(q), turn(k), v, None, None, **options).transpose(1, 2).flatten(2)
 
 
+def rotary_self_attention(x, q, k, v, q_bias, k_bias, v_bias, cos, sin, **options):
+    query, key, value = map(F.linear, (x, x, x), (q, k, v), (q_bias, k_bias, v_bias))
+    return rotary_attention(query, key, value, cos, sin, **options)
+
+
 def varlen(query, key, value, sinks, starts_q, starts_k, **options):
     parts = []
     for a, b, c, d in zip(starts_q, starts_q[1:], starts_k, starts_k[1:], strict=False):
@@ -385,6 +390,7 @@ PEERS = {
     "latent_attention": latent_attention,
     "latent_self_attention": latent_self_attention,
     "rotary_attention": rotary_attention,
+    "rotary_self_attention": rotary_self_attention,
     "lightning_attention": lightning,
     "varlen_attention": varlen,
     "paged_attention": paged,
