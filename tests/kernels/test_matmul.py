@@ -135,6 +135,50 @@ def test_nan_and_infinity_go_through(instruction_set):
     assert (np.delete(np.delete(found, 3, 0), 8, 1) == 30).all()
 
 
+ROUNDING = 2.0**-24
+"""The largest relative error of a float32 that is rounded."""
+
+
+@pytest.mark.parametrize("layouts", [("plain", "plain"), ("transposed", "strided")])
+@pytest.mark.parametrize("spread", [0, 30])
+@pytest.mark.parametrize(
+    ("of_a", "of_b"),
+    [(1, 1), (1e34, 1e-30), (1e-34, 1e30), (1e-17, 1e-17), (1e-12, 1e-24), (3e17, 1e17)],
+)
+def test_float32_keeps_its_digits(instruction_set, of_a, of_b, spread, layouts):
+    """Relative to the sum of the products' magnitudes, however large these are."""
+    rng, (m, n, k) = np.random.default_rng(0), (70, 110, 600)
+
+    def numbers(rows, columns, scale, layout):
+        x = matrix(rng, rows, columns, np.float32, layout).copy()
+        x *= scale * 2.0 ** rng.uniform(-spread, 0, x.shape)
+        return x if layout == "plain" else x.T.copy().T
+
+    a, b = numbers(m, k, of_a, layouts[0]), numbers(k, n, of_b, layouts[1])
+    error = np.abs(compiled()(a, b) - wide(a) @ wide(b))
+    lost = 1e-43 * k  # of numbers too small to be normal
+    bound = k**0.5 * ROUNDING * (np.abs(wide(a)) @ np.abs(wide(b)))
+    assert (error <= bound + lost).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_no_number_stays_in_its_row_and_column(instruction_set, dtype):
+    rng = np.random.default_rng(0)
+    for m, n, k in [(70, 110, 600), (300, 60, 90)]:
+        a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n)))
+        a[3, 5], a[40, 7], a[60, 1], b[80, 55], b[2, 59] = np.inf, np.nan, -np.inf, np.nan, np.inf
+        a[41, 11] = np.frombuffer(b"\xff" * a.itemsize, dtype)[0]
+        a[66, 3] = np.finfo(dtype).max / 8
+        with np.errstate(all="ignore"):
+            expected = (wide(a) @ wide(b)).astype(dtype)
+        found = compiled()(a, b)
+        usual = np.isfinite(expected)
+        np.testing.assert_array_equal(found[~usual], expected[~usual])
+        sizes = (np.abs(np.where(np.isfinite(x), wide(x), 0)) for x in (a, b))
+        bound = k**0.5 * ROUNDING * np.matmul(*sizes)
+        assert (np.abs(wide(found[usual]) - expected[usual]) <= bound[usual]).all()
+
+
 def test_any_number_of_threads_gives_the_same_bits(instruction_set, threads):
     rng = np.random.default_rng(0)
     # The operand that is packed whole takes up to 2 MB but in the last.

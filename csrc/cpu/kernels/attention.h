@@ -66,10 +66,6 @@ struct Scores {
     bool has_sink() const { return sink && !(*sink == -kInfinity<C>); }
 };
 
-inline long round_up(long a, long b) {
-    return ceil_div(a, b) * b;
-}
-
 constexpr long kKeys = 8 * kRows;  // keys in a block
 
 // What all blocks of queries read: K in panels of keys, Vᵀ in panels of value dimensions.

@@ -2,8 +2,8 @@
 //
 //     out = f(alpha A B + out + bias) + residual          A (m, k), B (k, n), out (m, n)
 //
-// Large products are made of the tiles of tiles.h, or of tile_registers.h. The middle dimension is cut
-// into pieces of at most kDepth (or kTileSteps), whose products are added up. The smaller operand is
+// Large products are made of the tiles of tiles.h, tile_registers.h or pieces.h. The middle dimension is
+// cut into pieces of at most kDepth (or kTileSteps), whose products are added up. The smaller operand is
 // packed whole: by each thread for itself if it is small, else by all together. A thread takes a group
 // of panels of the larger one and packs them, a piece at a time, into its second-level cache, where they
 // are used at once. Pieces and groups follow from the problem alone.
@@ -16,6 +16,7 @@
 #include "../array.h"
 #include "../threads.h"
 #include "activations.h"
+#include "pieces.h"
 #include "tile_registers.h"
 #include "tiles.h"
 
@@ -66,6 +67,9 @@ constexpr long kOwnBytes = 1 << 21;
 
 // Products of at most so many multiplications are computed where the matrices lie.
 constexpr long kSmall = 1 << 18;
+// Numbers are not cut into pieces where there are fewer rows or columns, or multiplications.
+constexpr long kLeastAcross = 48;
+constexpr long kLeastInPieces = 1 << 20;
 // With so few columns rows of A are not packed.
 constexpr long kNarrow = 256;
 
@@ -240,14 +244,16 @@ void finish(const C* sums, long stride, Matrix<const C> old, long rows, long col
 template <typename T, typename O, Layout panels>
 struct Product {
     using C = Compute<T>;
-    static constexpr bool in_registers = panels == Layout::tiles;
+    static constexpr bool in_pieces = panels == Layout::pieces;
+    static constexpr bool in_registers = panels == Layout::tiles || in_pieces;
     // Whether out can hold sums that are not complete.
     static constexpr bool in_place = __is_same(O, C) && !in_registers;
-    // Those of a panel, the k of a step along it, and the numbers' room that these take.
+    // Those of a panel, the k of a step along it, the numbers' room that these take, and that after it.
     static constexpr long panel_rows = in_registers ? kTileRows : kRows;
     static constexpr long columns = in_registers ? kTileRows : kColumns<C>;
     static constexpr long together = in_registers ? kTileDepth : panels == Layout::pairs ? 2 : 1;
-    static constexpr long breadth = in_registers ? kTileDepth / 2 : 1;
+    static constexpr long breadth = in_registers ? (in_pieces ? kPieces : 1) * kTileDepth / 2 : 1;
+    static constexpr long after = in_pieces ? kMagnitude : 0;
     struct None {};
     using Registers = std::conditional_t<in_registers, TileRegisters, None>;
 
@@ -262,7 +268,7 @@ struct Product {
     long depth_at(long p) const { return k - p < depth ? k - p : depth; }
     long steps_at(long p) const { return ceil_div(depth_at(p), together); }
     // Of a panel, in numbers.
-    long size_at(long p, long width) const { return steps_at(p) * breadth * width; }
+    long size_at(long p, long width) const { return steps_at(p) * breadth * width + after; }
 
     // The tile at (i, j), of the piece that begins at p. `sums` is where those of earlier pieces are
     // kept, if not in out.
@@ -285,6 +291,25 @@ struct Product {
             if (!sums.data) sums = {buffer, kTileRows, 1};
             multiply_panels(rows, width, count, from.a, from.b, sums.data, sums.row, p > 0);
             if (last) finish<O, C>(sums.data, sums.row, {}, rows, width, to, rest());
+            return;
+        }
+        if constexpr (layout == Layout::pieces) {
+            alignas(64) C here[kTileRows * kTileRows];
+            if (last)
+                for (long r = 0; r < rows; ++r) {
+                    __builtin_prefetch(to.at(r, 0), 1);
+                    __builtin_prefetch(to.at(r, width - 1), 1);
+                }
+            if (fits_in_pieces(magnitude_of(from.a, count), magnitude_of(from.b, count)))
+                multiply_pieces(rows, width, count, from.a, from.b, here);
+            else
+                multiply_whole(i, j, p, here);
+            Matrix<const C> before{};
+            if (p > 0) before = {sums.data, sums.row, 1};
+            if (last)
+                finish<O, C>(here, kTileRows, before, rows, width, to, rest());
+            else
+                finish<C, C>(here, kTileRows, before, rows, width, sums, {});
             return;
         }
         Matrix<const C> old{};
@@ -315,16 +340,36 @@ struct Product {
         finish(buffer, columns, old, rows, width, to, rest());
     }
 
+    // In `to` (32, 32), the product of a tile's numbers, which do not fit in pieces.
+    void multiply_whole(long i, long j, long p, C* to) const {
+        constexpr long height = round_up(kTileRows, kRows), step = kTileDepth;
+        alignas(64) C rows_of_a[height * step], columns_of_b[columns * step], tile[height * columns] = {};
+        for (long end = p + depth_at(p); p < end; p += step) {
+            const long deep = end - p < step ? end - p : step;
+            pack_rows<T, C, kRows>({a.at(i, p), a.row, a.column}, m - i < kTileRows ? m - i : kTileRows,
+                                   deep, rows_of_a);
+            pack_rows<T, C, kColumns<C>>({b.at(p, j), b.column, b.row},
+                                         n - j < columns ? n - j : columns, deep, columns_of_b);
+            for (long r = 0; r < height && r < m - i; r += kRows)
+                for (long c = 0; c < columns && c < n - j; c += kColumns<C>)
+                    add_tile<C>(kRows, kColumns<C>, deep, rows_of_a + r * deep,
+                                columns_of_b + c * deep, tile + r * columns + c, columns);
+        }
+        __builtin_memcpy(to, tile, sizeof(C) * kTileRows * columns);
+    }
+
     // `count` panels of A, or of B, from a number on, of the piece that begins at p.
     template <Layout layout>
     void pack_a(long panel, long count, long p, C* to) const {
         const long i = panel * panel_rows;
         const Matrix<const T> from{a.at(i, p), a.row, a.column};
+        const long rows = m - i < count * panel_rows ? m - i : count * panel_rows;
         if constexpr (layout == Layout::tiles) {
-            const long rows = m - i < count * panel_rows ? m - i : count * panel_rows;
             pack_tile_rows(from, rows, depth_at(p), to);
+        } else if constexpr (layout == Layout::pieces) {
+            pack_pieces<false>(from, rows, depth_at(p), to);
         } else {
-            pack<layout, kRows>(from, m - i, count, depth_at(p), to);
+            pack<layout, kRows>(from, rows, depth_at(p), to);
         }
         if (a_sums)
             for (long last = panel + count; panel < last; ++panel, to += size_at(p, panel_rows))
@@ -333,13 +378,15 @@ struct Product {
     template <Layout layout>
     void pack_b(long panel, long count, long p, C* to) const {
         const long j = panel * columns;
-        pack<layout, columns>({b.at(p, j), b.column, b.row}, n - j, count, depth_at(p), to);
+        pack<layout, columns>({b.at(p, j), b.column, b.row},
+                              n - j < count * columns ? n - j : count * columns, depth_at(p), to);
     }
     template <Layout layout, long full>
-    static void pack(Matrix<const T> from, long rows, long count, long depth, C* to) {
-        rows = rows < count * full ? rows : count * full;
+    static void pack(Matrix<const T> from, long rows, long depth, C* to) {
         if constexpr (layout == Layout::tiles)
             pack_tile_columns(from, rows, depth, to);
+        else if constexpr (layout == Layout::pieces)
+            pack_pieces<true>(from, rows, depth, to);
         else if constexpr (layout == Layout::pairs)
             pack_pairs<full>(from, rows, depth, to);
         else
@@ -350,6 +397,8 @@ struct Product {
         C sums[panel_rows] = {};
         if constexpr (layout == Layout::tiles)
             add_tile_rows(steps_at(p), packed, sums);
+        else if constexpr (layout == Layout::pieces)
+            add_sums_of_pieces(panel, packed, p, sums);
         else
             for (long step = 0; step < steps_at(p); ++step, packed += kRows)
                 for (long r = 0; r < kRows; ++r) {
@@ -366,9 +415,24 @@ struct Product {
         }
     }
 
+    void add_sums_of_pieces(long panel, const C* packed, long p, C* sums) const {
+        const long steps = steps_at(p);
+        if (fits_in_pieces(magnitude_of(packed, steps), 1))
+            for (long i = kPieces - 1; i >= 0; --i)
+                add_tile_rows(steps, packed + i * kTileStep, sums, kPiecesStep);
+        else
+            for (long r = 0, i = panel * panel_rows; r < panel_rows && i + r < m; ++r)
+                for (long j = p; j < p + depth_at(p); ++j) sums[r] += *a.at(i + r, j);
+    }
+
     // Of an operand that is packed whole: where the piece of a panel is that begins at p.
     C* piece(C* whole, long count, long width, long panel, long p) const {
-        return whole + p / together * breadth * count * width + panel * size_at(p, width);
+        return whole + count * (p / together * breadth * width + p / depth * after) +
+               panel * size_at(p, width);
+    }
+    // Of so many panels packed whole.
+    long whole_size(long count, long width) const {
+        return count * (ceil_div(k, together) * breadth * width + ceil_div(k, depth) * after);
     }
     // All pieces of its panels from `begin` on, a few panels at a time.
     template <typename Pack>
@@ -393,7 +457,7 @@ struct Product {
     template <typename Pack, typename Body>
     void in_groups(long count, long most, long others, long width, const Pack& pack,
                    const Body& body) const {
-        const long room = others * width * (k + together) + 64;
+        const long room = whole_size(others, width) + 64;
         const bool own = room * long(sizeof(C)) <= kOwnBytes && !a_sums;  // which are added up once
         C* const shared = own ? nullptr : scratch<C>(0, room);
         if (shared)
@@ -423,7 +487,7 @@ struct Product {
         const auto pack = [&](auto... which) { pack_a<panels>(which...); };
         in_groups(across, kGroupColumns, down, panel_rows, pack, [&](long begin, long end, C* whole) {
             [[maybe_unused]] const Registers registers;
-            C* group = scratch<C>(1, (end - begin) * columns * depth + 64);
+            C* group = scratch<C>(1, (end - begin) * size_at(0, columns) + 64);
             const long width = end - begin;
             C* sums = kept_sums(down * width);
             for (long p = 0; p == 0 || p < k; p += depth) {
@@ -441,12 +505,13 @@ struct Product {
     // B packed whole, A by groups of rows.
     void by_rows() const {
         const long down = row_panels(), across = column_panels();
-        const long near_panels = kNearBytes / (depth / together * breadth * columns * long(sizeof(C)));
+        const long near_bytes = (depth / together * breadth * columns + after) * long(sizeof(C));
+        const long near_panels = near_bytes < kNearBytes ? kNearBytes / near_bytes : 1;
         const long most = kGroupRows / (panel_rows / kRows);
         const auto pack = [&](auto... which) { pack_b<panels>(which...); };
         in_groups(down, most, across, columns, pack, [&](long begin, long end, C* whole) {
             [[maybe_unused]] const Registers registers;
-            C* group = scratch<C>(1, (end - begin) * panel_rows * depth + 64);
+            C* group = scratch<C>(1, (end - begin) * size_at(0, panel_rows) + 64);
             const long height = end - begin;
             C* sums = kept_sums(height * across);
             for (long p = 0; p == 0 || p < k; p += depth) {
@@ -535,7 +600,9 @@ void in_panels(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Mat
                const Epilogue<O, Compute<T>>& epilogue, Compute<T>* a_sums) {
     using P = Product<T, O, panels>;
     constexpr long together = P::together;
-    constexpr long most_steps = P::in_registers ? kTileSteps : kDepth<Compute<T>>;
+    constexpr long most_steps = P::in_pieces      ? kPiecesSteps
+                                : P::in_registers ? kTileSteps
+                                                  : kDepth<Compute<T>>;
     const long pieces = ceil_div(k, together * most_steps);
     const long depth = k ? ceil_div(k, together * pieces) * together : together;
     const long most = k < kLargestPacked / 512 ? kLargestPacked / (k + 1) / 256 * 256 : 256;
@@ -572,6 +639,10 @@ void product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matri
     if constexpr (kTileRegisters && __is_same(T, bfloat16))
         if (tile_registers_serve())
             return in_panels<Layout::tiles>(m, n, k, a, b, out, epilogue, a_sums);
+    if constexpr (kTileRegisters && __is_same(T, float))
+        if (tile_registers_serve() && m >= kLeastAcross && n >= kLeastAcross &&
+            m * n * k >= kLeastInPieces)
+            return in_panels<Layout::pieces>(m, n, k, a, b, out, epilogue, a_sums);
     if constexpr (kPaired<T>)
         if (pairs_pay()) return in_panels<Layout::pairs>(m, n, k, a, b, out, epilogue, a_sums);
     in_panels<Layout::panels>(m, n, k, a, b, out, epilogue, a_sums);

@@ -276,18 +276,18 @@ inline void pack_tile_columns(Matrix<const bfloat16> from, long columns, long de
     }
 }
 
-// The sums of the rows of a panel of A.
-inline void add_tile_rows(long steps, const float* panel, float* sums) {
+// Adds the sums of the rows of a panel of A to `sums`; its steps are `stride` from each other.
+inline void add_tile_rows(long steps, const float* panel, float* sums, long stride = kTileStep) {
     constexpr long lanes = Lanes<float>::count, step_pairs = kTileDepth / 2;
     using Bits = Vector<uint32_t>;
     for (long r = 0; r < kTileRows; ++r) {
         Vector<float> sum{};
         for (long step = 0; step < steps; ++step)
             for (long p = 0; p < step_pairs; p += lanes) {
-                const Bits both = (Bits)load(panel + step * kTileStep + r * step_pairs + p);
+                const Bits both = (Bits)load(panel + step * stride + r * step_pairs + p);
                 sum += (Vector<float>)(both << 16) + (Vector<float>)(both & 0xffff0000u);
             }
-        sums[r] = sum_of_lanes<float>(sum);
+        sums[r] += sum_of_lanes<float>(sum);
     }
 }
 

@@ -46,8 +46,11 @@ constexpr long kThird = kRows / 3;
 template <typename C>
 constexpr long kColumns = 2 * Lanes<C>::count;
 
-inline long ceil_div(long a, long b) {
+constexpr long ceil_div(long a, long b) {
     return (a + b - 1) / b;
+}
+constexpr long round_up(long a, long b) {
+    return ceil_div(a, b) * b;
 }
 
 // Exchange between two rows of a matrix what is on the wrong side of its diagonal blocks: of every
@@ -335,8 +338,8 @@ struct Operands {
 };
 
 // Where the micro-kernel's operands lie: in the matrices, perhaps; in panels; in panels of pairs; in
-// panels for tile registers.
-enum class Layout { any, panels, pairs, tiles };
+// panels for tile registers, or for those in pieces.
+enum class Layout { any, panels, pairs, tiles, pieces };
 
 // sum = A B, of `rows` rows and `vectors` vectors of columns.
 // `touch(i)` is called for every row near the end, to fetch what the sums will be stored to: a few
