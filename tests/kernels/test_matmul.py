@@ -107,6 +107,18 @@ def test_activations(instruction_set, sizes, dtype, activation, keep, residual, 
         np.testing.assert_allclose(wide(pre), wide_pre, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("shape", [(70, 110, 1300), (110, 70, 4500)])
+def test_a_sum_of_several_pieces_of_the_depth(instruction_set, shape, dtype):
+    (m, n, k), kind, rng = shape, np.dtype(getattr(mt, dtype)), np.random.default_rng(0)
+    a, b = matrix(rng, m, k, kind, "plain"), matrix(rng, k, n, kind, "transposed")
+    out, bias = rng.standard_normal((m, n)).astype(kind), rng.standard_normal(n).astype(kind)
+    expected = 0.5 * wide(a) @ wide(b) + wide(bias) + wide(out)
+    found = compiled()(a, b, out=out, alpha=0.5, accumulate=True, bias=bias)
+    bound = DTYPES[dtype] * (k + 4) ** 0.5 * (1 + np.abs(expected).max())
+    np.testing.assert_allclose(wide(found), expected, rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 def test_products_of_bfloat16_in_float32(instruction_set, biased):
     rng = np.random.default_rng(0)

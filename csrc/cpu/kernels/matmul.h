@@ -309,7 +309,7 @@ struct Product {
             if (last)
                 finish<O, C>(here, kTileRows, before, rows, width, to, rest());
             else
-                finish<C, C>(here, kTileRows, before, rows, width, sums, {});
+                finish<C, C>(here, kTileRows, before, rows, width, sums, {epilogue.alpha});
             return;
         }
         Matrix<const C> old{};

@@ -26,6 +26,8 @@ static void check_matmul(long m, long n, long k) {
     for (double activation : {2, 3})
         run("matmul", {a.array, turned, out.array, kNone, kNone, kNone, kNone}, {1, 0, activation});
     run("matmul", {a.array, turned, out.array, kNone, kNone, kNone, kNone}, {1, 1, 0});
+    a.set(0, 1e38);  // not to be cut into pieces
+    run("matmul", {a.array, turned, out.array, kNone, kNone, sums.array, kNone}, {1, 0, 0});
 }
 
 // Groups of rows that end at `ends`, some of them empty; weights as the transpose of what lies in
@@ -280,6 +282,7 @@ static void check_all() {
     for (long m : {1, 3, 8, 9, 37, 100})
         for (long n : {1, 17, 65})
             for (long k : {1, 5, 64, 400}) check_matmul<T>(m, n, k);
+    check_matmul<T>(65, 100, 1100);
     for (long n : {1, 17, 65})
         for (long k : {1, 5, 64}) {
             check_grouped<T>({3}, n, k);
