@@ -368,7 +368,7 @@ def _observed_step(node: Node, cotangent: Tensor) -> Any:
 
 
 def _accumulate(leaf: Tensor, gradient: Tensor, owned: bool) -> None:
-    if not set(levels(gradient.data)) <= set(levels(leaf.data)):
+    if (own := levels(gradient.data)) and not set(own) <= set(levels(leaf.data)):
         raise GraphError(
             "backward: inside of vmap each sample has its own gradient, which cannot go to the "
             "`.grad` of a leaf that all samples share. Use minitorch.grad inside, or backward "

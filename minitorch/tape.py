@@ -99,21 +99,25 @@ class Node:
             return edge
         return self._tensor(position, edge)
 
+    def array(self, position: int) -> Any:
+        """The array of a saved input or of the result (or the Python scalar)."""
+        saved = self._kept(position)
+        return _present(saved[0]) if type(saved) is tuple else saved
+
     def out(self) -> Tensor:
         """The saved result as a tensor in its place on the tape."""
         return self._tensor(OUT, self)
 
     def extra(self, name: str) -> Any:
         """An array that the forward kernel left for the backward kernel; None if it left none."""
-        array = self.extras.get(name)  # type: ignore[union-attr]
-        return array.recompute() if isinstance(array, Recomputed) else array
+        return _present(self.extras.get(name))  # type: ignore[union-attr]
 
     def _tensor(self, position: int, maker: "Node | None") -> Any:
         saved = self._kept(position)
         if type(saved) is not tuple:
             return saved
         array, counter, version = saved
-        out = wrap(array.recompute() if type(array) is Recomputed else array)
+        out = wrap(_present(array))
         out._counter = counter
         out._made_at = version
         if maker is not None:
@@ -166,6 +170,11 @@ class Recomputed:
 
     def recompute(self) -> Any:
         return self.segment.array(self.index)
+
+
+def _present(array: Any) -> Any:
+    """A saved array, computed again where another stands for it."""
+    return array.recompute() if type(array) is Recomputed else array
 
 
 class Unfused(Exception):

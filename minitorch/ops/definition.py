@@ -117,7 +117,7 @@ def _fetcher(
     if name == "grad":
         return lambda node, cotangent: cotangent
     if name == "out":
-        return (lambda node, _: node.out().data) if arrays else (lambda node, _: node.out())
+        return (lambda node, _: node.array(OUT)) if arrays else (lambda node, _: node.out())
     if name == "shape":
         return lambda node, _: node.signature[0][0]
     if name == "shapes":
@@ -135,7 +135,7 @@ def _fetcher(
     if name in inputs:
         position = inputs.index(name)
         if arrays:
-            return lambda node, _: _raw(node.input(position))
+            return lambda node, _: node.array(position)
         return lambda node, _: node.input(position)
     if name in defaults:
         return lambda node, _: node.meta.get(name, defaults[name])
@@ -147,10 +147,6 @@ def _takes_wide(edge: Any) -> bool:
     return (
         type(edge) is Node and edge.primitive.converts and edge.signature[0][1] is backend.float32
     )
-
-
-def _raw(x: Any) -> Any:
-    return x.data if isinstance(x, Tensor) else x
 
 
 class Primitive:

@@ -42,7 +42,7 @@ def cast(x: Any, dtype: np.dtype) -> Any:
 
 def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
     """The inputs with a common dtype; Python numbers stay as they are (they never widen)."""
-    if len(inputs) < 3 and _settled(inputs[0], inputs[-1], floating):
+    if _settled(inputs, floating):
         return inputs
     operands = [_operand(x) for x in inputs]
     dtype = backend.result_type([x.data if isinstance(x, Tensor) else x for x in operands])
@@ -58,16 +58,20 @@ def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
     ]
 
 
-def _settled(first: Any, last: Any, floating: bool) -> bool:
-    """Whether two inputs, or one given twice, have a common dtype already."""
-    if not isinstance(first, Tensor):
-        first, last = last, first
-        if not isinstance(first, Tensor):
+def _settled(inputs: Sequence[Any], floating: bool) -> bool:
+    """Whether all tensors have one dtype already, and it is that of the numbers among them."""
+    dtype, numbers = None, False
+    for x in inputs:
+        if isinstance(x, Tensor):
+            if dtype is None:
+                dtype = x.data.dtype
+            elif x.data.dtype is not dtype:
+                return False
+        elif type(x) in _NUMBERS:
+            numbers = True
+        else:
             return False
-    dtype = first.data.dtype
-    if isinstance(last, Tensor):
-        return last.data.dtype is dtype and (not floating or dtype.kind == "f")
-    return type(last) in _NUMBERS and dtype.kind == "f"
+    return dtype is not None and (dtype.kind == "f" or not (numbers or floating))
 
 
 _NUMBERS = frozenset({int, float})
