@@ -18,10 +18,10 @@ CPU = HERE.parents[1] / "csrc" / "cpu"
 RANDOM = np.random.default_rng(0)
 
 # On both sides of a tile, more than a piece of the depth (2,048 numbers in tile registers, as many
-# pairs otherwise, 512 in pieces), and an odd number of them.
+# pairs otherwise, 768 in pieces), and an odd number of them.
 SHAPES = [(100, 70, 129), (37, 300, 256), (300, 37, 255), (64, 64, 2051), (13, 513, 1026)]
 SHAPES += [(33, 40, 4099), (40, 33, 4098)]
-PIECES = [(60, 50, 515), (50, 360, 100), (360, 49, 127), (64, 64, 1090), (129, 97, 512)]
+PIECES = [(60, 50, 771), (50, 360, 100), (360, 49, 127), (64, 64, 1600), (129, 97, 768)]
 FEW_ROWS = [(1, 70, 96), (1, 33, 131), (3, 17, 130), (8, 65, 2)]
 
 

@@ -24,7 +24,7 @@ constexpr long kPieces = 3;
 // or (3, 16 pairs, 32 columns).
 constexpr long kPiecesStep = kPieces * kTileStep;
 // Steps in a piece of the depth, at most.
-constexpr long kPiecesSteps = 16;
+constexpr long kPiecesSteps = 24;
 // Of the numbers after a panel, in floats' room.
 constexpr long kMagnitude = 16;
 

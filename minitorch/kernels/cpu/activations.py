@@ -44,11 +44,13 @@ def gelu_backward(grad: Array, x: Array, *, approximate: str = "none") -> Array:
 
 
 def gradient_and_value(name: str, grad: Array, x: Array) -> tuple[Array, Array]:
-    """grad f'(x) and f(x) in one pass, f being "silu", "gelu" or "gelu_tanh"."""
-    grad, x = np.ascontiguousarray(grad), np.ascontiguousarray(x)
-    dx, value = np.empty_like(x), np.empty_like(x)
-    getattr(extension, name)(grad, x, dx, value)
-    return dx, value
+    """grad f'(x), in the place of grad, and f(x), in one pass.
+
+    f is "silu", "gelu" or "gelu_tanh"; both arrays are contiguous.
+    """
+    value = np.empty_like(x)
+    getattr(extension, name)(grad, x, grad, value)
+    return grad, value
 
 
 @register("swiglu", "cpu", half=(bfloat16,))

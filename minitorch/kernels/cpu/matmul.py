@@ -4,7 +4,6 @@ bfloat16 is read and written as it is; products are added up in float32.
 """
 
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -102,12 +101,20 @@ def matmul(
     return out
 
 
-def _product(
-    a: Array, b: Array, out: Array, bias: Any = None, residual: Any = None, row_sums: Any = None
+def write_product(
+    a: Array,
+    b: Array,
+    out: Array,
+    *,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    row_sums: Array | None = None,
+    accumulate: bool = False,
 ) -> None:
+    """out = a b + bias + residual, or what was in out and that; row_sums receives those of a."""
     if residual is not None:
         residual = residual.reshape(out.shape)
-    extension.matmul(a, b, out, bias, residual, row_sums, None, 1.0, 0.0, 0.0)
+    extension.matmul(a, b, out, bias, residual, row_sums, None, 1.0, accumulate, 0.0)
 
 
 @register("linear", "cpu", half=(bfloat16,))
@@ -120,7 +127,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
         return reference.linear(x, weight, bias)
     rows = x.reshape(prod(x.shape[:-1]), x.shape[-1])
     out = np.empty((rows.shape[0], weight.shape[0]), x.dtype)
-    _product(rows, weight.T, out, bias=None if bias is None else np.ascontiguousarray(bias))
+    write_product(rows, weight.T, out, bias=None if bias is None else np.ascontiguousarray(bias))
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -148,10 +155,10 @@ def linear_backward(
     if needs[0]:
         dx = np.empty(x.shape, dtypes[0])
         rest = None if residual is None else np.ascontiguousarray(residual, dx.dtype)
-        _product(grad_rows, weight, dx.reshape(-1, inner), residual=rest)
+        write_product(grad_rows, weight, dx.reshape(-1, inner), residual=rest)
     if needs[1] or needs[2]:
         sums = np.zeros(features, accumulator)
         dweight = np.empty(weight.shape, dtypes[1])
-        _product(grad_rows.T, x_rows, dweight, row_sums=sums if needs[2] else None)
+        write_product(grad_rows.T, x_rows, dweight, row_sums=sums if needs[2] else None)
         dbias = sums.astype(dtypes[2], copy=False)
     return dx, dweight if needs[1] else None, dbias if needs[2] else None
