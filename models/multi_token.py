@@ -46,8 +46,12 @@ class MultiTokenLayer(nn.Module):
         self.norm = config.norm(dtype)
 
     def forward(self, features: Tensor, embedded: Tensor, context: Context) -> Tensor:
-        """features, embedded: (batch, time, width), position i of which are hᵏ⁻¹_i and t_{i+k}."""
-        both = cat([self.enorm(embedded), self.hnorm(features)], -1)
+        """features, embedded: (batch, time, width), position i of which are hᵏ⁻¹_i and t_{i+k}.
+
+        features may be of more positions, which are left out behind their norm.
+        """
+        known = self.hnorm(features)[:, : embedded.shape[1]]
+        both = cat([self.enorm(embedded), known], -1)
         return self.norm(self.block(self.eh_proj(both), context))
 
 
@@ -76,8 +80,9 @@ class MultiTokenDecoder(Decoder):
         """
         found, losses = [features], []
         for k, layer in enumerate(self.mtp, 1):
-            at = step(ids[:, k:])
-            found.append(layer(found[-1][:, : ids.shape[1] - k], self.embed_tokens(ids[:, k:]), at))
+            later = ids[:, k:]
+            at = step(later)
+            found.append(layer(found[-1], self.embed_tokens(later), at))
             losses += at.losses
         return found[1:], losses
 
