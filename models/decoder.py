@@ -284,14 +284,14 @@ class Decoder(nn.Module):
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
-        return logits, sum(context.losses, loss)
+        return logits, sum(context.losses(), loss)
 
     def loss(self, ids: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of forward() alone, for which the logits need never be whole in memory."""
         context, head = step(ids, None, mask), self.lm_head
         features = self.features(ids, context=context)
         loss = F.linear_cross_entropy(features, head.weight, targets, head.bias)
-        return sum(context.losses, loss)
+        return sum(context.losses(), loss)
 
     def features(
         self,

@@ -83,7 +83,7 @@ class MultiTokenDecoder(Decoder):
             later = ids[:, k:]
             at = step(later)
             found.append(layer(found[-1], self.embed_tokens(later), at))
-            losses += at.losses
+            losses += at.losses()
         return found[1:], losses
 
     def loss(self, ids: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -97,7 +97,7 @@ class MultiTokenDecoder(Decoder):
         for k, h in enumerate(ahead, 1):
             part = F.linear_cross_entropy(h, weight, targets[:, k:])
             loss = loss + self.factor / len(self.mtp) * part
-        return sum(context.losses + losses, loss)
+        return sum(context.losses() + losses, loss)
 
 
 OWN = re.compile(r"(enorm|hnorm|eh_proj)\.")

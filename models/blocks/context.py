@@ -23,6 +23,9 @@ from minitorch.tensor import Tensor
 
 PADDING = -1
 
+LossOfParts = Callable[[list[Any], Tensor | None], Tensor | None]
+"""A loss, or none, from what several blocks left for it and from `Context.counted`."""
+
 
 @dataclass
 class Context:
@@ -32,7 +35,6 @@ class Context:
     in the cache first, (1 or batch, past + time). One row stands for all where none is padded.
     planned: how long the sequence will be, which dynamic scaling of positions depends on.
     segments: of packed rows, which text each token is of, (batch, time); there is no cache then.
-    losses: what blocks add to the loss of the step, such as a router's balance.
     """
 
     query: np.ndarray
@@ -40,8 +42,8 @@ class Context:
     planned: int
     device: str
     segments: np.ndarray | None = None
-    losses: list[Tensor] = field(default_factory=list)
     _memo: dict[Hashable, Any] = field(default_factory=dict)
+    _parts: dict[LossOfParts, list[Any]] = field(default_factory=dict)
 
     @functools.cached_property
     def padded(self) -> bool:
@@ -67,6 +69,16 @@ class Context:
         if name not in self._memo:
             self._memo[name] = compute()
         return self._memo[name]
+
+    def leave(self, part: Any, loss: LossOfParts) -> None:
+        """Leave a part of a loss, which blocks share that name an equal one."""
+        self._parts.setdefault(loss, []).append(part)
+
+    def losses(self) -> list[Tensor]:
+        """What blocks add to the loss of the step, such as the balance of routers."""
+        real = self.counted()
+        found = [loss(parts, real) for loss, parts in self._parts.items()]
+        return [loss for loss in found if loss is not None]
 
     def distance(self, columns: int) -> np.ndarray:
         """position(query) - position(key) for the last columns: (1 or batch, time, columns)."""

@@ -25,7 +25,14 @@ from minitorch.random import Generator
 from minitorch.tensor import Tensor
 from models.blocks.context import Context
 from models.blocks.feed_forward import GatedFeedForward
-from models.blocks.routing import INIT_STD, Balance, Router, RouterConfig, expert_choice
+from models.blocks.routing import (
+    INIT_STD,
+    Balance,
+    BalanceOfLayers,
+    Router,
+    RouterConfig,
+    expert_choice,
+)
 
 
 class Experts(nn.Module):
@@ -59,7 +66,7 @@ class MixtureOfExperts(nn.Module):
     """Routed experts, and what every token sees besides: (batch, time, width) -> the same.
 
     hidden: of one expert. shared: a module of what all tokens see, or None; shared_gate: whether
-    sigmoid(w x) scales it. In training the losses of balance go to the context.
+    sigmoid(w x) scales it. In training the routing goes to the context.
     """
 
     def __init__(
@@ -98,8 +105,7 @@ class MixtureOfExperts(nn.Module):
             **shared or {},
         )
         if self.training:
-            loss = self.balance.loss(routing, self.gate.config, sequences=len(x), real=real)
-            context.losses += [] if loss is None else [loss]
+            context.leave(routing, BalanceOfLayers(self.balance, self.gate.config, len(x)))
         if self.shared_experts is None or shared is not None:
             return out
         common = self.shared_experts(x, context)

@@ -28,6 +28,7 @@ configurations.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from minitorch import nn
 from minitorch.backend import DEFAULT_FLOAT, device_of, half_precision, to_device
 from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
+from minitorch.ops.joining import cat
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
 
@@ -257,21 +259,34 @@ class Balance:
     devices: int = 1
 
     def loss(
-        self, routing: Routing, config: RouterConfig, sequences: int, real: Tensor | None = None
+        self,
+        routings: Sequence[Routing],
+        config: RouterConfig,
+        sequences: int,
+        real: Tensor | None = None,
     ) -> Tensor | None:
-        """The sum of the losses of one layer's routing; None where there are none.
+        """The sum of the losses of the routings of some layers; None where there are none.
 
         real: (tokens,) bool, which are no padding; None: all.
         """
-        parts = [self.z * router_z_loss(routing.logits, real)] if self.z else []
+        parts = [self.z * router_z_loss(found.logits, real) for found in routings if self.z]
         rows = sequences if self.sequence_wise else 1
         devices = self.device or self.communication
         if self.expert and real is None and not devices:
-            where = routing.logits, routing.indices, routing.score_function
-            parts.append(F.expert_balance(*where, self.expert, rows))
+            parts.append(self._of_experts(routings, rows))
         elif self.expert or devices:
-            parts.append(self._together(routing, config, rows, real))
+            parts += [self._together(found, config, rows, real) for found in routings]
         return sum(parts[1:], parts[0]) if parts else None
+
+    def _of_experts(self, routings: Sequence[Routing], rows: int) -> Tensor:
+        """The losses of experts in all layers, as of one with the sequences of all of them."""
+        layers = len(routings)
+        logits, indices = routings[0].logits, routings[0].indices
+        if layers > 1:
+            logits = cat([found.logits for found in routings])
+            indices = cat([found.indices for found in routings])
+        score = routings[0].score_function
+        return F.expert_balance(logits, indices, score, layers * self.expert, layers * rows)
 
     def _together(
         self, routing: Routing, config: RouterConfig, rows: int, real: Tensor | None
@@ -290,6 +305,18 @@ class Balance:
             )
         logits = routing.logits.reshape(*indices.shape[:-1], -1)
         return F.expected_cost(logits, Tensor(cost.astype(logits.dtype)), routing.score_function)
+
+
+@dataclass(frozen=True)
+class BalanceOfLayers:
+    """The loss of the layers of a model that balance alike, from their routings."""
+
+    balance: Balance
+    config: RouterConfig
+    sequences: int
+
+    def __call__(self, routings: list[Routing], real: Tensor | None) -> Tensor | None:
+        return self.balance.loss(routings, self.config, self.sequences, real)
 
 
 def _tokens(indices: Tensor, real: Tensor | None) -> Any:

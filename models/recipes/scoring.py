@@ -23,7 +23,7 @@ def features(
     context = (
         step(tokens, None, None) if segments is None else place_packed(segments, tokens.device)
     )
-    return model.features(tokens, context=context), context.losses
+    return model.features(tokens, context=context), context.losses()
 
 
 def next_token_losses(model: Model, batch: Batch) -> tuple[Tensor, list[Tensor]]:

@@ -136,12 +136,24 @@ def test_tokens_do_not_see_each_other():
 def test_losses_go_to_the_context_in_training_alone():
     made, at = layer(CONFIGS[0], balance=Balance(expert=0.1, z=0.01)), context()
     made(inputs(), at)
-    assert len(at.losses) == 1
-    at.losses[0].backward()
+    (alone,) = at.losses()
+    alone.backward()
     assert made.gate.weight.grad is not None
     made.eval()(inputs(), at)
     layer(CONFIGS[0])(inputs(), at)
-    assert len(at.losses) == 1
+    (still,) = at.losses()
+    assert still.item() == alone.item()
+
+
+def test_layers_that_balance_alike_share_a_loss():
+    at, balance = context(), Balance(expert=0.1)
+    for made in (layer(CONFIGS[0], balance=balance), layer(CONFIGS[0], balance=balance)):
+        made(inputs(), at)
+    (both,) = at.losses()
+    layer(CONFIGS[0], balance=Balance(expert=0.2))(inputs(), at)
+    first, other = at.losses()
+    assert first.item() == both.item()
+    assert other.item() == pytest.approx(both.item())  # one layer of twice the factor
 
 
 def test_upcycled_experts_compute_what_the_dense_layer_did():

@@ -139,8 +139,8 @@ def test_losses_of_balance_by_counting():
         (Balance(communication=0.2, devices=4), 0.2 * communication),
         (Balance(z=0.1, expert=1.0), 0.1 * z + whole),
     ]:
-        assert balance.loss(found, DEEPSEEK_V2, 2).item() == pytest.approx(expected)
-    assert Balance().loss(found, DEEPSEEK_V2, 2) is None
+        assert balance.loss([found], DEEPSEEK_V2, 2).item() == pytest.approx(expected)
+    assert Balance().loss([found], DEEPSEEK_V2, 2) is None
 
 
 BALANCES = [
@@ -158,12 +158,22 @@ def test_padding_has_no_part_in_the_losses(balance):
     made, x = router(DEEPSEEK_V2), inputs()
     real = np.random.default_rng(4).random((2, TOKENS // 2)) < 0.6
     flat = mt.Tensor(real.ravel())
-    found = balance.loss(made(x, flat, 2), DEEPSEEK_V2, 2, flat).item()
+    found = balance.loss([made(x, flat, 2)], DEEPSEEK_V2, 2, flat).item()
     rows = [x.numpy()[:12][real[0]], x.numpy()[12:][real[1]]]
     texts = rows if balance.sequence_wise else [np.concatenate(rows)]
-    alone = [balance.loss(made(mt.Tensor(text)), DEEPSEEK_V2, 1).item() for text in texts]
+    alone = [balance.loss([made(mt.Tensor(text))], DEEPSEEK_V2, 1).item() for text in texts]
     assert found == pytest.approx(np.mean(alone))
-    assert found != pytest.approx(balance.loss(made(x), DEEPSEEK_V2, 2).item(), rel=1e-3)
+    assert found != pytest.approx(balance.loss([made(x)], DEEPSEEK_V2, 2).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("balance", BALANCES, ids=str)
+def test_the_losses_of_layers_are_their_sum(balance):
+    x = inputs()
+    layers = [router(DEEPSEEK_V2)(x * scale) for scale in (1.0, -2.0, 3.0)]
+    whole = balance.loss(layers, DEEPSEEK_V2, 2).item()
+    alone = [balance.loss([layer], DEEPSEEK_V2, 2).item() for layer in layers]
+    assert whole == pytest.approx(sum(alone))
+    assert len(set(alone)) == 3
 
 
 def test_padding_is_no_load():
@@ -194,7 +204,7 @@ def test_gradients(config):
     def out(x, weight):
         made.weight = weight
         found = made(x)
-        return found.weights, balance.loss(found, config, 2)
+        return found.weights, balance.loss([found], config, 2)
 
     weight = mt.nn.Parameter(made.weight.data.copy())
     assert mt.gradcheck(out, [mt.Tensor(inputs().data[:6], requires_grad=True), weight])
