@@ -28,12 +28,14 @@ constexpr long kPiecesSteps = 24;
 // Of the numbers after a panel, in floats' room.
 constexpr long kMagnitude = 16;
 
-// Whether numbers up to `a` can be multiplied with numbers up to `b` in pieces: no piece is too large,
-// and what is lost of those too small to be normal is less than 2⁻⁶⁰ of the largest product.
+// Whether numbers up to `a` can be multiplied with numbers up to `b` in pieces: no product of pieces is
+// too large, and what is lost since pieces, or products of them, are too small to be normal is less than
+// 2⁻²⁴ of the largest number, and of the largest product.
 inline bool fits_in_pieces(float a, float b) {
-    constexpr float most = 0x1p100f, least = 0x1p-60f;
+    constexpr float most = 0x1p100f, least = 0x1p-100f, least_product = 0x1p-60f;
     if (!(a <= most && b <= most)) return false;
-    return a == 0 || b == 0 || (a >= least * least && b >= least * least && a * b >= least && a * b <= most);
+    if (a == 0 || b == 0) return true;
+    return a >= least && b >= least && a * b >= least_product && a * b <= most;
 }
 
 // The three pieces' bits; those below the first 16 are 0, or beyond what a number too small has.
