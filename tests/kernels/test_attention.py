@@ -288,6 +288,24 @@ def test_scores_of_tens_of_thousands(instruction_set, dtype):
     np.testing.assert_allclose(found_lse, lse, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("of_query", "of_key", "of_value"), [(34, -34, 0), (-34, 34, 0), (0, 0, 34), (0, 0, -34)]
+)
+def test_numbers_of_all_sizes(instruction_set, of_query, of_key, of_value):
+    """Also of those that tile registers cannot multiply, in one head of two."""
+    rng = np.random.default_rng(0)
+    query, key, value = rng.standard_normal((3, 1, 2, 170, 40)).astype(np.float32)
+    for x, power in ((query, of_query), (key, of_key), (value, of_value)):
+        x[:, 1] *= np.float32(10.0**power)
+    expected, _ = reference.scaled_dot_product_attention(
+        *map(wide, (query, key, value)), causal=True
+    )
+    found, _ = compiled("scaled_dot_product_attention")(query, key, value, causal=True)
+    for head in range(2):
+        bound = TOLERANCE["float32"] * np.abs(expected[:, head]).max()
+        np.testing.assert_allclose(wide(found[:, head]), expected[:, head], rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize("dtype", sorted(TOLERANCE))
 def test_a_query_that_sees_one_key_gives_its_scores_no_gradient(instruction_set, dtype):
     kind = np.dtype(getattr(mt, dtype))

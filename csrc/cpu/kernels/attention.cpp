@@ -1,3 +1,4 @@
+#include "attention_pieces.h"
 #include "attention_tiles_backward.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
@@ -80,7 +81,9 @@ using Registers = std::conditional_t<tiles, TileRegisters, None>;
 template <typename T, bool tiles>
 struct Forward {
     using C = Compute<T>;
-    using Keys = std::conditional_t<tiles, TiledKeys, PackedKeys<C>>;
+    static constexpr bool in_pieces = tiles && __is_same(T, float);
+    using Keys = std::conditional_t<in_pieces, KeysInPieces,
+                                    std::conditional_t<tiles, TiledKeys, PackedKeys<C>>>;
     static constexpr long columns = kColumns<C>;
     const Problem<T>& p;
     const Array &out, &lse;
@@ -106,13 +109,24 @@ struct Forward {
         const Head<const T> queries = p.template queries_of<const T>(p.q, one, head);
         const Head<T> to = p.template queries_of<T>(out, one, head);
         C* normalisers = p.lse_of(lse, one, head);
-        if (few(one))
+        if (few(one)) {
             for (long t = 0; t < one.time_q; ++t)
                 attend_alone<T>(s, t, queries.at(t, 0), keys(p.k, one, key_head),
                                 keys(p.v, one, key_head), to.at(t, 0), normalisers + t);
-        else
-            attend(s, queries, Keys::at(s, packed), first,
-                   one.time_q - first < columns ? one.time_q - first : columns, to, normalisers);
+            return;
+        }
+        const long count = one.time_q - first < columns ? one.time_q - first : columns;
+        const auto with = [&](const auto& keys) {
+            return attend(s, queries, keys, first, count, to, normalisers);
+        };
+        if constexpr (in_pieces) {
+            if (with(Keys::at(s, packed))) return;
+            C* whole = scratch<C>(2, PackedKeys<C>::size(s));
+            PackedKeys<C>::pack(s, keys(p.k, one, key_head), keys(p.v, one, key_head), whole);
+            with(PackedKeys<C>::at(s, whole));
+        } else {
+            with(Keys::at(s, packed));
+        }
     }
 
     // A thread takes heads of keys, with all their queries.
@@ -270,8 +284,8 @@ KERNEL(attention) {
         using T = decltype(kind);
         const Problem<T> problem{arrays[0], arrays[1], arrays[2], arrays[3],
                                  arrays[4], arrays[5], arrays[6], numbers};
-        if constexpr (kTiledAttention && __is_same(T, bfloat16))
-            if (tile_registers_serve())
+        if constexpr (kTiledAttention && !__is_same(T, double))
+            if (tile_registers_serve() && (__is_same(T, bfloat16) || problem.k.shape[2] >= kLeastKeysInPieces))
                 return Forward<T, true>{problem, arrays[7], arrays[8]}.run();
         Forward<T, false>{problem, arrays[7], arrays[8]}.run();
     });

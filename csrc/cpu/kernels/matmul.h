@@ -67,9 +67,14 @@ constexpr long kOwnBytes = 1 << 21;
 
 // Products of at most so many multiplications are computed where the matrices lie.
 constexpr long kSmall = 1 << 18;
-// Numbers are not cut into pieces where there are fewer rows or columns, or multiplications.
+// Numbers are cut into pieces only where there are so many rows and columns, and multiplications, and
+// not where more than an eighth of the tiles would be empty.
 constexpr long kLeastAcross = 48;
-constexpr long kLeastInPieces = 1 << 20;
+constexpr long kLeastInPieces = 1 << 22;
+inline bool pieces_pay(long m, long n, long k) {
+    return m >= kLeastAcross && n >= kLeastAcross && m * n * k >= kLeastInPieces &&
+           7 * round_up(m, 16) * round_up(n, 16) <= 8 * m * n;
+}
 // With so few columns rows of A are not packed.
 constexpr long kNarrow = 256;
 
@@ -640,8 +645,7 @@ void product(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matri
         if (tile_registers_serve())
             return in_panels<Layout::tiles>(m, n, k, a, b, out, epilogue, a_sums);
     if constexpr (kTileRegisters && __is_same(T, float))
-        if (tile_registers_serve() && m >= kLeastAcross && n >= kLeastAcross &&
-            m * n * k >= kLeastInPieces)
+        if (tile_registers_serve() && pieces_pay(m, n, k))
             return in_panels<Layout::pieces>(m, n, k, a, b, out, epilogue, a_sums);
     if constexpr (kPaired<T>)
         if (pairs_pay()) return in_panels<Layout::pairs>(m, n, k, a, b, out, epilogue, a_sums);

@@ -52,6 +52,14 @@ struct Split {
     }
 };
 
+// Pairs of numbers, piece by piece, in the panels of these.
+inline void store_pieces(const Split& first, const Split& second, float* to) {
+#pragma GCC unroll 3
+    for (long i = 0; i < kPieces; ++i)
+        store(to + i * kTileStep,
+              (Vector<float>)(first.piece[i] >> 16 | (second.piece[i] & 0xffff0000u)));
+}
+
 // The largest magnitude so far, lane by lane. NaN is larger than infinity, and its bits than theirs.
 struct Magnitude {
     Vector<int32_t> bits{};
@@ -95,11 +103,7 @@ inline void split_columns(const float* from, long stride, float* to, Magnitude& 
             const Vector<float> first = load(from + j), second = load(from + stride + j);
             magnitude.add(first);
             magnitude.add(second);
-            const Split a(first), b(second);
-#pragma GCC unroll 3
-            for (long i = 0; i < kPieces; ++i)
-                store(to + i * kTileStep,
-                      (Vector<float>)(a.piece[i] >> 16 | (b.piece[i] & 0xffff0000u)));
+            store_pieces(Split(first), Split(second), to);
         }
 }
 
