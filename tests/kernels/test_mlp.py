@@ -37,7 +37,15 @@ def parts(x, weight_1, weight_2, bias_1, bias_2, activation):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_it_is_the_composition(instruction_set, activation, shape, biased, dtype):
-    given = tensors(shape, biased, dtype)
+    check(tensors(shape, biased, dtype), activation, dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_a_hidden_layer_that_is_made_in_parts(instruction_set, dtype):
+    check(tensors((4, 800, 5), True, dtype, hidden=1100), "gelu_tanh", dtype)
+
+
+def check(given, activation, dtype):
     exact = [t if t is None else t.detach().double().requires_grad_() for t in given]
     expected = parts(*exact, activation)
     found = F.mlp(*given, activation)

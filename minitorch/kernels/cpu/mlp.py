@@ -8,7 +8,6 @@ What is as large as the hidden layer and not kept is made of some tokens at a ti
 
 from functools import partial
 from itertools import pairwise
-from math import ceil
 
 import numpy as np
 
@@ -32,6 +31,8 @@ _ACTIVATIONS |= {
     for name in ("silu", "gelu", "gelu_tanh")
 }
 
+_AT_ONCE = 3 << 20
+
 Array = np.ndarray
 
 
@@ -53,7 +54,7 @@ def mlp(
     out = np.empty((*x.shape[:-1], weight_2.shape[0]), x.dtype)
     rows, hidden = _rows(out), _rows(pre)
     bias_2 = None if bias_2 is None else np.ascontiguousarray(bias_2)
-    for part in _parts(len(rows)):
+    for part in _parts(hidden):
         write_product(f(hidden[part]), weight_2.T, rows[part], bias=bias_2)
     return out, pre
 
@@ -80,7 +81,7 @@ def mlp_backward(
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     first = _WeightGradient(weight_1, needs[1:3]) if any(needs[1:3]) else None
     second = _WeightGradient(weight_2, needs[3:]) if any(needs[3:]) else None
-    for part in _parts(len(grads)):
+    for part in _parts(pres):
         if any(needs[:3]):
             dhidden = np.empty_like(pres[part])
             write_product(grads[part], weight_2, dhidden)
@@ -131,8 +132,8 @@ def _rows(array: Array) -> Array:
     return array.reshape(-1, array.shape[-1])
 
 
-def _parts(tokens: int) -> list[slice]:
-    """Slices of about 1,024 tokens each."""
-    count = ceil(tokens / 1024)
-    ends = [tokens * i // count for i in range(count + 1)]
+def _parts(hidden: Array) -> list[slice]:
+    """Slices of the rows, of about _AT_ONCE bytes each, or more."""
+    count = max(1, hidden.nbytes // _AT_ONCE)
+    ends = [len(hidden) * i // count for i in range(count + 1)]
     return [slice(*both) for both in pairwise(ends)]
