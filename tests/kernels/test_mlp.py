@@ -45,6 +45,22 @@ def test_a_hidden_layer_that_is_made_in_parts(instruction_set, dtype):
     check(tensors((4, 800, 5), True, dtype, hidden=1100), "gelu_tanh", dtype)
 
 
+@pytest.mark.parametrize("wide", [(True,) * 5, (True, False, True, False, True), (False,) * 5])
+def test_gradients_that_may_be_wide(instruction_set, wide):
+    shapes = (7, 9), (7, 5), (37, 5), (9, 37), (7, 37)
+    given = [np.random.default_rng(0).standard_normal(s).astype(mt.bfloat16) for s in shapes]
+    found = kernels.implementations("mlp_backward")["cpu"](
+        *given, activation="silu", needs=(True,) * 5, wide=wide
+    )
+    assert [g.dtype == np.float32 for g in found] == list(wide)
+    exact = kernels.implementations("mlp_backward")["numpy"](
+        *(a.astype(np.float64) for a in given), activation="silu", needs=(True,) * 5
+    )
+    for one, other in zip(found, exact, strict=True):
+        bound = TOLERANCE[mt.bfloat16] * (1 + np.abs(other).max())
+        np.testing.assert_allclose(one.astype(np.float64), other, rtol=0, atol=bound)
+
+
 def check(given, activation, dtype):
     exact = [t if t is None else t.detach().double().requires_grad_() for t in given]
     expected = parts(*exact, activation)

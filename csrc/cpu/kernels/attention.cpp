@@ -285,7 +285,8 @@ KERNEL(attention) {
         const Problem<T> problem{arrays[0], arrays[1], arrays[2], arrays[3],
                                  arrays[4], arrays[5], arrays[6], numbers};
         if constexpr (kTiledAttention && !__is_same(T, double))
-            if (tile_registers_serve() && (__is_same(T, bfloat16) || problem.k.shape[2] >= kLeastKeysInPieces))
+            if (tile_registers_serve() &&
+                (__is_same(T, bfloat16) || problem.k.shape[2] >= kLeastKeysInPieces))
                 return Forward<T, true>{problem, arrays[7], arrays[8]}.run();
         Forward<T, false>{problem, arrays[7], arrays[8]}.run();
     });

@@ -25,7 +25,7 @@ constexpr long kPieces = 3;
 constexpr long kPiecesStep = kPieces * kTileStep;
 // Steps in a piece of the depth, at most.
 constexpr long kPiecesSteps = 24;
-// Of the numbers after a panel, in floats' room.
+// Room after a panel, in floats', for the largest magnitude in it.
 constexpr long kMagnitude = 16;
 
 // Whether numbers up to `a` can be multiplied with numbers up to `b` in pieces: no product of pieces is

@@ -32,6 +32,7 @@ _ACTIVATIONS |= {
 }
 
 _AT_ONCE = 3 << 20
+"""Bytes of the hidden layer."""
 
 Array = np.ndarray
 
@@ -78,9 +79,10 @@ def mlp_backward(
         )
     f, gradient_and_value = _ACTIVATIONS[activation]
     grads, xs, pres = _rows(grad), _rows(x), _rows(np.ascontiguousarray(pre))
-    dx = np.empty(x.shape, x.dtype) if needs[0] else None
-    first = _WeightGradient(weight_1, needs[1:3]) if any(needs[1:3]) else None
-    second = _WeightGradient(weight_2, needs[3:]) if any(needs[3:]) else None
+    accumulator = float64 if x.dtype == float64 else float32
+    dx = np.empty(x.shape, accumulator if wide[0] else x.dtype) if needs[0] else None
+    first = _WeightGradient(weight_1.shape, accumulator, needs[1:3]) if any(needs[1:3]) else None
+    second = _WeightGradient(weight_2.shape, accumulator, needs[3:]) if any(needs[3:]) else None
     for part in _parts(pres):
         if any(needs[:3]):
             dhidden = np.empty_like(pres[part])
@@ -105,10 +107,9 @@ def mlp_backward(
 class _WeightGradient:
     """The gradients of a linear layer's weight and bias, as they are added up, part by part."""
 
-    def __init__(self, weight: Array, needs: tuple[bool, ...]):
-        self.dtype = float64 if weight.dtype == float64 else float32
-        self.weight = np.empty(weight.shape, self.dtype)
-        self.bias = np.zeros(len(weight), self.dtype) if needs[1] else None
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, needs: tuple[bool, ...]):
+        self.weight = np.empty(shape, dtype)
+        self.bias = np.zeros(shape[0], dtype) if needs[1] else None
         self.needs = needs
         self.begun = False
 
