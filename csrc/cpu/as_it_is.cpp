@@ -163,7 +163,7 @@ PyObject* linear_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssi
         const bool half = rows.dtype == Dtype::bfloat16;
         const auto widened = [=](int i) { return half && PyTuple_GET_ITEM(wide, i) == Py_True; };
         if (!takes_products(rows.dtype) || (half && wanted(2) && !widened(2)) ||
-            (residual && widened(0)))
+            (residual && widened(0)) || (wanted(2) && !wanted(1)))
             Py_RETURN_NONE;
         py::object out[3] = {py::none(), py::none(), py::none()};
         const auto make = [&](int i, int ndim, const npy_intp* shape) {
@@ -175,14 +175,13 @@ PyObject* linear_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssi
         if (wanted(0))
             product(grads, matrix, as_rows(make(0, PyArray_NDIM(x), PyArray_DIMS(x))), kNone,
                     residual ? as_rows(view(arguments[3])) : kNone);
-        if (wanted(1) || wanted(2)) {
+        if (wanted(1)) {
             Array sums = kNone;
             if (wanted(2)) {
                 sums = make(2, 1, PyArray_DIMS(weight));
                 std::memset(sums.data, 0, PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(out[2].ptr())));
             }
             product(turned(grads), rows, make(1, 2, PyArray_DIMS(weight)), kNone, kNone, sums);
-            if (!wanted(1)) out[1] = py::none();
         }
         return PyTuple_Pack(3, out[0].ptr(), out[1].ptr(), out[2].ptr());
     });

@@ -265,6 +265,19 @@ def test_gradients_of_linear(instruction_set, dtype, needs, gaps, residual):
             )
 
 
+def test_the_gradient_of_a_bias_alone(instruction_set):
+    """Made without the weight's, which no memory holds."""
+    n = 1 << 23
+    row = np.arange(n, dtype=np.float32)[None]
+    endless = np.broadcast_to(np.float32(1), (n, n))
+    dx, dweight, dbias = kernels.lookup("linear_backward")(
+        row, row, endless, needs=(False, False, True)
+    )
+    assert dx is None
+    assert dweight is None
+    np.testing.assert_array_equal(dbias, row[0])
+
+
 def test_what_does_not_fit_is_refused():
     a, b = np.ones((2, 3)), np.ones((3, 5))
     for function in (compiled(), reference.matmul):

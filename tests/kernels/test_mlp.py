@@ -101,6 +101,23 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
     assert [gradient is not None for gradient in gradients] == list(needs)
 
 
+@pytest.mark.parametrize("bias", ["bias_1", "bias_2"])
+def test_the_gradient_of_a_bias_alone(instruction_set, bias):
+    """Made without that of its weight, which no memory holds."""
+    n = 1 << 23
+    one, many = np.ones((1, 1), np.float32), np.arange(-4, n - 4, dtype=np.float32)[None]
+    endless = np.broadcast_to(one, (n, n))
+    first = bias == "bias_1"
+    given = (one, many, endless, many, many) if first else (many, one, many.T, endless, many)
+    found = kernels.lookup("mlp_backward")(
+        *given, activation="relu", needs=(False, False, first, False, not first)
+    )
+    assert [gradient is not None for gradient in found] == [False, False, first, False, not first]
+    np.testing.assert_array_equal(
+        found[2 if first else 4], np.maximum(many, 0)[0] if first else many[0]
+    )
+
+
 def test_autocast():
     inputs = tensors((6, 5), True, np.float32)
     with mt.autocast():

@@ -117,6 +117,24 @@ def write_product(
     extension.matmul(a, b, out, bias, residual, row_sums, None, 1.0, accumulate, 0.0)
 
 
+def weight_gradient(
+    grad: Array,
+    x: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    *,
+    accumulate: bool = False,
+) -> None:
+    """weight = gradᵀ x, or what was in it and that; bias = Σ grad; either may be None, not wanted.
+
+    grad: (rows, out); x: (rows, in), or None where weight is.
+    """
+    if weight is not None:
+        write_product(grad.T, x, weight, row_sums=bias, accumulate=accumulate)
+    elif bias is not None:
+        write_product(np.ones((1, len(grad)), grad.dtype), grad, bias[None])
+
+
 @register("linear", "cpu", half=(bfloat16,))
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """The reference's, the bias added as the product is written."""
@@ -141,7 +159,7 @@ def linear_backward(
     residual: Array | None = None,
     wide: tuple[bool, ...] = (False, False, False),
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """The reference's: two products; the sums of grad's columns come with the second."""
+    """The reference's: two products; the sums of grad's columns come with the second, if needed."""
     done = extension.linear_backward_as_it_is(grad, x, weight, residual, needs, wide)
     if done is not None:
         return done
@@ -151,14 +169,12 @@ def linear_backward(
     grad_rows, x_rows = grad.reshape(-1, features), x.reshape(-1, inner)
     accumulator = float64 if x.dtype == float64 else float32
     dtypes = [accumulator if may_be else x.dtype for may_be in wide]
-    dx = dweight = dbias = None
+    dx = None
     if needs[0]:
         dx = np.empty(x.shape, dtypes[0])
         rest = None if residual is None else np.ascontiguousarray(residual, dx.dtype)
         write_product(grad_rows, weight, dx.reshape(-1, inner), residual=rest)
-    if needs[1] or needs[2]:
-        sums = np.zeros(features, accumulator)
-        dweight = np.empty(weight.shape, dtypes[1])
-        write_product(grad_rows.T, x_rows, dweight, row_sums=sums if needs[2] else None)
-        dbias = sums.astype(dtypes[2], copy=False)
-    return dx, dweight if needs[1] else None, dbias if needs[2] else None
+    dweight = np.empty(weight.shape, dtypes[1]) if needs[1] else None
+    sums = np.zeros(features, accumulator) if needs[2] else None
+    weight_gradient(grad_rows, x_rows, dweight, sums)
+    return dx, dweight, None if sums is None else sums.astype(dtypes[2], copy=False)

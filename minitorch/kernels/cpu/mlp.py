@@ -20,7 +20,7 @@ from minitorch.kernels.cpu.activations import (
     silu_backward,
 )
 from minitorch.kernels.cpu.arrays import FLOATS
-from minitorch.kernels.cpu.matmul import linear, write_product
+from minitorch.kernels.cpu.matmul import linear, weight_gradient, write_product
 from minitorch.kernels.reference import mlp as reference
 from minitorch.kernels.reference.mlp import activations_of
 from minitorch.kernels.table import register
@@ -88,8 +88,10 @@ def mlp_backward(
             dhidden = np.empty_like(pres[part])
             write_product(grads[part], weight_2, dhidden)
             dpre, hidden = gradient_and_value(dhidden, pres[part])
-        else:
+        elif needs[3]:
             hidden = f(pres[part])
+        else:
+            hidden = None
         if second:
             second.add(grads[part], hidden)
         if first:
@@ -108,24 +110,23 @@ class _WeightGradient:
     """The gradients of a linear layer's weight and bias, as they are added up, part by part."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, needs: tuple[bool, ...]):
-        self.weight = np.empty(shape, dtype)
+        self.weight = np.empty(shape, dtype) if needs[0] else None
         self.bias = np.zeros(shape[0], dtype) if needs[1] else None
-        self.needs = needs
         self.begun = False
 
-    def add(self, grad: Array, x: Array) -> None:
+    def add(self, grad: Array, x: Array | None) -> None:
+        """Of some rows. x: None where the weight's is not needed."""
         sums = None if self.bias is None else np.empty_like(self.bias)
-        write_product(grad.T, x, self.weight, row_sums=sums, accumulate=self.begun)
+        weight_gradient(grad, x, self.weight, sums, accumulate=self.begun)
         if sums is not None:
             self.bias += sums
         self.begun = True
 
     def rounded(self, dtype: np.dtype, wide: tuple[bool, ...]) -> tuple[Array | None, ...]:
         """Both in this dtype, but where they may be wide; None where not needed."""
-        totals = [self.weight if self.needs[0] else None, self.bias]
         return tuple(
             total if total is None or may_be else total.astype(dtype, copy=False)
-            for total, may_be in zip(totals, wide, strict=True)
+            for total, may_be in zip((self.weight, self.bias), wide, strict=True)
         )
 
 
