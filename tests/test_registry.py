@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minitorch import backend, ops
+from minitorch import backend, kernels, ops
 from minitorch.gradcheck import check_primitive
 from minitorch.ops.definition import Primitive
 from minitorch.tape import apply
@@ -67,6 +67,29 @@ def test_smaller_dtypes_keep_their_dtype(primitive, sample, dtype):
 def test_gradients_in_smaller_dtypes(primitive, sample, dtype):
     report = check_primitive(primitive, sample, order=1, dtype=dtype)
     assert report.ok, str(report)
+
+
+@pytest.mark.parametrize(
+    "primitive",
+    [p for p in OURS.values() if p.structure == "fused" and p.kernel],
+    ids=lambda p: p.name,
+)
+def test_the_kernel_that_is_asked_about_half_precision_is_the_one_that_runs(monkeypatch, primitive):
+    seen, find = set(), kernels.lookup
+
+    def lookup(name, device="cpu"):
+        seen.add(name)
+        return find(name, device)
+
+    monkeypatch.setattr(kernels, "lookup", lookup)
+    for sample in primitive.samples():
+        inputs = [
+            Tensor(x, requires_grad=x.dtype == np.float64) if isinstance(x, np.ndarray) else x
+            for x in sample.inputs
+        ]
+        out = apply(primitive, inputs, sample.meta)
+        out.backward(Tensor(np.ones(out.shape)))
+    assert {primitive.kernel, f"{primitive.kernel}_backward"} <= seen
 
 
 @pytest.mark.parametrize(

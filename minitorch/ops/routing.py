@@ -166,7 +166,6 @@ def _balance_reference(
 _expert_balance = fused(
     "expert_balance",
     _balance_forward,
-    kernel="expected_cost",
     reference=_balance_reference,
     backward=_balance_backward,
     extras=("cost",),
