@@ -18,7 +18,6 @@ import numpy as np
 from minitorch.backend import array_module
 from minitorch.errors import ShapeError
 from minitorch.kernels.reference.parts import part
-from minitorch.kernels.reference.softmax import softmax
 from minitorch.kernels.table import register
 
 Array = Any
@@ -129,7 +128,7 @@ def moe_swiglu(
         shared_both = np.concatenate(pair, 1)
         shared = linear(part("swiglu", x)(*pair), shared_down, None)
         if shared_scale is not None:
-            shares = 1 / (1 + np.exp(-(x @ shared_scale[0])))
+            shares = part("sigmoid", x)(x @ shared_scale[0])
             shared = shares[:, None] * shared
         out = out + shared
     return out, both, shared_both, shares
@@ -340,10 +339,10 @@ def expected_cost_backward(
 
 def _shares(logits: Array, score_function: str) -> tuple[Array, Array | None]:
     """Scores that sum to 1, and, of the sigmoid, what their slope has besides."""
+    scores = _scores(logits, score_function)
     if score_function == "softmax":
-        return part("softmax", logits)(logits), None
-    sigmoids = 1 / (1 + np.exp(-logits))
-    return sigmoids / sigmoids.sum(-1, keepdims=True), 1 - sigmoids
+        return scores, None
+    return scores / scores.sum(-1, keepdims=True), 1 - scores
 
 
 def _weighed(
@@ -357,7 +356,7 @@ def _weighed(
 
 
 def _scores(logits: Array, score_function: str) -> Array:
-    return softmax(logits) if score_function == "softmax" else 1 / (1 + np.exp(-logits))
+    return part(score_function, logits)(logits)
 
 
 _TINY = 1e-20
