@@ -49,17 +49,30 @@ def _backward(
     attended: Any, log_normaliser: Any, heads: int, kv_heads: int, interleaved: bool, causal: bool,
     scale: float | None, window: Window, softcap: float, lower_right: bool, needs: Any,
 ) -> Any:  # fmt: skip
-    *pair, dvalue, _, _ = _kernel("scaled_dot_product_attention_backward")(
-        by_head(grad, heads), queries, keys, by_head(value, kv_heads), None, None, attended,
-        log_normaliser, causal=causal, scale=scale, window=window, softcap=softcap,
+    given = (by_head(query, heads), by_head(key, kv_heads)) if needs[3] or needs[4] else None
+    grads, tables = _heads_backward(
+        by_head(grad, heads), queries, keys, by_head(value, kv_heads), attended, log_normaliser,
+        cos, sin, given, interleaved, causal=causal, scale=scale, window=window, softcap=softcap,
         lower_right=lower_right,
     )  # fmt: skip
-    tables: Any = (None, None)
-    if needs[3] or needs[4]:
-        given = by_head(query, heads), by_head(key, kv_heads)
-        tables = _of_tables(pair, given, cos, interleaved)
+    return *map(join_heads, grads), *tables
+
+
+def _heads_backward(
+    grad: Any, queries: Any, keys: Any, values: Any, attended: Any, log_normaliser: Any, cos: Any,
+    sin: Any, given: Any, interleaved: bool, **options: Any,
+) -> tuple[list[Any], tuple[Any, Any]]:  # fmt: skip
+    """The gradients of queries and keys as they were before they were turned, and of values.
+
+    And those of cos and sin, for which it takes the first two, `given`; None: not needed. All are
+    (batch, heads, time, dim).
+    """
+    *pair, dvalues, _, _ = _kernel("scaled_dot_product_attention_backward")(
+        grad, queries, keys, values, None, None, attended, log_normaliser, **options
+    )
+    tables = (None, None) if given is None else _of_tables(pair, given, cos, interleaved)
     _turn_in_place(pair, cos, sin, interleaved, inverse=True)
-    return *map(join_heads, pair), join_heads(dvalue), *tables
+    return [*pair, dvalues], tables
 
 
 def _of_tables(grads: Any, given: Any, cos: Any, interleaved: bool) -> Any:
@@ -98,6 +111,15 @@ def _reference(
     return out.transpose(1, 2).reshape(*query.shape[:2], -1)
 
 
+def _meta(
+    name: str, heads: int, kv_heads: int, interleaved: bool, causal: bool, scale: float | None,
+    window: Window, softcap: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The options of both operations, checked."""
+    options = _options(name, heads, causal, scale, window, softcap, None, "upper_left")
+    return options | {"heads": heads, "kv_heads": kv_heads, "interleaved": interleaved}
+
+
 _rotary_attention = fused(
     "rotary_attention",
     _forward,
@@ -115,10 +137,7 @@ _rotary_attention = fused(
             real(2, 3, 2 * 2, seed=2),
             real(3, turned, seed=3),
             real(3, turned, seed=4),
-            **_options("rotary_attention", heads, True, None, window, cap, None, "upper_left"),
-            heads=heads,
-            kv_heads=2,
-            interleaved=interleaved,
+            **_meta("rotary_attention", heads, 2, interleaved, True, None, window, cap),
         )
         for heads, turned, window, cap, interleaved in [
             (2, 2, EVERYTHING, 0.0, False),
@@ -170,8 +189,8 @@ def rotary_attention(
             f"dim) for {num_heads} and {num_kv_heads} heads, and cos, sin (time, turned / 2); got "
             f"{query.shape}, {key.shape}, {value.shape}, {cos.shape} and {sin.shape}"
         )
-    meta = _options(name, num_heads, is_causal, scale, window_size, softcap, None, "upper_left")
-    meta |= {"heads": num_heads, "kv_heads": num_kv_heads, "interleaved": interleaved}
+    counts = num_heads, num_kv_heads
+    meta = _meta(name, *counts, interleaved, is_causal, scale, window_size, softcap)
     return apply(_rotary_attention, [query, key, value, cos, sin], meta)
 
 
@@ -201,23 +220,21 @@ def _self_backward(
     kv_heads: int, interleaved: bool, causal: bool, scale: float | None, window: Window,
     softcap: float, lower_right: bool, needs: Any, arrived: Any,
 ) -> Any:  # fmt: skip
-    *pair, dvalues, _, _ = _kernel("scaled_dot_product_attention_backward")(
-        by_head(grad, heads), queries, keys, values, None, None, attended, log_normaliser,
-        causal=causal, scale=scale, window=window, softcap=softcap, lower_right=lower_right,
+    tables = needs[7] or needs[8]
+    given = _projections(x, (q, k), (q_bias, k_bias), (heads, kv_heads)) if tables else None
+    parts, of_tables = _heads_backward(
+        by_head(grad, heads), queries, keys, values, attended, log_normaliser, cos, sin, given,
+        interleaved, causal=causal, scale=scale, window=window, softcap=softcap,
+        lower_right=lower_right,
     )  # fmt: skip
-    tables: Any = (None, None)
-    if needs[7] or needs[8]:
-        given = _projections(x, (q, k), (q_bias, k_bias), (heads, kv_heads))
-        tables = _of_tables(pair, given, cos, interleaved)
-    _turn_in_place(pair, cos, sin, interleaved, inverse=True)
     dx, dweights, dbiases = arrived, [], []
-    for i, (part, weight) in enumerate(zip((*pair, dvalues), (q, k, v), strict=True)):
+    for i, (part, weight) in enumerate(zip(parts, (q, k, v), strict=True)):
         dx, dweight, dbias = _kernel("linear_backward")(
             join_heads(part), x, weight, needs=(needs[0], needs[1 + i], needs[4 + i]), residual=dx
         )
         dweights.append(dweight)
         dbiases.append(dbias)
-    return dx, *dweights, *dbiases, *tables
+    return dx, *dweights, *dbiases, *of_tables
 
 
 def _self_reference(
@@ -245,10 +262,7 @@ _rotary_self_attention = fused(
             *(real(n, 3, seed=i) / 2 for i, n in enumerate((4 * heads, 8, 4), 1)),
             *(real(n, seed=i) / 2 if biased else None for i, n in enumerate((4 * heads, 8, 4), 4)),
             *(real(3, turned, seed=7), real(3, turned, seed=8)),
-            **_options("rotary_self_attention", heads, True, 0.4, window, 0.0, None, "upper_left"),
-            heads=heads,
-            kv_heads=2,
-            interleaved=interleaved,
+            **_meta("rotary_self_attention", heads, 2, interleaved, True, 0.4, window, 0.0),
         )
         for heads, turned, window, biased, interleaved in [
             (2, 2, EVERYTHING, True, False),
@@ -313,6 +327,6 @@ def rotary_self_attention(
             f"for {num_heads} and {num_kv_heads} heads; got "
             f"{[part if part is None else part.shape for part in inputs]}"
         )
-    meta = _options(name, num_heads, is_causal, scale, window_size, softcap, None, "upper_left")
-    meta |= {"heads": num_heads, "kv_heads": num_kv_heads, "interleaved": interleaved}
+    counts = num_heads, num_kv_heads
+    meta = _meta(name, *counts, interleaved, is_causal, scale, window_size, softcap)
     return apply(_rotary_self_attention, inputs, meta)
