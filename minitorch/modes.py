@@ -94,15 +94,17 @@ class autocast(_Switch):
     """Mixed precision: matrix products and attention take and give `dtype` instead of float32.
 
     dtype: "bfloat16" (the default) or "float16", or the dtype itself; or "float8": as bfloat16, and
-    the products of `Linear`, `mlp`, `linear_swiglu` and `moe_swiglu`, all three of each, are of
-    operands rounded to e4m3 with a scale for each block (DeepSeek-V3 2024, section 3.3), which only
-    Hopper has hardware for; everything else, the head with its loss too, stays in bfloat16.
+    the products of `Linear`, `mlp`, `linear_swiglu`, `moe_swiglu` and the projections of
+    `rotary_self_attention`, all three of each, are of operands rounded to e4m3 with a scale for
+    each block (DeepSeek-V3 2024, section 3.3), which only Hopper has hardware for; everything else,
+    the head with its loss too, stays in bfloat16.
     Parameters stay float32, and so do their gradients: what is lowered is a copy, made where it is
     used. That of a parameter is kept until the parameter changes, and optimizers write it as they
     change the parameter: no cast in a step of training or for a token that is sampled. On the CPU
-    the gradients of `Linear`, `mlp` and `linear_swiglu` come to parameters as they were summed, in
-    float32, without a rounding between. Losses raise what they are given back to float32;
-    everything else follows its inputs, computes in float32 and rounds once. float64 is left alone.
+    the gradients of `Linear`, `mlp`, `linear_swiglu` and those projections come to parameters as
+    they were summed, in float32, without a rounding between. Losses raise what they are given back
+    to float32; everything else follows its inputs, computes in float32 and rounds once. float64 is
+    left alone.
     Also a decorator. In PyTorch: torch.autocast, which keeps copies to its end.
     """
 

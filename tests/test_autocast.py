@@ -70,6 +70,37 @@ def test_gradients_of_weights_are_not_rounded_on_their_way():
 
 
 @compiled
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_attention_with_its_projections_is_lowered_like_its_parts(dtype):
+    """The same bits, and the gradient of x, which all three projections read, summed in float32."""
+    shapes = (2, 9, 24), (32, 24), (32,), (16, 24), (16,), (16, 24), (16,), (9, 4), (9, 4)
+    arrays = [mt.randn(*shape).numpy() for shape in shapes]
+    cotangent = mt.randn(2, 9, 32).to("bfloat16")
+
+    def whole(x, q, q_bias, k, k_bias, v, v_bias, cos, sin):
+        return F.rotary_self_attention(x, (q, q_bias), (k, k_bias), (v, v_bias), cos, sin, 4, 2)
+
+    def parts(x, q, q_bias, k, k_bias, v, v_bias, cos, sin):
+        scaled = dtype == "float8"
+        pairs = (q, q_bias), (k, k_bias), (v, v_bias)
+        heads = [F.linear(x, *pair, scaled=scaled) for pair in pairs]
+        return F.rotary_attention(*heads, cos, sin, 4, 2)
+
+    results = []
+    for function in (whole, parts):
+        leaves = [mt.tensor(array, requires_grad=True) for array in arrays]
+        with mt.autocast(dtype):
+            out = function(*leaves)
+        assert out.dtype == mt.bfloat16
+        out.backward(cotangent)
+        assert all(leaf.grad.dtype == mt.float32 for leaf in leaves)
+        results.append([t.detach().float().numpy() for t in (out, *(x.grad for x in leaves))])
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * abs(other).max())
+
+
+@compiled
 @pytest.mark.parametrize("seen", ["target", "hook", "retained", "nobody"])
 def test_whoever_looks_at_a_half_gradient_sees_half_precision(seen):
     x, w = mt.randn(96, 24), mt.randn(40, 24, requires_grad=True)

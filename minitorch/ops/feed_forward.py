@@ -3,13 +3,14 @@ half of a gated one."""
 
 from typing import Any
 
-from minitorch import backend, modes
-from minitorch.errors import ConfigError, DtypeError, ShapeError
+from minitorch import modes
+from minitorch.errors import ConfigError, ShapeError
 from minitorch.kernels.reference.mlp import ACTIVATIONS
 from minitorch.ops.definition import _kernel
 from minitorch.ops.elementwise import relu
 from minitorch.ops.fused import gelu, linear, silu, swiglu
 from minitorch.ops.primitive import fused
+from minitorch.ops.promotion import check_one_dtype, dtypes_read
 from minitorch.ops.samples import real, sample
 from minitorch.tape import apply
 from minitorch.tensor import Tensor
@@ -107,14 +108,7 @@ def mlp(
             f"{None if bias_2 is None else bias_2.shape}"
         )
     inputs = [x, weight_1, bias_1, weight_2, bias_2]
-    dtypes = {t.dtype for t in inputs if t is not None}
-    if (lower := modes.thread.mode.lower) is not None:
-        dtypes = {lower if dtype == backend.float32 else dtype for dtype in dtypes}
-    if len(dtypes) > 1:
-        raise DtypeError(
-            f"mlp: expected tensors of one dtype; got {', '.join(sorted(map(str, dtypes)))}; "
-            "convert them with .to(dtype)"
-        )
+    check_one_dtype("mlp", inputs)
     if modes.thread.mode.scaled:
         return _composed(x, weight_1, bias_1, weight_2, bias_2, activation, scaled=True)
     return apply(_mlp, inputs, {"activation": activation})
@@ -168,8 +162,7 @@ def linear_swiglu(x: Tensor, gate: Tensor, up: Tensor, recompute: bool = False) 
             f"{x.shape}, {gate.shape} and {up.shape}"
         )
     mode, inputs = modes.thread.mode, [x, gate, up]
-    lowered = {backend.float32: mode.lower or backend.float32}
-    if mode.scaled or len({lowered.get(t.dtype, t.dtype) for t in inputs}) > 1:
+    if mode.scaled or len(dtypes_read(inputs)) > 1:
         return swiglu(*(linear(x, weight, scaled=mode.scaled) for weight in (gate, up)))
     keep = mode.record and not recompute and any(t.requires_grad for t in inputs)
     return apply(_linear_swiglu, inputs, {"keep": keep})

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import backend, kernels
+from minitorch import backend, kernels, modes
 from minitorch.errors import DtypeError
 from minitorch.tensor import Tensor
 
@@ -56,6 +56,24 @@ def promote(inputs: Sequence[Any], floating: bool = False) -> Sequence[Any]:
         else _number(x, dtype)
         for x in operands
     ]
+
+
+def check_one_dtype(name: str, tensors: Sequence[Tensor | None]) -> None:
+    """Raises DtypeError unless a product reads all tensors, None aside, in one dtype."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if all(tensor.data.dtype is given[0].data.dtype for tensor in given):
+        return
+    if len(read := dtypes_read(given)) > 1:
+        raise DtypeError(
+            f"{name}: expected tensors of one dtype; got {', '.join(sorted(map(str, read)))}; "
+            "convert them with .to(dtype)"
+        )
+
+
+def dtypes_read(tensors: Sequence[Tensor]) -> set[np.dtype]:
+    """The dtypes in which a product reads the tensors: `autocast` lowers float32."""
+    lower = modes.thread.mode.lower or backend.float32
+    return {lower if t.data.dtype == backend.float32 else t.data.dtype for t in tensors}
 
 
 def _settled(inputs: Sequence[Any], floating: bool) -> bool:

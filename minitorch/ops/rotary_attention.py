@@ -9,7 +9,8 @@ keys that are not turned.
 
 from typing import Any
 
-from minitorch.errors import DtypeError, ShapeError
+from minitorch import modes
+from minitorch.errors import ShapeError
 from minitorch.kernels.reference.attention import join_heads
 from minitorch.ops.attention import EVERYTHING, Window, _attention_reference, _options
 from minitorch.ops.definition import _kernel
@@ -17,6 +18,7 @@ from minitorch.ops.fused import apply_rotary_emb, linear
 from minitorch.ops.heads import by_head, gradients_of_tables, room
 from minitorch.ops.joining import cat
 from minitorch.ops.primitive import fused
+from minitorch.ops.promotion import check_one_dtype
 from minitorch.ops.samples import real, sample
 from minitorch.tape import apply
 from minitorch.tensor import Tensor
@@ -218,7 +220,7 @@ def _self_backward(
     grad: Any, x: Any, q: Any, k: Any, v: Any, q_bias: Any, k_bias: Any, cos: Any, sin: Any,
     queries: Any, keys: Any, values: Any, attended: Any, log_normaliser: Any, heads: int,
     kv_heads: int, interleaved: bool, causal: bool, scale: float | None, window: Window,
-    softcap: float, lower_right: bool, needs: Any, arrived: Any,
+    softcap: float, lower_right: bool, needs: Any, wide: Any, arrived: Any,
 ) -> Any:  # fmt: skip
     tables = needs[7] or needs[8]
     given = _projections(x, (q, k), (q_bias, k_bias), (heads, kv_heads)) if tables else None
@@ -230,8 +232,9 @@ def _self_backward(
     dx, dweights, dbiases = arrived, [], []
     for i, (part, weight) in enumerate(zip(parts, (q, k, v), strict=True)):
         dx, dweight, dbias = _kernel("linear_backward")(
-            join_heads(part), x, weight, needs=(needs[0], needs[1 + i], needs[4 + i]), residual=dx
-        )
+            join_heads(part), x, weight, residual=dx,
+            needs=(needs[0], needs[1 + i], needs[4 + i]), wide=(wide[0], wide[1 + i], wide[4 + i]),
+        )  # fmt: skip
         dweights.append(dweight)
         dbiases.append(dbias)
     return dx, *dweights, *dbiases, *of_tables
@@ -253,6 +256,7 @@ _rotary_self_attention = fused(
     kernel="scaled_dot_product_attention",
     reference=_self_reference,
     backward=_self_backward,
+    autocast="lower",
     inputs=("x", "q", "k", "v", "q_bias", "k_bias", "v_bias", "cos", "sin"),
     extras=_KEPT,
     formula=r"\operatorname{softmax}(\lambda \, R W_q x (R W_k x)^\top) W_v x",
@@ -302,11 +306,7 @@ def rotary_self_attention(
     name = "rotary_self_attention"
     (q, q_bias), (k, k_bias), (v, v_bias) = query, key, value
     inputs = [x, q, k, v, q_bias, k_bias, v_bias, cos, sin]
-    if any(part is not None and part.dtype != x.dtype for part in inputs):
-        raise DtypeError(
-            f"{name}: expected tensors of one dtype; got "
-            f"{[None if part is None else str(part.dtype) for part in inputs]}"
-        )
+    check_one_dtype(name, inputs)
     heads, kv_heads = max(num_heads, 1), max(num_kv_heads, 1)
     sound = x.ndim == 3 and q.ndim == k.ndim == v.ndim == cos.ndim == 2
     if not sound or not (
@@ -329,4 +329,7 @@ def rotary_self_attention(
         )
     counts = num_heads, num_kv_heads
     meta = _meta(name, *counts, interleaved, is_causal, scale, window_size, softcap)
+    if modes.thread.mode.scaled:
+        parts = [linear(x, *pair, scaled=True) for pair in (query, key, value)]
+        return apply(_rotary_attention, [*parts, cos, sin], meta)
     return apply(_rotary_self_attention, inputs, meta)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import modes, nn
+from minitorch import nn
 from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
@@ -114,7 +114,7 @@ class Attention(nn.Module):
             "window_size": (-1 if config.window is None else config.window - 1, -1),
             "softcap": config.softcap,
         }
-        if modes.thread.mode.lower is None and all(type(layer) is nn.Linear for layer in layers):
+        if all(type(layer) is nn.Linear for layer in layers):
             q, k, v = ((layer.weight, layer.bias) for layer in layers)
             cos, sin = rotary.step(x.dtype, context)
             return F.rotary_self_attention(x, q, k, v, cos, sin, *heads, **options)

@@ -240,6 +240,18 @@ def test_logarithmic_scaling_is_nothing_up_to_the_trained_length():
     assert np.abs(whole - attended(plain, 9))[:, 6:].min() > 1e-9
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_heads_are_one_operation_in_mixed_precision_unless_of_8_bits(dtype):
+    config = AttentionConfig(
+        hidden_size=8, num_heads=2, num_kv_heads=2, head_dim=4, rotary=Rotary(4, 100.0, None, 16)
+    )
+    layer = Attention(config, np.dtype(np.float32), mt.Generator(0))
+    with mt.autocast(dtype):
+        out = layer(mt.randn(2, 3, 8), place(3, None, np.empty((1, 0), int), None, "cpu"))
+    heads = out._node.edges[0].name
+    assert heads == ("rotary_attention" if dtype == "float8" else "rotary_self_attention")
+
+
 def test_sinusoids():
     table = sinusoids(5, 6)
     assert table.shape == (5, 6)

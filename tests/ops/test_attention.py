@@ -233,6 +233,8 @@ def test_rotary_self_attention_is_of_one_dtype():
     x, *parts = (mt.ones(*s) for s in ROTARY_SELF)
     with pytest.raises(DtypeError, match="rotary_self_attention: expected tensors of one dtype"):
         rotary_self(x.to(mt.float64), *parts)
+    with mt.autocast(), pytest.raises(DtypeError, match="got bfloat16, float64; convert them"):
+        rotary_self(x.to(mt.float64), *parts)
 
 
 def test_rotary_self_attention_adds_what_came_by_other_paths():

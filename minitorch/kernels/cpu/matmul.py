@@ -130,6 +130,7 @@ def weight_gradient(
     grad: (rows, out); x: (rows, in), or None where weight is.
     """
     if weight is not None:
+        assert x is not None
         write_product(grad.T, x, weight, row_sums=bias, accumulate=accumulate)
     elif bias is not None:
         write_product(np.ones((1, len(grad)), grad.dtype), grad, bias[None])
