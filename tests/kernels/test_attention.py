@@ -289,27 +289,75 @@ def test_scores_of_tens_of_thousands(instruction_set, dtype):
 
 
 @pytest.mark.parametrize(
-    ("of_query", "of_key", "of_value"), [(34, -34, 0), (-34, 34, 0), (0, 0, 34), (0, 0, -34)]
+    ("of_query", "of_key", "of_value", "of_grad"),
+    [
+        (34, -34, 0, 0),
+        (-34, 34, 0, 0),
+        (0, 0, 34, 0),
+        (0, 0, -34, 0),
+        (0, 0, 0, 34),
+        (0, 0, 0, -34),
+    ],
 )
-def test_numbers_of_all_sizes(instruction_set, of_query, of_key, of_value):
+def test_numbers_of_all_sizes(instruction_set, of_query, of_key, of_value, of_grad):
     """Also of those that tile registers cannot multiply, in one head of two."""
     rng = np.random.default_rng(0)
-    query, key, value = rng.standard_normal((3, 1, 2, 170, 40)).astype(np.float32)
-    for x, power in ((query, of_query), (key, of_key), (value, of_value)):
+    query, key, value, grad = rng.standard_normal((4, 1, 2, 170, 40)).astype(np.float32)
+    for x, power in ((query, of_query), (key, of_key), (value, of_value), (grad, of_grad)):
         x[:, 1] *= np.float32(10.0**power)
-    expected, _ = reference.scaled_dot_product_attention(
-        *map(wide, (query, key, value)), causal=True
+    inputs = [query, key, value, None, None]
+    exact = [wide(x) for x in inputs]
+    expected, exact_lse = reference.scaled_dot_product_attention(*exact, causal=True)
+    found, lse = compiled("scaled_dot_product_attention")(*inputs, causal=True)
+    gradients = reference.scaled_dot_product_attention_backward(
+        wide(grad), *exact, expected, exact_lse, causal=True
     )
-    found, _ = compiled("scaled_dot_product_attention")(query, key, value, causal=True)
-    for head in range(2):
-        bound = TOLERANCE["float32"] * np.abs(expected[:, head]).max()
-        np.testing.assert_allclose(wide(found[:, head]), expected[:, head], rtol=0, atol=bound)
+    ours = compiled("scaled_dot_product_attention_backward")(grad, *inputs, found, lse, causal=True)
+    for one, other in zip((found, *ours[:3]), (expected, *gradients[:3]), strict=True):
+        for head in range(2):
+            bound = TOLERANCE["float32"] * np.abs(other[:, head]).max()
+            np.testing.assert_allclose(wide(one[:, head]), other[:, head], rtol=0, atol=bound)
 
 
+def test_all_digits_of_float32(instruction_set):
+    """Two pieces of three would leave errors of 1e-5."""
+    query, key, value, grad = np.random.default_rng(0).standard_normal((4, 1, 2, 300, 64))
+    inputs = [*(x.astype(np.float32) for x in (query, key, value)), None, None]
+    exact, grad = [wide(x) for x in inputs], grad.astype(np.float32)
+    expected, lse = reference.scaled_dot_product_attention(*exact)
+    gradients = reference.scaled_dot_product_attention_backward(wide(grad), *exact, expected, lse)
+    found, found_lse = compiled("scaled_dot_product_attention")(*inputs)
+    ours = compiled("scaled_dot_product_attention_backward")(grad, *inputs, found, found_lse)
+    for one, other in zip((found, *ours[:3]), (expected, *gradients[:3]), strict=True):
+        assert np.linalg.norm(one - other) < 1e-6 * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", ["query", "key", "value", "grad"])
+def test_gradients_of_what_is_no_number(instruction_set, which, bad):
+    """It reaches what it is multiplied with, in its own head alone."""
+    names = ["query", "key", "value", "grad"]
+    inputs = dict(
+        zip(names, np.random.default_rng(0).standard_normal((4, 1, 2, 140, 33)), strict=True)
+    )
+    inputs[which][0, 1, 139, 5] = bad
+    *inputs, grad = (x.astype(np.float32) for x in inputs.values())
+    inputs += [None, None]
+    with np.errstate(invalid="ignore"):
+        out, lse = compiled("scaled_dot_product_attention")(*inputs, causal=True)
+        ours = compiled("scaled_dot_product_attention_backward")(
+            grad, *inputs, out, lse, causal=True
+        )
+    for x in ours[:3]:
+        assert np.isfinite(x[:, 0]).all()
+    assert not all(np.isfinite(x[:, 1]).all() for x in ours[:3])
+
+
+@pytest.mark.parametrize("time", [70, 140])
 @pytest.mark.parametrize("dtype", sorted(TOLERANCE))
-def test_a_query_that_sees_one_key_gives_its_scores_no_gradient(instruction_set, dtype):
+def test_a_query_that_sees_one_key_gives_its_scores_no_gradient(instruction_set, dtype, time):
     kind = np.dtype(getattr(mt, dtype))
-    q, k, v, grad = np.random.default_rng(0).standard_normal((4, 1, 2, 70, 33)).astype(kind)
+    q, k, v, grad = np.random.default_rng(0).standard_normal((4, 1, 2, time, 33)).astype(kind)
     inputs, options = [q, k, v, None, None], {"window": (0, 0)}
     out, lse = compiled("scaled_dot_product_attention")(*inputs, **options)
     np.testing.assert_array_equal(out, v)

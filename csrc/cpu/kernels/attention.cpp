@@ -220,9 +220,9 @@ static void backward(const Problem<T>& p, const Array& grad, const Array& out, c
         const Head<T> to_k = p.template keys_of<T>(dk, one, key_head);
         const Head<T> to_v = p.template keys_of<T>(dv, one, key_head);
         if constexpr (tiles)
-            backward_group_in_tiles(s, k, v, to_k, to_v, group, head);
-        else
-            backward_group<T>(s, k, v, to_k, to_v, group, head);
+            if (fit_in_tiles(s, k, v, group, head))
+                return backward_group_in_tiles<T>(s, k, v, to_k, to_v, group, head);
+        backward_group<T>(s, k, v, to_k, to_v, group, head);
     };
     // What adds to the same gradient of a bias is one thread's, in order.
     const bool share_batch = dbias && dbias.strides[0] == 0;
@@ -273,6 +273,13 @@ static void dispatch(Dtype dtype, const Run& run) {
         fail("attention: expected float32, float64 or bfloat16");
 }
 
+// Whether products with these keys are made in tile registers.
+template <typename T>
+static bool in_tiles(const Array& keys) {
+    return tile_registers_serve() &&
+           (__is_same(T, bfloat16) || keys.shape[2] >= kLeastKeysInPieces);
+}
+
 // query (batch, heads, time_q, dim), key (batch, kv_heads, time_k, dim), value, bias (batch, heads,
 // time_q, time_k) or None, sinks (heads,) or None, starts of the queries and of the keys of
 // sequences that share a time (batch is 1, there is no bias) or None twice, out, lse (batch, heads,
@@ -285,8 +292,7 @@ KERNEL(attention) {
         const Problem<T> problem{arrays[0], arrays[1], arrays[2], arrays[3],
                                  arrays[4], arrays[5], arrays[6], numbers};
         if constexpr (kTiledAttention && !__is_same(T, double))
-            if (tile_registers_serve() &&
-                (__is_same(T, bfloat16) || problem.k.shape[2] >= kLeastKeysInPieces))
+            if (in_tiles<T>(arrays[1]))
                 return Forward<T, true>{problem, arrays[7], arrays[8]}.run();
         Forward<T, false>{problem, arrays[7], arrays[8]}.run();
     });
@@ -305,8 +311,8 @@ KERNEL(attention_backward) {
             backward<T, tiles>(problem, arrays[7], arrays[8], arrays[9], arrays[10], arrays[11],
                                arrays[12], arrays[13], arrays[14]);
         };
-        if constexpr (kTiledAttention && __is_same(T, bfloat16))
-            if (tile_registers_serve()) return run(std::true_type());
+        if constexpr (kTiledAttention && !__is_same(T, double))
+            if (in_tiles<T>(arrays[1])) return run(std::true_type());
         run(std::false_type());
     });
 }

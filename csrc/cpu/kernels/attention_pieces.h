@@ -35,8 +35,10 @@ struct KeysInPieces {
     bool fit(const Scores<float>& s, float queries, long begin, long end) const {
         const long steps = ceil_div(s.dim, kTileDepth), value_steps = ceil_div(s.time_k, kTileDepth);
         bool fit = true;
-        for (long key = begin; key < end; key += kTileRows)
-            fit &= fits_in_pieces(magnitude_of(keys + key / kTileRows * panel(s.dim), steps), queries);
+        for (long key = begin; key < end; key += kTileRows) {
+            const float* panel = keys + key / kTileRows * KeysInPieces::panel(s.dim);
+            fit &= scores_fit_in_pieces(magnitude_of(panel, steps), queries);
+        }
         for (long i = 0; i < s.value_dim; i += kTileRows)
             fit &= fits_in_pieces(
                 magnitude_of(values + i / kTileRows * panel(s.time_k), value_steps), 1);
@@ -64,7 +66,7 @@ inline void take_pieces(OnlineSoftmax<float>& softmax, float* block, long keys, 
                 return p;
             };
             const Vector<float> first = weigh(i);
-            store_pieces(Split(first), Split(weigh(i + 1)), to + h * lanes);
+            store_pairs(Split(first), Split(weigh(i + 1)), to + h * lanes);
         }
     }
     softmax.add(added, shrink);

@@ -38,6 +38,12 @@ inline bool fits_in_pieces(float a, float b) {
     return a >= least && b >= least && a * b >= least_product && a * b <= most;
 }
 
+// The same, where products matter beside 1, as scores do.
+inline bool scores_fit_in_pieces(float a, float b) {
+    const auto at_least_1 = [](float x) { return x < 1 ? 1 : x; };  // NaN stays
+    return fits_in_pieces(at_least_1(a), at_least_1(b));
+}
+
 // The three pieces' bits; those below the first 16 are 0, or beyond what a number too small has.
 struct Split {
     Vector<uint32_t> piece[kPieces];
@@ -52,8 +58,21 @@ struct Split {
     }
 };
 
-// Pairs of numbers, piece by piece, in the panels of these.
-inline void store_pieces(const Split& first, const Split& second, float* to) {
+// Consecutive numbers of a row of A, piece by piece, in the panels of these.
+inline void store_row(const Split& first, const Split& second, float* to) {
+    typedef uint16_t Halves __attribute__((vector_size(MT_VECTOR_BYTES)));
+    constexpr int count = 2 * Lanes<float>::count;
+#pragma GCC unroll 3
+    for (long i = 0; i < kPieces; ++i)
+        store(to + i * kTileStep,
+              [&]<int... j>(std::integer_sequence<int, j...>) __attribute__((always_inline)) {
+                  return (Vector<float>)__builtin_shufflevector(
+                      (Halves)first.piece[i], (Halves)second.piece[i], (2 * j + 1)...);
+              }(std::make_integer_sequence<int, count>()));
+}
+
+// And pairs of two rows of B.
+inline void store_pairs(const Split& first, const Split& second, float* to) {
 #pragma GCC unroll 3
     for (long i = 0; i < kPieces; ++i)
         store(to + i * kTileStep,
@@ -78,20 +97,12 @@ struct Magnitude {
 // One step of a panel of A: `from` holds its (32 rows, 32) next to each other along the depth.
 inline void split_rows(const float* from, long stride, float* to, Magnitude& magnitude) {
     constexpr long lanes = Lanes<float>::count, step_pairs = kTileDepth / 2;
-    typedef uint16_t Halves __attribute__((vector_size(MT_VECTOR_BYTES)));
     for (long r = 0; r < kTileRows; ++r, from += stride)
         for (long p = 0; p < step_pairs; p += lanes) {
             const Vector<float> low = load(from + 2 * p), high = load(from + 2 * p + lanes);
             magnitude.add(low);
             magnitude.add(high);
-            const Split a(low), b(high);
-#pragma GCC unroll 3
-            for (long i = 0; i < kPieces; ++i)
-                store(to + i * kTileStep + r * step_pairs + p,
-                      [&]<int... j>(std::integer_sequence<int, j...>) __attribute__((always_inline)) {
-                          return (Vector<float>)__builtin_shufflevector(
-                              (Halves)a.piece[i], (Halves)b.piece[i], (2 * j + 1)...);
-                      }(std::make_integer_sequence<int, 2 * lanes>()));
+            store_row(Split(low), Split(high), to + r * step_pairs + p);
         }
 }
 
@@ -103,7 +114,7 @@ inline void split_columns(const float* from, long stride, float* to, Magnitude& 
             const Vector<float> first = load(from + j), second = load(from + stride + j);
             magnitude.add(first);
             magnitude.add(second);
-            store_pieces(Split(first), Split(second), to);
+            store_pairs(Split(first), Split(second), to);
         }
 }
 
