@@ -83,6 +83,12 @@ inline void store_pairs(const Split& first, const Split& second, float* to) {
 struct Magnitude {
     Vector<int32_t> bits{};
 
+    static Magnitude at(const float* from) {
+        Magnitude out;
+        __builtin_memcpy(&out.bits, from, sizeof out.bits);
+        return out;
+    }
+    void write(float* to) const { __builtin_memcpy(to, &bits, sizeof bits); }
     void add(Vector<float> x) {
         const auto here = (Vector<int32_t>)((Vector<uint32_t>)x & 0x7fffffffu);
         bits = here > bits ? here : bits;
@@ -128,33 +134,38 @@ inline void fetch_step(Matrix<const float> from, long width, long depth) {
         for (long j = 0; j < length; j += floats) __builtin_prefetch(from.data + i * stride + j);
 }
 
-// Panels of A (rows, depth), or with `columns` of B, then `from` is Bᵀ: with zeros where it ends.
+// Panels of A (rows, depth), or with `columns` of B, then `from` is Bᵀ: with zeros where it ends. Where
+// numbers of one depth lie next to each other, a step of all panels is read before the next, so that more
+// than a line or two of memory comes from each place.
 template <bool columns>
 void pack_pieces(Matrix<const float> from, long count, long depth, float* to) {
-    const long panel = ceil_div(depth, kTileDepth) * kPiecesStep;
-    const auto width_at = [=](long i) { return count - i < kTileRows ? count - i : kTileRows; };
-    const auto depth_at = [=](long p) { return depth - p < kTileDepth ? depth - p : kTileDepth; };
-    const auto part = [=](long i, long p) {
-        return Matrix<const float>{from.at(i, p), from.row, from.column};
+    const long panels = ceil_div(count, kTileRows), steps = ceil_div(depth, kTileDepth);
+    const long size = steps * kPiecesStep + kMagnitude;
+    const bool across = from.row == 1;
+    const auto magnitude_at = [=](long panel) { return to + panel * size + steps * kPiecesStep; };
+    const auto width_at = [=](long panel) {
+        const long rest = count - panel * kTileRows;
+        return rest < kTileRows ? rest : kTileRows;
     };
-    for (long i = 0; i < count; i += kTileRows, to += panel + kMagnitude) {
-        Magnitude magnitude;
-        for (long p = 0; p < depth; p += kTileDepth) {
-            if (p + kTileDepth < depth)
-                fetch_step(part(i, p + kTileDepth), width_at(i), depth_at(p + kTileDepth));
-            else if (i + kTileRows < count)
-                fetch_step(part(i + kTileRows, 0), width_at(i + kTileRows), depth_at(0));
-            const long width = width_at(i), deep = depth_at(p);
-            const Matrix<const float> here = part(i, p);
-            float* const step = to + p / kTileDepth * kPiecesStep;
-            const auto split = [&](const float* block, long stride) {
-                columns ? split_columns(block, stride, step, magnitude)
-                        : split_rows(block, stride, step, magnitude);
-            };
-            if ((columns ? from.row : from.column) == 1 && width == kTileRows && deep == kTileDepth) {
-                split(here.data, columns ? from.column : from.row);
-                continue;
-            }
+    const auto depth_at = [=](long step) {
+        const long rest = depth - step * kTileDepth;
+        return rest < kTileDepth ? rest : kTileDepth;
+    };
+    const auto part = [=](long panel, long step) {
+        return Matrix<const float>{from.at(panel * kTileRows, step * kTileDepth), from.row, from.column};
+    };
+    const auto pack_step = [&](long panel, long step) {
+        const long width = width_at(panel), deep = depth_at(step);
+        const Matrix<const float> here = part(panel, step);
+        Magnitude magnitude = Magnitude::at(magnitude_at(panel));
+        const auto split = [&](const float* block, long stride) {
+            float* const place = to + panel * size + step * kPiecesStep;
+            columns ? split_columns(block, stride, place, magnitude)
+                    : split_rows(block, stride, place, magnitude);
+        };
+        if ((columns ? from.row : from.column) == 1 && width == kTileRows && deep == kTileDepth) {
+            split(here.data, columns ? from.column : from.row);
+        } else {
             alignas(64) float block[kTileDepth * kTileRows];
             const long there = columns ? deep : width;
             if constexpr (columns)
@@ -165,8 +176,18 @@ void pack_pieces(Matrix<const float> from, long count, long depth, float* to) {
                              sizeof(float) * (kTileRows - there) * kTileRows);
             split(block, kTileRows);
         }
-        to[panel] = magnitude.largest();
+        magnitude.write(magnitude_at(panel));
+    };
+    for (long panel = 0; panel < panels; ++panel) Magnitude().write(magnitude_at(panel));
+    for (long i = 0; i < panels * steps; ++i) {
+        const auto place = [=](long n) { return across ? n % panels : n / steps; };
+        const auto step = [=](long n) { return across ? n / panels : n % steps; };
+        if (const long next = i + 1; next < panels * steps)
+            fetch_step(part(place(next), step(next)), width_at(place(next)), depth_at(step(next)));
+        pack_step(place(i), step(i));
     }
+    for (long panel = 0; panel < panels; ++panel)
+        *magnitude_at(panel) = Magnitude::at(magnitude_at(panel)).largest();
 }
 
 // Of a panel in pieces, so many steps long.
@@ -177,8 +198,9 @@ inline float magnitude_of(const float* panel, long steps) {
 #if defined(__AMX_BF16__)
 
 // The product of panels in pieces, in `to` (32, 32). Only the first 16 * down rows and 16 * across
-// columns are computed. Of the six products of a step each has an operand in common with the one before;
-// what comes two steps later is asked for between them.
+// columns are computed. Of the six products of a step each has an operand in common with the one before.
+// What comes a step and a quarter later is asked for between them: two steps were a tenth slower while
+// others shared the core, and none at all took nearly twice as long.
 template <long down, long across>
 [[gnu::noinline]] void multiply_pieces(long steps, const float* a, const float* b, float* to) {
     constexpr long line = 64, row = 2 * line, half = kTileStep / 2, floats = line / sizeof(float);
@@ -188,8 +210,8 @@ template <long down, long across>
     if constexpr (down == 2) _tile_zero(2);
     if constexpr (down == 2 && across == 2) _tile_zero(3);
     for (; steps > 0; --steps, a += kPiecesStep, b += kPiecesStep) {
-        const float* next_a = a + 2 * kPiecesStep;
-        const float* next_b = b + 2 * kPiecesStep;
+        const float* next_a = a + kPiecesStep + kPiecesStep / 4;
+        const float* next_b = b + kPiecesStep + kPiecesStep / 4;
         const auto fetch = [&] __attribute__((always_inline)) {
 #pragma GCC unroll 4
             for (long i = 0; i < 4; ++i, next_a += floats, next_b += floats) {
