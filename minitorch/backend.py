@@ -1,9 +1,9 @@
 """Where arrays live, which dtypes they have, and what two dtypes become when they meet.
 
 A tensor's data is a NumPy array (device "cpu"), a CuPy array (device "cuda"), or an array of the
-emulated GPU (device "simt"). Dtypes are NumPy's
-own objects; bfloat16 comes from ml_dtypes. Float16 and bfloat16 are storage formats: arithmetic on
-them runs in float32 and is rounded once, at the end (`half_precision`).
+emulated GPU (device "simt"). Dtypes are NumPy's own objects; bfloat16 comes from ml_dtypes. Float16
+and bfloat16 are storage formats: arithmetic on them runs in float32 and is rounded once, at the end
+(`half_precision`).
 
 Promotion is PyTorch's, not NumPy's (c10/core/ScalarType.h and TensorIterator's result_type):
 
@@ -95,6 +95,11 @@ def is_float(dtype: np.dtype) -> _pybool:
 def half_precision(dtype: np.dtype) -> _pybool:
     """Whether arithmetic on dtype runs in float32 and is rounded at the end."""
     return dtype.itemsize == 2 and dtype in (bfloat16, float16)
+
+
+def compute_dtype(dtype: np.dtype) -> np.dtype:
+    """What kernels compute in, given arrays of this dtype: float32, but float64 in float64."""
+    return float64 if dtype == float64 else float32
 
 
 def _category(dtype: np.dtype) -> int:

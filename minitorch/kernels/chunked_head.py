@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import float32, float64
+from minitorch.backend import compute_dtype
 from minitorch.kernels.reference import linear_cross_entropy as reference
 from minitorch.kernels.reference.linear_cross_entropy import Gradients
 
@@ -145,7 +145,7 @@ class Head:
         needs: tuple[bool, bool, bool],
     ):
         self.device = device
-        self.wide = float64 if x.dtype == float64 else float32
+        self.wide = compute_dtype(x.dtype)
         self.dtype, self.bias = x.dtype, bias
         self.x, self.weight = (
             a if lower is None else device.cast(a, dtype=lower) for a in (x, weight)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16, compute_dtype
 from minitorch.kernels.cpu.arrays import FLOATS, integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import attention as reference
@@ -39,7 +39,7 @@ def scaled_dot_product_attention(
     q, k, v = (_four(x) for x in (query, key, value))
     batch, heads, time, _ = q.shape
     out = _by_time((batch, heads, time, v.shape[3]), q.dtype)
-    lse = np.empty((batch, heads, time), _compute(q.dtype))
+    lse = np.empty((batch, heads, time), compute_dtype(q.dtype))
     bias, sinks = _bias(mask, query, key), _sinks(sinks, q.dtype)
     extension.attention(q, k, v, bias, sinks, None, None, out, lse, *kernel_numbers(q, **options))
     return out.reshape(*query.shape[:-1], v.shape[3]), lse.reshape(query.shape[:-1])
@@ -108,7 +108,7 @@ def varlen_attention(
     if not _takes(query, key, value):
         return reference.varlen_attention(query, key, value, sinks, starts_q, starts_k, **options)
     out = np.empty((*query.shape[:2], value.shape[2]), query.dtype)
-    lse = np.empty((1, query.shape[1], query.shape[0]), _compute(query.dtype))
+    lse = np.empty((1, query.shape[1], query.shape[0]), compute_dtype(query.dtype))
     q, k, v, o = (_one_batch(x) for x in (query, key, value, out))
     extension.attention(
         *(q, k, v, None, _sinks(sinks, q.dtype), integers(starts_q), integers(starts_k), o, lse),
@@ -225,12 +225,8 @@ def _by_time(shape: tuple[int, ...], dtype: np.dtype) -> Array:
     return np.empty((batch, time, heads, dim), dtype).transpose(0, 2, 1, 3)
 
 
-def _compute(dtype: np.dtype) -> np.dtype:
-    return float64 if dtype == float64 else float32
-
-
 def _sinks(sinks: Array | None, dtype: np.dtype) -> Array | None:
-    return None if sinks is None else sinks.astype(_compute(dtype), copy=False)
+    return None if sinks is None else sinks.astype(compute_dtype(dtype), copy=False)
 
 
 def _over_sequences(dsinks: Array | None, sinks: Array | None) -> Array | None:
@@ -244,7 +240,7 @@ def _bias(mask: Array | None, query: Array, key: Array) -> Any:
     """The mask as what is added to the scores, broadcast to (batch, heads, time_q, time_k)."""
     if mask is None:
         return None
-    dtype = _compute(query.dtype)
+    dtype = compute_dtype(query.dtype)
     if mask.dtype == bool:
         mask = np.where(mask, dtype.type(0), dtype.type(-np.inf))
     return _spread(mask.astype(dtype, copy=False), (*query.shape[:-1], key.shape[-2]))

@@ -1,11 +1,9 @@
 """Cross-entropy with class indices (csrc/cpu/kernels/cross_entropy.h)."""
 
-from typing import Any
-
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels.cpu.arrays import FLOATS, integers
+from minitorch.backend import bfloat16, compute_dtype, float32
+from minitorch.kernels.cpu.arrays import fit, integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import cross_entropy as reference
 from minitorch.kernels.reference.cross_entropy import kept_classes
@@ -25,7 +23,7 @@ def cross_entropy(
     reduction: str = "mean",
 ) -> tuple[Array, Array]:
     """The reference's, in one reading of each row; logsumexp in float32 for bfloat16 logits."""
-    if not _takes(logits):
+    if not fit(logits):
         return reference.cross_entropy(
             logits,
             target,
@@ -34,7 +32,7 @@ def cross_entropy(
             z_loss=z_loss,
             reduction=reduction,
         )
-    loss, log_normaliser = np.empty((2, len(logits)), _wide(logits))
+    loss, log_normaliser = np.empty((2, len(logits)), compute_dtype(logits.dtype))
     total = None if reduction == "none" else np.empty(1, loss.dtype)
     try:
         extension.cross_entropy(
@@ -73,7 +71,7 @@ def cross_entropy_backward(
     out may be of bfloat16 where the logits are float32, and lie in their memory, each row beginning
     where its logits begin.
     """
-    if not _takes(logits) or (out is not None and not _fits(out, logits)):
+    if not fit(logits) or (out is not None and not _fits(out, logits)):
         return reference.cross_entropy_backward(
             grad,
             logits,
@@ -85,7 +83,7 @@ def cross_entropy_backward(
             reduction=reduction,
             out=out,
         )
-    wide = _wide(logits)
+    wide = compute_dtype(logits.dtype)
     if out is None:
         out = np.empty(logits.shape, logits.dtype)
     extension.cross_entropy_backward(
@@ -100,15 +98,6 @@ def cross_entropy_backward(
         reduction == "mean",
     )
     return out
-
-
-def _takes(logits: Array) -> bool:
-    return logits.dtype in FLOATS and logits.size > 0
-
-
-def _wide(logits: Array) -> Any:
-    """What the kernel computes in."""
-    return float64 if logits.dtype == float64 else float32
 
 
 def _fits(out: Array, logits: Array) -> bool:

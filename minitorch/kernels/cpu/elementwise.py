@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from minitorch.backend import bfloat16, float32, float64
+from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import activations, elementwise
 from minitorch.kernels.table import register
@@ -55,7 +56,7 @@ def _elementary(name: str) -> None:
 
     @register(name, "cpu", half=(bfloat16,))
     def function(x: np.ndarray) -> np.ndarray:
-        if x.dtype not in _DTYPES and x.dtype != bfloat16:
+        if x.dtype not in FLOATS:
             return fallback(x)
         x = np.asarray(x, order="C")
         out = np.empty(x.shape, x.dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16, compute_dtype, float32, float64
 from minitorch.kernels.cpu.arrays import contiguous, fit
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import latent as reference
@@ -110,5 +110,5 @@ def _of_latent(rows: tuple[int, ...], rank: int, dtype: np.dtype) -> tuple[Array
 
 
 def _tables(cos: Array, sin: Array, dtype: np.dtype) -> list[Array]:
-    compute = float64 if dtype == float64 else float32
+    compute = compute_dtype(dtype)
     return [np.ascontiguousarray(x, compute) for x in (cos, sin)]

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16, compute_dtype
 from minitorch.kernels.cpu.activations import gelu
 from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.extension import extension
@@ -168,7 +168,7 @@ def linear_backward(
         return reference.linear_backward(grad, x, weight, needs=needs, residual=residual)
     features, inner = weight.shape
     grad_rows, x_rows = grad.reshape(-1, features), x.reshape(-1, inner)
-    accumulator = float64 if x.dtype == float64 else float32
+    accumulator = compute_dtype(x.dtype)
     dtypes = [accumulator if may_be else x.dtype for may_be in wide]
     dx = None
     if needs[0]:

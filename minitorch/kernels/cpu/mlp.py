@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16, compute_dtype
 from minitorch.kernels.cpu.activations import (
     gelu,
     gelu_backward,
@@ -79,7 +79,7 @@ def mlp_backward(
         )
     f, gradient_and_value = _ACTIVATIONS[activation]
     grads, xs, pres = _rows(grad), _rows(x), _rows(np.ascontiguousarray(pre))
-    accumulator = float64 if x.dtype == float64 else float32
+    accumulator = compute_dtype(x.dtype)
     dx = np.empty(x.shape, accumulator if wide[0] else x.dtype) if needs[0] else None
     first = _WeightGradient(weight_1.shape, accumulator, needs[1:3]) if any(needs[1:3]) else None
     second = _WeightGradient(weight_2.shape, accumulator, needs[3:]) if any(needs[3:]) else None

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
-from minitorch.kernels.cpu.arrays import FLOATS, fit
+from minitorch.backend import bfloat16, compute_dtype, float32, float64
+from minitorch.kernels.cpu.arrays import fit
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import norms as reference
 from minitorch.kernels.table import register
@@ -21,7 +21,7 @@ def layer_norm(
     """The reference's."""
     if ndim == 1 and (done := extension.norm_as_it_is(x, weight, bias, eps, True)):
         return done
-    if not _takes(x):
+    if not fit(x):
         return reference.layer_norm(x, weight, bias, eps=eps, ndim=ndim)
     out, _, mean, rstd = _forward(extension.layer_norm, x, None, weight, bias, eps, ndim, True)
     return out, mean, rstd
@@ -32,7 +32,7 @@ def layer_norm_backward(
     grad: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, *, ndim: int = 1
 ) -> tuple[Array, Array, Array]:
     """The reference's; gradients of weights are of the dtype of the statistics."""
-    if not _takes(x):
+    if not fit(x):
         return reference.layer_norm_backward(grad, x, weight, mean, rstd, ndim=ndim)
     return _backward(extension.layer_norm_backward, grad, x, weight, mean, rstd, None, ndim)
 
@@ -44,7 +44,7 @@ def rms_norm(
     """The reference's."""
     if ndim == 1 and (done := extension.norm_as_it_is(x, weight, None, eps, False)):
         return done[0], done[2]
-    if not _takes(x):
+    if not fit(x):
         return reference.rms_norm(x, weight, eps=eps, ndim=ndim)
     out, _, _, rstd = _forward(extension.rms_norm, x, None, weight, None, eps, ndim, False)
     return out, rstd
@@ -55,7 +55,7 @@ def rms_norm_backward(
     grad: Array, x: Array, weight: Array | None, rstd: Array, *, ndim: int = 1
 ) -> tuple[Array, Array]:
     """The reference's; the gradient of the weight is of the dtype of rstd."""
-    if not _takes(x):
+    if not fit(x):
         return reference.rms_norm_backward(grad, x, weight, rstd, ndim=ndim)
     dx, dweight, _ = _backward(extension.rms_norm_backward, grad, x, weight, None, rstd, None, ndim)
     return dx, dweight
@@ -99,7 +99,7 @@ def add_layer_norm(
     ndim: int = 1,
 ) -> tuple[Array, Array, Array, Array]:
     """The reference's, in one visit of each row."""
-    if not _takes(x) or residual.dtype != x.dtype or residual.shape != x.shape:
+    if not fit(x) or residual.dtype != x.dtype or residual.shape != x.shape:
         return reference.add_layer_norm(x, residual, weight, bias, eps=eps, ndim=ndim)
     return _forward(extension.layer_norm, x, residual, weight, bias, eps, ndim, True)
 
@@ -116,7 +116,7 @@ def add_layer_norm_backward(
     ndim: int = 1,
 ) -> tuple[Array, Array, Array]:
     """The reference's."""
-    if not _takes(sum):
+    if not fit(sum):
         return reference.add_layer_norm_backward(grad, dsum, sum, weight, mean, rstd, ndim=ndim)
     return _backward(extension.layer_norm_backward, grad, sum, weight, mean, rstd, dsum, ndim)
 
@@ -126,7 +126,7 @@ def add_rms_norm(
     x: Array, residual: Array, weight: Array | None, *, eps: float = 1e-6, ndim: int = 1
 ) -> tuple[Array, Array, Array]:
     """The reference's, in one visit of each row."""
-    if not _takes(x) or residual.dtype != x.dtype or residual.shape != x.shape:
+    if not fit(x) or residual.dtype != x.dtype or residual.shape != x.shape:
         return reference.add_rms_norm(x, residual, weight, eps=eps, ndim=ndim)
     out, sum, _, rstd = _forward(extension.rms_norm, x, residual, weight, None, eps, ndim, False)
     return out, sum, rstd
@@ -137,7 +137,7 @@ def add_rms_norm_backward(
     grad: Array, dsum: Array, sum: Array, weight: Array | None, rstd: Array, *, ndim: int = 1
 ) -> tuple[Array, Array]:
     """The reference's."""
-    if not _takes(sum):
+    if not fit(sum):
         return reference.add_rms_norm_backward(grad, dsum, sum, weight, rstd, ndim=ndim)
     dx, dweight, _ = _backward(
         extension.rms_norm_backward, grad, sum, weight, None, rstd, dsum, ndim
@@ -156,7 +156,7 @@ def _forward(
     centred: bool,
 ) -> tuple[Array, Any, Any, Array]:
     """out; x + residual, or None; mean, if centred; rstd."""
-    wide = _wide(x)
+    wide = compute_dtype(x.dtype)
     rows, leading = _rows(x, ndim), x.shape[: x.ndim - ndim]
     other = None if residual is None else _rows(residual, ndim)
     out, sum = np.empty_like(rows), None if residual is None else np.empty_like(rows)
@@ -180,7 +180,7 @@ def _backward(
     """Gradients for x, weight and, if there is a mean, bias."""
     if ndim == 1 and (done := extension.norm_backward_as_it_is(grad, x, weight, mean, rstd, dsum)):
         return done
-    wide, rows, features = _wide(x), _rows(x, ndim), x.shape[x.ndim - ndim :]
+    wide, rows, features = compute_dtype(x.dtype), _rows(x, ndim), x.shape[x.ndim - ndim :]
     dx, dweight = np.empty(x.shape, x.dtype), np.empty(features, wide)
     dbias = None if mean is None else np.empty(features, wide)
     kernel(
@@ -195,15 +195,6 @@ def _backward(
         dbias,
     )
     return dx, dweight, dbias
-
-
-def _takes(x: Array) -> bool:
-    return x.dtype in FLOATS and x.size > 0
-
-
-def _wide(x: Array) -> np.dtype:
-    """What the kernel computes in."""
-    return float64 if x.dtype == float64 else float32
 
 
 def _rows(x: Array, ndim: int) -> Array:

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
 from minitorch.kernels import sweep
-from minitorch.kernels.cpu.arrays import integers
+from minitorch.kernels.cpu.arrays import FLOATS, integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import optimizers as reference
 from minitorch.kernels.table import register
@@ -35,7 +34,7 @@ for _name in ("adamw_steps", "sgd_steps", "lion_steps", "follow"):
 @register("l2_norm", "cpu")
 def l2_norm(arrays: Sequence[Array]) -> Array:
     """The reference's, squares and sums in float64."""
-    if any(a.dtype not in (float32, float64, bfloat16) for a in arrays):
+    if any(a.dtype not in FLOATS for a in arrays):
         return reference.l2_norm(arrays)
     out = np.empty(1)
     extension.l2_norm([np.ascontiguousarray(a) for a in arrays], out)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minitorch.backend import bfloat16, float32, float64
+from minitorch.backend import bfloat16, compute_dtype
 from minitorch.kernels.cpu.arrays import FLOATS
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import rope as reference
@@ -24,7 +24,7 @@ def rope(
     """The reference's; x and out may have any strides but for the features."""
     if x.dtype not in FLOATS or x.ndim < 2 or not x.size or not _writable_in_rows(out, x):
         return reference.rope(x, cos, sin, interleaved=interleaved, inverse=inverse, out=out)
-    table = float64 if x.dtype == float64 else float32
+    table = compute_dtype(x.dtype)
     shape = (x.shape[-2], x.shape[-1] // 2)
     if x.shape[-1] % 2 or cos.shape != shape or sin.shape != shape:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import array_module, beside, float32, float64, int32, int64
+from minitorch.backend import array_module, beside, compute_dtype, float32, float64, int32, int64
 from minitorch.errors import ConfigError, ShapeError
 from minitorch.kernels.cuda.elementwise import cast
 from minitorch.kernels.cuda.extension import (
@@ -149,7 +149,7 @@ def scaled_dot_product_attention(
             reference.scaled_dot_product_attention, query, key, value, mask, sinks, **options
         )
     q, k, v = (_four(x) for x in (query, key, value))
-    out, lse = _by_time(q, v.shape[3]), empty(q, q.shape[:3], _compute(q))
+    out, lse = _by_time(q, v.shape[3]), empty(q, q.shape[:3], compute_dtype(q.dtype))
     bias, logits = _bias(mask, query, key), _sinks(sinks, q)
     _forward(q, k, v, bias, logits, None, None, out, lse, **options)
     return out.reshape(*query.shape[:-1], v.shape[3]), lse.reshape(query.shape[:-1])
@@ -191,7 +191,7 @@ def scaled_dot_product_attention_backward(
     lse = contiguous(log_normaliser).reshape(q.shape[:3])
     bias, dmask, dscores = _bias(mask, query, key), None, None
     if needs_mask and mask is not None:
-        dscores = empty(q, (*q.shape[:3], k.shape[2]), _compute(q))
+        dscores = empty(q, (*q.shape[:3], k.shape[2]), compute_dtype(q.dtype))
         dscores[...] = 0
     dsinks = _backward(
         *(q, k, v, bias, sinks, None, None, g, o, lse, dq, dk, dv, dscores),
@@ -246,7 +246,7 @@ def varlen_attention(
         arrays = query, key, value, sinks, starts_q, starts_k
         return _by_formula(reference.varlen_attention, *arrays, **options)
     out = empty(query, (*query.shape[:2], value.shape[2]))
-    lse = empty(query, (1, query.shape[1], query.shape[0]), _compute(query))
+    lse = empty(query, (1, query.shape[1], query.shape[0]), compute_dtype(query.dtype))
     q, k, v, o = (_one_batch(x) for x in (query, key, value, out))
     starts = _starts(starts_q, q), _starts(starts_k, q)
     _forward(q, k, v, None, _sinks(sinks, q), *starts, o, lse, **options)
@@ -465,10 +465,6 @@ def _by_time(x: Array, dim: int) -> Array:
     return empty(x, (batch, time, heads, dim)).transpose(0, 2, 1, 3)
 
 
-def _compute(x: Array) -> np.dtype:
-    return float64 if x.dtype == float64 else float32
-
-
 def _starts(starts: Array, query: Array) -> Array:
     return _integers(starts, query, int64)
 
@@ -481,7 +477,8 @@ def _integers(x: Array, query: Array, dtype: np.dtype) -> Array:
 
 
 def _sinks(sinks: Array | None, query: Array) -> Array | None:
-    return None if sinks is None else contiguous(sinks.astype(_compute(query), copy=False))
+    wide = compute_dtype(query.dtype)
+    return None if sinks is None else contiguous(sinks.astype(wide, copy=False))
 
 
 def _shared(
@@ -500,7 +497,7 @@ def _shared(
     Beside so large a number the log-normaliser has no digits for how many they are: the kernels
     find probabilities of 1, and these are in all that follows beside a factor of grad.
     """
-    xp, dtype = array_module(query), _compute(query)
+    xp, dtype = array_module(query), compute_dtype(query.dtype)
     rows = xp.broadcast_to(mask.astype(dtype, copy=False), (*mask.shape[:-1], key.shape[-2]))
     seen = visible(query.shape[-2], key.shape[-2], causal, window, lower_right)
     if seen is not None:
@@ -515,7 +512,7 @@ def _bias(mask: Array | None, query: Array, key: Array) -> Array | None:
     """The mask as what is added to the scores, broadcast to (batch, heads, time_q, time_k)."""
     if mask is None:
         return None
-    xp, dtype = array_module(query), _compute(query)
+    xp, dtype = array_module(query), compute_dtype(query.dtype)
     if mask.dtype == bool:
         mask = xp.where(mask, dtype.type(0), dtype.type(-np.inf))
     else:  # kernels multiply by log2 e, and what is finite stays so

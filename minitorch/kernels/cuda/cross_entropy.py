@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import float32, float64
+from minitorch.backend import compute_dtype
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
 from minitorch.kernels.reference import cross_entropy as reference
 
@@ -34,7 +34,8 @@ def cross_entropy(
             z_loss=z_loss,
             reduction=reduction,
         )
-    losses, log_normaliser = (empty(logits, (len(logits),), _wide(logits)) for _ in range(2))
+    wide = compute_dtype(logits.dtype)
+    losses, log_normaliser = (empty(logits, (len(logits),), wide) for _ in range(2))
     total = None if reduction == "none" else empty(logits, ())
     call(
         "cross_entropy",
@@ -77,7 +78,7 @@ def cross_entropy_backward(
             reduction=reduction,
             out=out,
         )
-    wide = _wide(logits)
+    wide = compute_dtype(logits.dtype)
     fits = out is not None and out.dtype == logits.dtype and out.flags.c_contiguous
     into = out if fits else empty(logits)
     call(
@@ -100,11 +101,6 @@ def cross_entropy_backward(
 
 def _takes(logits: Array) -> bool:
     return logits.dtype in FLOATS and logits.size > 0
-
-
-def _wide(logits: Array) -> Any:
-    """What the kernel computes in."""
-    return float64 if logits.dtype == float64 else float32
 
 
 def _classes(logits: Array, target: Array, ignore_index: int) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch.backend import array_module, beside, float32, float64
+from minitorch.backend import array_module, beside, compute_dtype, float32, float64
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
 from minitorch.kernels.cuda.ladder import parts, pick
 from minitorch.kernels.cuda.scaled_mm import as_scaled
@@ -136,7 +136,7 @@ def column_sums(x: Array) -> Array:
     if not x.size:
         out[...] = 0
         return out
-    space = empty(x, (pieces, columns), float64 if x.dtype == float64 else float32)
+    space = empty(x, (pieces, columns), compute_dtype(x.dtype))
     call("column_sums", x, out, space)
     return out
 

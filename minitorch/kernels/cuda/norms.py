@@ -3,7 +3,7 @@
 from math import prod
 from typing import Any
 
-from minitorch.backend import float32, float64
+from minitorch.backend import compute_dtype
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
 from minitorch.kernels.reference import norms as reference
 
@@ -121,7 +121,7 @@ def _forward(
     ndim: int,
 ) -> tuple[Array, Any, Any, Array]:
     """out; x + residual, or None; mean, or None for RMS; rstd."""
-    wide, rows, leading = _wide(x), _rows(x, ndim), x.shape[: x.ndim - ndim]
+    wide, rows, leading = compute_dtype(x.dtype), _rows(x, ndim), x.shape[: x.ndim - ndim]
     out, sum = empty(rows), None if residual is None else empty(rows)
     mean = empty(x, leading, wide) if kernel == "layer_norm" else None
     rstd = empty(x, leading, wide)
@@ -141,7 +141,7 @@ def _backward(
     ndim: int,
 ) -> tuple[Array, Array, Any]:
     """Gradients for x, weight and, if there is a mean, bias."""
-    wide, rows, features = _wide(x), _rows(x, ndim), x.shape[x.ndim - ndim :]
+    wide, rows, features = compute_dtype(x.dtype), _rows(x, ndim), x.shape[x.ndim - ndim :]
     dx, sums = empty(rows), empty(x, (1 if mean is None else 2, *features), wide)
     call(
         kernel,
@@ -160,11 +160,6 @@ def _backward(
 
 def _takes(x: Array) -> bool:
     return x.dtype in FLOATS and x.size > 0
-
-
-def _wide(x: Array) -> Any:
-    """What the kernel computes in."""
-    return float64 if x.dtype == float64 else float32
 
 
 def _rows(x: Array, ndim: int) -> Array:

@@ -3,7 +3,7 @@
 from math import prod
 from typing import Any
 
-from minitorch.backend import float32, float64
+from minitorch.backend import compute_dtype
 from minitorch.kernels.cuda.extension import FLOATS, call, device_kernel, empty
 from minitorch.kernels.cuda.layout import reduced, slices
 from minitorch.kernels.cuda.matmul import column_sums
@@ -28,7 +28,7 @@ def sum(x: Array, *, dim: tuple[int, ...], keepdim: bool = False) -> Array:
     rows, _ = slices(x, dim)
     count, columns = rows.shape
     pieces = min(-(-columns // _PIECE), max(_BLOCKS // count, 1))
-    wide = float64 if x.dtype == float64 else float32
+    wide = compute_dtype(x.dtype)
     space = empty(rows, (count, pieces), wide) if pieces > 1 else None
     out = empty(rows, (count,))
     call("row_sum", rows, out, space)

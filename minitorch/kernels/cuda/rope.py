@@ -3,7 +3,7 @@
 from math import prod
 from typing import Any
 
-from minitorch.backend import float32, float64
+from minitorch.backend import compute_dtype
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
 from minitorch.kernels.reference import rope as reference
 
@@ -29,7 +29,7 @@ def rope(
             f"rope: expected x (..., time, features) and cos, sin (time, features / 2); "
             f"got {x.shape}, {cos.shape} and {sin.shape}"
         )
-    table = float64 if x.dtype == float64 else float32
+    table = compute_dtype(x.dtype)
     fits = out is not None and _in_rows(out) and out.shape == x.shape and out.dtype == x.dtype
     into = out if fits else empty(x)
     call(
