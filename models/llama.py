@@ -75,8 +75,8 @@ class LlamaConfig(DecoderConfig):
     """The sizes of a Llama; Hugging Face's names.
 
     num_key_value_heads: num_attention_heads unless given. head_dim: hidden_size /
-    num_attention_heads unless given. rope_scaling: {"rope_type": ...} and
-    its settings (models/blocks/positions.py). Raises ConfigError for sizes that do not fit.
+    num_attention_heads unless given. rope_scaling: {"rope_type": ...} and its settings
+    (models/blocks/positions.py). Raises ConfigError for sizes that do not fit.
     """
 
     intermediate_size: int

@@ -17,7 +17,6 @@ import numpy as np
 from minitorch import nn
 from minitorch.errors import ConfigError
 from minitorch.random import Generator
-from models.blocks.attention import Attention
 from models.blocks.lightning import LightningAttention, decay_slopes, decays
 from models.blocks.positions import Rotary
 from models.blocks.residual import normalised
@@ -41,9 +40,9 @@ class MiniMaxConfig(MixtralConfig):
     """layer_types: the attention of each layer, "linear_attention" or "full_attention".
 
     Without them `every_eighth`. block_size: of lightning attention; a matter of speed alone, and in
-    the toy, as in MiniMax-Text-01, twice the features of a head. The
-    factors are those of a layer's input (alpha) and of what it computes from it (beta). rotary_dim:
-    how many features of a head are turned; None: all.
+    the toy, as in MiniMax-Text-01, twice the features of a head. The factors are those of a layer's
+    input (alpha) and of what it computes from it (beta). rotary_dim: how many features of a head
+    are turned; None: all.
     """
 
     layer_types: tuple[str, ...] = ()
@@ -111,7 +110,7 @@ class MiniMaxConfig(MixtralConfig):
             )
             first = normalised(self.linear_attn_alpha_factor, self.linear_attn_beta_factor)
         else:
-            attention = Attention(self.attention(layer), dtype, generator)
+            attention = self.attention_block(layer, dtype, generator)
             first = normalised(self.full_attn_alpha_factor, self.full_attn_beta_factor)
         return Block(
             attention,

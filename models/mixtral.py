@@ -14,7 +14,6 @@ import numpy as np
 
 from minitorch.random import Generator
 from models import expert_files
-from models.blocks.attention import Attention
 from models.blocks.experts import MixtureOfExperts
 from models.blocks.routing import Balance, RouterConfig
 from models.decoder import Block, check_size
@@ -79,7 +78,7 @@ class MixtralConfig(MistralConfig):
         )
 
     def block(self, layer: int, dtype: np.dtype, generator: Generator | None) -> Block:
-        attention = Attention(self.attention(layer), dtype, generator)
+        attention = self.attention_block(layer, dtype, generator)
         norms = self.norm(dtype), self.norm(dtype)
         return Block(attention, self.experts(dtype, generator), norms)
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from minitorch.random import Generator
 from models import expert_files
-from models.blocks.attention import Attention
 from models.blocks.experts import MixtureOfExperts
 from models.blocks.feed_forward import GatedFeedForward
 from models.blocks.routing import Balance, RouterConfig
@@ -110,7 +109,7 @@ class Qwen2MoeConfig(Qwen2Config):
     def block(self, layer: int, dtype: np.dtype, generator: Generator | None) -> Block:
         if layer in self.mlp_only_layers or (layer + 1) % self.decoder_sparse_step:
             return super().block(layer, dtype, generator)
-        attention = Attention(self.attention(layer), dtype, generator)
+        attention = self.attention_block(layer, dtype, generator)
         norms = self.norm(dtype), self.norm(dtype)
         return Block(attention, self.experts(dtype, generator), norms)
 

@@ -30,7 +30,6 @@ from minitorch.backend import DEFAULT_FLOAT
 from minitorch.data import BatchLoader
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
-from models.blocks.attention import Attention
 from models.blocks.experts import MixtureOfExperts
 from models.blocks.feed_forward import GatedFeedForward
 from models.blocks.routing import (
@@ -93,7 +92,7 @@ class Config(LlamaConfig):
             dtype=dtype,
             generator=generator,
         )
-        attention = Attention(self.attention(layer), dtype, generator)
+        attention = self.attention_block(layer, dtype, generator)
         return Block(attention, experts, (self.norm(dtype), self.norm(dtype)))
 
 

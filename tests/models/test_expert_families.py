@@ -9,6 +9,7 @@ import minitorch as mt
 from minitorch import nn, optim
 from minitorch.errors import CheckpointError, ConfigError
 from models import expert_files
+from models.blocks.attention import Attention
 from models.blocks.experts import active_parameters
 from models.blocks.routing import Router, update_biases
 from models.deepseek import DeepseekV2Config, DeepseekV3Config
@@ -171,6 +172,32 @@ def test_separating_experts_copies_nothing():
     parts = expert_files.separate(arrays)
     assert parts["a.experts.1.up_proj.weight"].base is arrays["a.experts.gate_up_proj"]
     assert parts["b.weight"] is arrays["b.weight"]
+
+
+WINDOW, CHUNKS = {"sliding_window": 3}, {"chunk_size": 4, "local_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "changes"),
+    [
+        (MixtralConfig, {"first_tokens": 2}, WINDOW),
+        (MiniMaxConfig, {"first_tokens": 2}, WINDOW),
+        (Qwen2MoeConfig, {"dual_chunk_attention_config": CHUNKS}, {}),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_layers_with_experts_have_their_family_s_kind_of_attention(family, kind, changes):
+    """Of all layers, so that a text beyond the window, or the chunk, is read otherwise."""
+    logits = []
+    for config in (tiny(family, **changes), tiny(family, **changes, **kind)):
+        model = randomised(config)
+        plain = Attention in {type(layer.self_attn) for layer in model.layers}
+        assert plain == (not logits)
+        with mt.no_grad():
+            logits.append(model(mt.from_numpy(tokens()))[0].numpy())
+    one, other = logits
+    np.testing.assert_allclose(one[:, :3], other[:, :3], atol=1e-12)
+    assert np.abs(one - other)[:, 8:].max() > 1e-3
 
 
 @families
