@@ -29,6 +29,7 @@ from models.blocks.cache import Cache, step
 from models.blocks.context import Context
 from models.blocks.residual import Residual, pre_norm
 from models.pretrained import SHARD_BYTES, check_fixed, save
+from models.sizes import check_positive, check_size
 
 INTO_STREAM = re.compile(r"\b(o_proj|down_proj)(\.weight)?$")
 """Projections that write into the residual stream: they start smaller, as in GPT-2."""
@@ -177,18 +178,6 @@ class DecoderConfig:
 
 def _file_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
-
-
-def check_size(name: str, value: Any) -> None:
-    """ConfigError unless value is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name}: expected an integer of at least 1; got {value!r}")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """ConfigError unless value is a number above 0."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ConfigError(f"{name}: expected a number above 0; got {value!r}")
 
 
 class Block(nn.Module):

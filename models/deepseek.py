@@ -25,9 +25,10 @@ from models.blocks.feed_forward import GatedFeedForward
 from models.blocks.latent import LatentAttention, LatentConfig, softmax_scale
 from models.blocks.positions import Rotary, read_rope
 from models.blocks.routing import Balance, RouterConfig
-from models.decoder import Block, Decoder, DecoderConfig, check_size
+from models.decoder import Block, Decoder, DecoderConfig
 from models.multi_token import MultiTokenDecoder, from_layers, to_layers
 from models.pretrained import check_fixed
+from models.sizes import check_size
 
 YARN: dict[str, Any] = {
     "rope_type": "yarn",

@@ -35,6 +35,7 @@ from models.blocks.cache import Cache, step
 from models.blocks.context import Context
 from models.blocks.feed_forward import dense
 from models.pretrained import SHARD_BYTES, check_fixed, load, save
+from models.sizes import check_positive, check_share, check_size
 
 PRESETS: dict[str, dict[str, int]] = {
     "nano": {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 64},
@@ -70,21 +71,15 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}: expected an integer of at least 1; got {value!r}")
+            check_size(name, getattr(self, name))
         if self.n_embd % self.n_head:
             raise ConfigError(
                 f"n_head: expected a divisor of n_embd = {self.n_embd}; got {self.n_head}"
             )
-        for name, valid, expected in (
-            ("dropout", lambda p: 0 <= p < 1, "a number in [0, 1)"),
-            ("layer_norm_epsilon", lambda eps: eps > 0, "a number above 0"),
-            ("bias", lambda flag: isinstance(flag, bool), "true or false"),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not valid(value):
-                raise ConfigError(f"{name}: expected {expected}; got {value!r}")
+        check_share("dropout", self.dropout)
+        check_positive("layer_norm_epsilon", self.layer_norm_epsilon)
+        if not isinstance(self.bias, bool):
+            raise ConfigError(f"bias: expected true or false; got {self.bias!r}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:

@@ -20,7 +20,8 @@ from minitorch.random import Generator
 from models.blocks.attention import Attention, AttentionConfig
 from models.blocks.feed_forward import GatedFeedForward
 from models.blocks.positions import Rotary, read_rope
-from models.decoder import Block, DecoderConfig, check_positive, check_size
+from models.decoder import Block, DecoderConfig
+from models.sizes import check_positive, check_share, check_size
 
 LLAMA_2: dict[str, Any] = {
     "vocab_size": 32_000,
@@ -116,12 +117,7 @@ class LlamaConfig(DecoderConfig):
         for name in ("intermediate_size", "num_attention_heads", "num_key_value_heads"):
             check_size(name, getattr(self, name))
         check_positive("rope_theta", self.rope_theta)
-        if not isinstance(self.attention_dropout, int | float) or not (
-            0 <= self.attention_dropout < 1
-        ):
-            raise ConfigError(
-                f"attention_dropout: expected a number in [0, 1); got {self.attention_dropout!r}"
-            )
+        check_share("attention_dropout", self.attention_dropout)
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(

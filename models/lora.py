@@ -33,6 +33,7 @@ from minitorch.modes import no_grad
 from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
+from models.sizes import check_positive, check_share, check_size
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -55,14 +56,9 @@ class LoraConfig:
     use_rslora: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.r, int) or isinstance(self.r, bool) or self.r < 1:
-            raise ConfigError(f"r: expected an integer of at least 1; got {self.r!r}")
-        if not (isinstance(self.lora_alpha, int | float) and self.lora_alpha > 0):
-            raise ConfigError(f"lora_alpha: expected a number above 0; got {self.lora_alpha!r}")
-        if not (isinstance(self.lora_dropout, int | float) and 0 <= self.lora_dropout < 1):
-            raise ConfigError(
-                f"lora_dropout: expected a number in [0, 1); got {self.lora_dropout!r}"
-            )
+        check_size("r", self.r)
+        check_positive("lora_alpha", self.lora_alpha)
+        check_share("lora_dropout", self.lora_dropout)
         if isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:
             object.__setattr__(self, "target_modules", (self.target_modules,))
         if not self.target_modules:

@@ -16,9 +16,10 @@ from minitorch.random import Generator
 from models import expert_files
 from models.blocks.experts import MixtureOfExperts
 from models.blocks.routing import Balance, RouterConfig
-from models.decoder import Block, check_size
+from models.decoder import Block
 from models.llama import LlamaConfig
 from models.mistral import MISTRAL, MistralConfig
+from models.sizes import check_size
 
 MIXTRAL: dict[str, Any] = {**MISTRAL, "rope_theta": 1e6, "router_aux_loss_coef": 0.02}
 
