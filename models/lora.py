@@ -111,6 +111,12 @@ class LoraLinear(nn.Module):
                 "lora_dropout: expected 0, as this layer's weight is read without its input; got "
                 f"{self.dropout.p}. Leave the layer out of target_modules, or set lora_dropout=0"
             )
+        return self.whole()
+
+    def whole(self) -> Tensor:
+        """W + s B A, also where the adapter is off."""
+        if self.merged:
+            return self.base.weight
         return self.base.weight + self.lora_B @ self.lora_A * self.scale
 
     @property
@@ -122,7 +128,7 @@ class LoraLinear(nn.Module):
     def merge(self) -> None:
         """Let the base compute what both do; what it was is kept."""
         if not self.merged:
-            merged = self.base.weight + self.lora_B @ self.lora_A * self.scale
+            merged = self.whole()
             self._own_weight = self.base.weight.data
             self._put(merged.data)
 
@@ -245,17 +251,11 @@ def merged_model(model: Any) -> Any:
     arrays = {name.replace(".base.", "."): t for name, t in model.state_dict().items()}
     arrays = {k: t for k, t in arrays.items() if not k.endswith((".lora_A", ".lora_B"))}
     with no_grad():
-        arrays.update({f"{name}.weight": _whole(m) for name, m in adapters(model).items()})
+        arrays.update({f"{name}.weight": m.whole() for name, m in adapters(model).items()})
     with nn.init.unallocated():
         plain = model.config.build(next(iter(model.parameters())).dtype, None)
     plain.load_state_dict(arrays, assign=True)
     return plain.train(model.training)
-
-
-def _whole(layer: LoraLinear) -> Tensor:
-    if layer.merged:
-        return layer.base.weight
-    return layer.base.weight + layer.lora_B @ layer.lora_A * layer.scale
 
 
 def save_adapter(model: Any, folder: str | Path, config: LoraConfig, base: str | Path = "") -> None:
