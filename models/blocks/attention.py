@@ -64,6 +64,11 @@ class AttentionConfig:
         if self.window is not None and self.window < 1:
             raise ConfigError(f"sliding_window: expected at least 1, or none; got {self.window}")
 
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """How many positions before and after its own a token sees; -1: all."""
+        return (-1 if self.window is None else self.window - 1, -1)
+
 
 class Attention(nn.Module):
     """Causal self-attention: (batch, time, hidden_size) -> the same."""
@@ -111,7 +116,7 @@ class Attention(nn.Module):
         options: dict[str, Any] = {
             "interleaved": rotary.interleaved,
             "scale": config.scale,
-            "window_size": (-1 if config.window is None else config.window - 1, -1),
+            "window_size": config.window_size,
             "softcap": config.softcap,
         }
         if all(type(layer) is nn.Linear for layer in layers):
@@ -151,7 +156,6 @@ class Attention(nn.Module):
         if context.segments is not None and not (config.alibi or config.dropout):
             return self._attend_packed(query, key, value, context)
         by_column = not (context.padded or config.alibi)
-        behind = -1 if config.window is None else config.window - 1
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -160,7 +164,7 @@ class Attention(nn.Module):
             dropout_p=config.dropout if self.training else 0.0,
             is_causal=by_column,
             scale=config.scale,
-            window_size=(behind, -1) if by_column else (-1, -1),
+            window_size=config.window_size if by_column else (-1, -1),
             softcap=config.softcap,
             sinks=self.sinks,
             align="lower_right",
@@ -175,7 +179,6 @@ class Attention(nn.Module):
             heads.transpose(1, 2).reshape(segments.size, -1, heads.shape[-1])
             for heads in (query, key, value)
         )
-        behind = -1 if config.window is None else config.window - 1
         out = F.varlen_attn(
             query,
             key,
@@ -183,7 +186,7 @@ class Attention(nn.Module):
             cu_seq,
             is_causal=True,
             scale=config.scale,
-            window_size=(behind, -1),
+            window_size=config.window_size,
             softcap=config.softcap,
             sinks=self.sinks,
         )

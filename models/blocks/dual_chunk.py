@@ -156,7 +156,7 @@ class DualChunkAttention(Attention):
                     dropout_p=self.config.dropout if self.training else 0.0,
                     is_causal=True,
                     scale=self.config.scale or self.config.head_dim**-0.5,
-                    window_size=(-1 if self.config.window is None else self.config.window - 1, -1),
+                    window_size=self.config.window_size,
                     align="lower_right",
                 )
             )
