@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitorch.errors import ConfigError
-from minitorch.kernels.reference.mlp import ACTIVATIONS
 from minitorch.ops.definition import _kernel
+from minitorch.ops.feed_forward import ACTIVATIONS
 from minitorch.ops.primitive import nondifferentiable
 from minitorch.ops.samples import real, sample
 from minitorch.tape import apply

@@ -13,16 +13,10 @@ from minitorch import nn
 from minitorch.backend import DEFAULT_FLOAT
 from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
+from minitorch.ops.feed_forward import ACTIVATIONS
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
 from models.blocks.context import Context
-
-ACTIVATIONS = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, "tanh"),
-    "relu": F.relu,
-}
 
 
 class FeedForward(nn.Module):
@@ -47,7 +41,7 @@ class FeedForward(nn.Module):
 
 def dense(x: Tensor, up: nn.Module, down: nn.Module, activation: str) -> Tensor:
     """down(f(up(x))): one operation where both are plain Linear layers, without adapters."""
-    if isinstance(up, nn.Linear) and isinstance(down, nn.Linear):
+    if type(up) is type(down) is nn.Linear:
         return F.mlp(x, up.weight, down.weight, up.bias, down.bias, activation=activation)
     return down(ACTIVATIONS[activation](up(x)))
 

@@ -65,8 +65,20 @@ def test_gated(activation, bias):
     assert mt.gradcheck(out, [mt.Tensor(x, requires_grad=True), *weights])
 
 
+def test_layers_of_a_class_of_their_own_are_asked():
+    class Doubled(mt.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    for kind in (FeedForward, GatedFeedForward):
+        made, x = layer(kind, "relu", False), mt.Tensor(inputs())
+        plain = made(x).detach().numpy()
+        made.up_proj.__class__ = Doubled  # of which both are linear functions
+        np.testing.assert_allclose(made(x).detach().numpy(), 2 * plain, rtol=1e-12)
+
+
 def test_unknown_activations_are_refused():
     assert ACTIVATIONS.keys() == FORMULAS.keys()
     for kind in (FeedForward, GatedFeedForward):
-        with pytest.raises(ConfigError, match="expected one of silu, gelu"):
+        with pytest.raises(ConfigError, match="expected one of relu, silu, gelu, gelu_tanh; got"):
             kind(5, 7, "swish")
