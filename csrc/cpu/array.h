@@ -27,7 +27,7 @@ struct Entry {
     Entry(const char* instruction_set, const char* name, Kernel kernel);
 };
 
-// Memory of this thread, aligned to 64 bytes and kept between calls; `slot` (0 to 7) tells apart what
+// Memory of this thread, aligned to 64 bytes and kept between calls; `slot` (0 to 8) tells apart what
 // is in use at the same time.
 void* scratch(int slot, size_t bytes);
 

@@ -257,8 +257,8 @@ struct Blocks {
     struct Free {
         void operator()(void* block) const { operator delete(block, std::align_val_t{kPage}); }
     };
-    std::unique_ptr<void, Free> block[8];
-    size_t bytes[8] = {};
+    std::unique_ptr<void, Free> block[9];
+    size_t bytes[9] = {};
 };
 
 }  // namespace

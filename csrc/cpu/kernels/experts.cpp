@@ -113,6 +113,20 @@ struct Experts {
         for (int i = 0; i < kInputs; ++i)
             require(i == 4 || i == 5 || !inputs[i] || inputs[i].dtype == inputs[0].dtype, kMisfit);
         check_ends(ends, places.size);
+        join_shared();
+    }
+
+    // Gate and up of the shared expert as one matrix, as the others have them, so that its rows are
+    // packed once for both. For a few tokens the copy would take longer than that.
+    void join_shared() {
+        if (!shared.gate || shared.together() || tokens < kBlockRows / 2) return;
+        const long size = shared.hidden * width;
+        T* both = scratch<T>(8, 2 * size);
+        parallel_ranges(size, rows_per_piece(2), [&](long begin, long end) {
+            __builtin_memcpy(both + begin, shared.gate + begin, sizeof(T) * (end - begin));
+            __builtin_memcpy(both + size + begin, shared.up + begin, sizeof(T) * (end - begin));
+        });
+        shared.gate = both, shared.up = both + size;
     }
 
     long rows() const { return places.size; }
@@ -157,12 +171,17 @@ struct Experts {
     }
 
     // The rows of a block out of `from` (tokens, width): copied to `to`, or where the tokens lie.
+    // They come in no order that the processor could foresee, so it is told which come next.
     const T* gather(const T* from, const long* choice, Block block, T* to) const {
         if (is_shared(block)) return from + block.begin * width;
-        for (long i = 0; i < block.rows(); ++i)
-            __builtin_memcpy(to + i * width, from + choice[block.begin + i] / k * width,
-                             sizeof(T) * width);
-        return to;
+        constexpr long ahead = 4, line = 64 / sizeof(T);
+        for (long row = block.begin; row < block.end; ++row, to += width) {
+            if (row + ahead < block.end)
+                for (long j = 0; j < width; j += line)
+                    __builtin_prefetch(from + choice[row + ahead] / k * width + j);
+            __builtin_memcpy(to, from + choice[row] / k * width, sizeof(T) * width);
+        }
+        return to - block.rows() * width;
     }
 
     // Where the rows of a block begin, in an array of all experts' and then all tokens'.
@@ -268,7 +287,8 @@ template <typename T>
 struct Outer {
     T* out;  // or null: not wanted
     long m, n, a_row;
-    long height = 16 * kRows;  // rows of the result that one thread computes
+
+    static constexpr long height = 16 * kRows;  // rows of the result that one thread computes
 
     long parts() const { return out ? ceil_div(m, height) : 0; }
 
@@ -354,16 +374,11 @@ struct Backward {
             second(e).part(i - before, m, room.grads, room.units);
     }
 
-    // The same of the shared expert, whose scale is a part more. It has the rows of several others:
-    // its matrices are cut finer.
+    // The same of the shared expert, whose scale is a part more.
     Outer<T> shared_matrix(int which) const {
         const long hidden = layer.shared.hidden, width = layer.width;
-        if (which == 2) return {dshared_down, width, hidden, width, height_of(width)};
-        return {which ? dup : dgate, hidden, width, 2 * hidden, height_of(hidden)};
-    }
-    static long height_of(long m) {
-        const long eighth = ceil_div(m, 8 * kRows) * kRows;
-        return eighth > 6 * kRows ? eighth : 6 * kRows;
+        if (which == 2) return {dshared_down, width, hidden, width};
+        return {which ? dup : dgate, hidden, width, 2 * hidden};
     }
     long shared_parts() const {
         long count = dscale ? 1 : 0;

@@ -67,12 +67,11 @@ constexpr long kOwnBytes = 1 << 21;
 
 // Products of at most so many multiplications are computed where the matrices lie.
 constexpr long kSmall = 1 << 18;
-// Numbers are cut into pieces only where there are so many rows and columns, and multiplications, and
-// not where more than an eighth of the tiles would be empty.
-constexpr long kLeastAcross = 48;
-constexpr long kLeastInPieces = 1 << 22;
+// Numbers are cut into pieces only where each that is read or written takes part in so many
+// multiplications, on average, and not where more than an eighth of the tiles would be empty.
+constexpr long kLeastUses = 40;
 inline bool pieces_pay(long m, long n, long k) {
-    return m >= kLeastAcross && n >= kLeastAcross && m * n * k >= kLeastInPieces &&
+    return m * n * k >= kLeastUses * (m * k + k * n + m * n) &&
            7 * round_up(m, 16) * round_up(n, 16) <= 8 * m * n;
 }
 // With so few columns rows of A are not packed.
