@@ -119,6 +119,23 @@ def test_a_sum_of_several_pieces_of_the_depth(instruction_set, shape, dtype):
     np.testing.assert_allclose(wide(found), expected, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_a_sum_of_several_parts(instruction_set, dtype, accumulate):
+    """Of which out holds the sums before the last."""
+    (m, n, k), kind, rng = (50, 65, 8500), np.dtype(getattr(mt, dtype)), np.random.default_rng(0)
+    a, b = matrix(rng, m, k, kind, "plain"), matrix(rng, k, n, kind, "transposed")
+    wider = np.float32 if dtype == "bfloat16" else kind
+    out, bias = rng.standard_normal((m, n)).astype(wider), rng.standard_normal(n).astype(wider)
+    expected, before = 0.5 * wide(a) @ wide(b) + wide(bias), out.copy() if accumulate else 0
+    options = {"alpha": 0.5, "accumulate": accumulate, "bias": bias, "activation": "relu"}
+    pre = np.empty_like(out)
+    found = compiled()(a, b, out=out, pre=pre, **options) - before
+    bound = DTYPES[np.dtype(wider).name] * (k + 4) ** 0.5 * (1 + np.abs(expected).max())
+    np.testing.assert_allclose(pre, expected, rtol=0, atol=bound)
+    np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 def test_products_of_bfloat16_in_float32(instruction_set, biased):
     rng = np.random.default_rng(0)

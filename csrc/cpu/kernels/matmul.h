@@ -430,11 +430,27 @@ bool lies_along(Matrix<T> x) {
     return !x.data || x.row == 1;
 }
 
+// A product longer than kLong is the sum of parts of kPart: what is packed whole stays in the caches then,
+// and takes little memory. (256, 50257) by (50257, 768) was a seventh faster in float, a third in bfloat16.
+constexpr long kLong = 1 << 13;
+constexpr long kPart = 1 << 11;
+
 // A product whose operands are packed.
 template <Layout panels, typename T, typename O>
 void in_panels(long m, long n, long k, Matrix<const T> a, Matrix<const T> b, Matrix<O> out,
                const Epilogue<O, Compute<T>>& epilogue, Compute<T>* a_sums) {
     using P = Product<T, O, panels>;
+    if constexpr (__is_same(O, Compute<T>))  // out can hold sums that are not complete
+        if (k > kLong && !a_sums && !epilogue.residual.data) {
+            Epilogue<O, O> plain, last = epilogue;
+            plain.alpha = epilogue.alpha, plain.accumulate = epilogue.accumulate, last.accumulate = true;
+            for (long p = 0; p < k; p += kPart, plain.accumulate = true) {
+                const bool more = p + kPart < k;
+                in_panels<panels, T, O>(m, n, more ? kPart : k - p, {a.at(0, p), a.row, a.column},
+                                        {b.at(p, 0), b.row, b.column}, out, more ? plain : last, nullptr);
+            }
+            return;
+        }
     constexpr long together = P::together;
     constexpr long most_steps = P::in_pieces      ? kPiecesSteps
                                 : P::in_registers ? kTileSteps

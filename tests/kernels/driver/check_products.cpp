@@ -284,6 +284,7 @@ static void check_all() {
             for (long k : {1, 5, 64, 400}) check_matmul<T>(m, n, k);
     check_matmul<T>(78, 110, 1100);
     check_matmul<T>(110, 78, 500);
+    check_matmul<T>(48, 50, 8300);
     for (long n : {1, 17, 65})
         for (long k : {1, 5, 64}) {
             check_grouped<T>({3}, n, k);
