@@ -25,7 +25,6 @@ from minitorch.modes import (
     thread,
 )
 from minitorch.tape import Node, has_nan, levels
-from minitorch.tape import apply as apply  # through which operations go
 from minitorch.tensor import Tensor, method, wrap
 
 

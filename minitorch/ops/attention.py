@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from minitorch import backend, random
-from minitorch.autograd import apply
 from minitorch.errors import ConfigError, DtypeError, ShapeError
 from minitorch.ops.definition import _kernel
 from minitorch.ops.fused import dropout
 from minitorch.ops.joining import cat
 from minitorch.ops.primitive import fused
 from minitorch.ops.samples import mask, real, sample
+from minitorch.tape import apply
 from minitorch.tensor import Tensor, wrap
 
 Window = tuple[int, int]

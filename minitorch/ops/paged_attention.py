@@ -8,12 +8,12 @@ Source: Kwon et al. 2023 (PagedAttention).
 import numpy as np
 
 from minitorch import backend
-from minitorch.autograd import apply
 from minitorch.errors import ShapeError
 from minitorch.ops.attention import EVERYTHING, Window, _options, _with
 from minitorch.ops.definition import _kernel
 from minitorch.ops.primitive import nondifferentiable
 from minitorch.ops.samples import real, sample
+from minitorch.tape import apply
 from minitorch.tensor import Tensor
 
 _paged_attention = nondifferentiable(
