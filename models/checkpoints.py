@@ -27,6 +27,8 @@ from minitorch.errors import CheckpointError
 from minitorch.io import load_safetensors, read_json, save_safetensors, write_json
 
 STATE, ARRAYS = "checkpoint.json", "training.safetensors"
+RUNS = Path("runs")
+"""Where runs are, unless a command is told otherwise."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from minitorch.tokenizers import Tokenizer
 from models import checkpoints
 from models.chat import Message, end_id, render_prompt
 from models.commands.drawing import drawing_options
-from models.commands.sample import RUNS, newest_run
+from models.commands.sample import newest_run
 from models.families import Model, with_tokenizer
 from models.generate import generate, stream_text
 from models.machine import note_missing_kernels
@@ -54,7 +54,9 @@ def chat(
     than the model's context its oldest questions are forgotten first.
     """
     sampler = Sampler(**settings)  # type: ignore[arg-type]
-    model, tokenizer = with_tokenizer(checkpoints.model_folder(folder or newest_run(RUNS), best))
+    model, tokenizer = with_tokenizer(
+        checkpoints.model_folder(folder or newest_run(checkpoints.RUNS), best)
+    )
     model.to(device)
     note_missing_kernels()
     generator = Generator(seed)

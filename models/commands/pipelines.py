@@ -14,7 +14,7 @@ from rich.console import Console
 from minitorch.errors import ConfigError
 from minitorch.io import write_json
 from models import checkpoints
-from models.commands.running import RUNS
+from models.checkpoints import RUNS
 from models.experiments.experiment import Experiment, record, save_picture, show
 from models.interrupts import Interrupts
 from models.machine import note_missing_kernels

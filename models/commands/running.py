@@ -28,7 +28,6 @@ from models.recipes.loop import Stopped, fit
 from models.recipes.recipe import DivergenceError, Recipe
 from models.runlog import RunLog
 
-RUNS = Path("runs")
 OWNED = (
     "config.toml",
     "log.jsonl",
@@ -309,7 +308,7 @@ def _job(
     else:
         config, saved = settings.resolve(preset, file, overrides), None
         name = preset or next(iter(settings.presets), settings.command)
-        out = out or _free(RUNS / name)
+        out = out or _free(checkpoints.RUNS / name)
         _check_out(out, overwrite)
     stream = sys.stderr if as_json else sys.stdout
     # FORCE_COLOR and notebooks would have rich draw moving lines into what is only a file.

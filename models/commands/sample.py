@@ -17,8 +17,6 @@ from models.generate import generate, start_of_text, stream_text
 from models.machine import note_missing_kernels
 from models.sampling import Sampler
 
-RUNS = Path("runs")
-
 
 @click.command(
     epilog="Example: minitorch sample --checkpoint runs/nano --prompt 'The ' --temperature 0.7 "
@@ -65,7 +63,7 @@ def sample(
     sampler = Sampler(**settings)  # type: ignore[arg-type]
     if "" in stop:
         raise ConfigError("--stop: expected a text; got an empty one")
-    path = checkpoints.model_folder(folder or newest_run(RUNS), best)
+    path = checkpoints.model_folder(folder or newest_run(checkpoints.RUNS), best)
     model, tokenizer = with_tokenizer(path)
     model.to(device)
     note_missing_kernels()
