@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from minitorch.io import atomic_write
 from minitorch.kernels.cpu.extension import get_num_threads, instruction_sets
 from models.bench.peaks import Peaks
 from models.bench.timing import OURS, Result
 from models.machine import processor
+from models.picture import picture
 
 
 def show(
@@ -107,32 +107,27 @@ def _version(package: str) -> str | None:
 
 def draw(path: Path, suite: str, results: Sequence[Result]) -> None:
     """Write a PNG: for each case each peer's cost over this engine's, 1 marked by a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     peers = list(dict.fromkeys(peer for result in results for peer in result.peers))
     shown = [result for result in results if result.peers]
-    figure = Figure(figsize=(8, 1.2 + 0.32 * len(shown)), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    height = 0.8 / max(len(peers), 1)
-    for i, peer in enumerate(peers):
-        rows = [(row, r.ratio(peer)) for row, r in enumerate(shown) if peer in r.costs]
-        axes.barh(
-            [row + (i - (len(peers) - 1) / 2) * height for row, _ in rows],
-            [ratio for _, ratio in rows],
-            height,
-            label=peer,
+    with picture(path, 8, 1.2 + 0.32 * len(shown)) as axes:
+        height = 0.8 / max(len(peers), 1)
+        for i, peer in enumerate(peers):
+            rows = [(row, r.ratio(peer)) for row, r in enumerate(shown) if peer in r.costs]
+            axes.barh(
+                [row + (i - (len(peers) - 1) / 2) * height for row, _ in rows],
+                [ratio for _, ratio in rows],
+                height,
+                label=peer,
+            )
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(shown)), [result.case.name for result in shown], fontsize=7)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        timed = results[0].case.unit == "s"
+        axes.set_xlabel(
+            "times as fast as the peer" if timed else "the peer's memory, in times this"
         )
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [result.case.name for result in shown], fontsize=7)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    timed = results[0].case.unit == "s"
-    axes.set_xlabel("times as fast as the peer" if timed else "the peer's memory, in times this")
-    axes.set_title(f"{suite}: {OURS} against its peers", loc="left", fontsize=11)
-    axes.grid(axis="x", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if peers:
-        axes.legend(frameon=False, fontsize=8)
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", facecolor="white")
+        axes.set_title(f"{suite}: {OURS} against its peers", loc="left", fontsize=11)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if peers:
+            axes.legend(frameon=False, fontsize=8)

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 import minitorch
-from minitorch.io import atomic_write
 from models.machine import processor
+from models.picture import picture
 
 Row = dict[str, Any]
 """What was measured of one variant: numbers, lists of numbers, and its name as "variant"."""
@@ -119,11 +119,5 @@ def _cell(value: Any) -> str:
 
 def save_picture(path: Path, experiment: Experiment, rows: Sequence[Row]) -> None:
     """Write the experiment's picture as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), dpi=150, layout="constrained")
-    experiment.draw(figure.subplots(), rows)
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", facecolor="white")
+    with picture(path, 7, 3.5) as axes:
+        experiment.draw(axes, rows)
