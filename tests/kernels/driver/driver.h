@@ -6,6 +6,7 @@
 #include "array.h"
 #include "kernels/dispatch.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -65,9 +66,10 @@ inline const Array kNone{nullptr, Dtype::none, 0, 0, {}, {}};
 // Calls the kernel of this name.
 void run(const char* name, std::vector<Array> arrays, std::vector<double> numbers = {});
 
-// bound: in float32; times more for bfloat16.
+// bound: in float32, of numbers up to 16, and in proportion beyond; times more for bfloat16.
 template <typename T>
 void close(const char* what, double found, double expected, double bound) {
+    bound *= std::max(1.0, std::abs(expected) / 16);
     if (std::is_same_v<T, bfloat16>) bound *= 1000;
     if (!(std::abs(found - expected) <= bound)) {
         std::printf("%s: %g, expected %g\n", what, found, expected);
