@@ -21,6 +21,15 @@ constexpr char kMisfit[] = "moe_swiglu: arrays that do not fit";
 // Rows of an expert that are computed together, at most: enough for packing the weights to pay.
 constexpr long kBlockRows = 256;
 
+// Rows lie where no processor would look next, or have long left the near caches: each is asked for
+// so many rows before its turn.
+constexpr long kAhead = 4;
+template <typename T>
+static void fetch(const T* row, long count) {
+    constexpr long line = 64 / sizeof(T);
+    for (long i = 0; i < count; i += line) __builtin_prefetch(row + i);
+}
+
 // take(block) for the rows of an expert, cut into blocks of one size, give or take a row.
 template <typename F>
 static void in_blocks(Block rows, F take) {
@@ -171,14 +180,10 @@ struct Experts {
     }
 
     // The rows of a block out of `from` (tokens, width): copied to `to`, or where the tokens lie.
-    // They come in no order that the processor could foresee, so it is told which come next.
     const T* gather(const T* from, const long* choice, Block block, T* to) const {
         if (is_shared(block)) return from + block.begin * width;
-        constexpr long ahead = 4, line = 64 / sizeof(T);
         for (long row = block.begin; row < block.end; ++row, to += width) {
-            if (row + ahead < block.end)
-                for (long j = 0; j < width; j += line)
-                    __builtin_prefetch(from + choice[row + ahead] / k * width + j);
+            if (row + kAhead < block.end) fetch(from + choice[row + kAhead] / k * width, width);
             __builtin_memcpy(to, from + choice[row] / k * width, sizeof(T) * width);
         }
         return to - block.rows() * width;
@@ -342,6 +347,7 @@ struct Backward {
             const T* given = shared ? shares : layer.weights;
             const long at = shared ? row : choice[row];
             const C weight = given ? load_one(given + at) : C(1);
+            if (i + kAhead < m) fetch(kept + (i + kAhead) * 2 * hidden, 2 * hidden);
             const C dot = swiglu_row_backward<T>(u + i * hidden, kept + i * 2 * hidden, weight,
                                                  room.dboth + i * 2 * hidden,
                                                  room.units + i * hidden, hidden);
