@@ -302,12 +302,20 @@ class _Sweep:
     def _added_in_place(self, node: Node, cotangent: Tensor) -> bool:
         """Whether the gradient of the first input has been added to the one that was pending."""
         mode, key = self.mode, id(node.edges[0])
-        if key not in self.owned or mode.record or mode.anomaly or mode.observers:
+        if key not in self.owned or mode.record or mode.anomaly:
             return False
         total = self.pending[key].data
         if levels(cotangent.data) or total.dtype != cotangent.data.dtype:
             return False
-        arithmetic.copy().run(node.primitive.add_vjp, node, cotangent.data, total)
+        add = functools.partial(
+            arithmetic.copy().run, node.primitive.add_vjp, node, cotangent.data, total
+        )
+        if not mode.observers:
+            add()
+        elif all(hasattr(observer, "sweep") for observer in mode.observers):
+            _observed_step(node, lambda: add() or ())
+        else:  # who looks at the operations of a derivative would see none
+            return False
         return True
 
     def _offer(self, node: Node) -> bool:
@@ -339,7 +347,7 @@ def _watched(node: Node, cotangent: Tensor) -> Any:
     """The rule, in anomaly mode or under the eyes of observers."""
     anomaly, thread.mode.anomaly = thread.mode.anomaly, False  # reported here, by the forward line
     try:
-        gradients = _observed_step(node, cotangent)
+        gradients = _observed_step(node, lambda: node.primitive.vjp(node, cotangent))
     finally:
         thread.mode.anomaly = anomaly
     if not anomaly or has_nan(cotangent.data):
@@ -353,12 +361,11 @@ def _watched(node: Node, cotangent: Tensor) -> Any:
     return gradients
 
 
-def _observed_step(node: Node, cotangent: Tensor) -> Any:
+def _observed_step(node: Node, run: Callable[[], Any]) -> Any:
     observers = thread.mode.observers
     watching = [observer for observer in observers if hasattr(observer, "sweep")]
     thread.mode.observers = tuple(observer for observer in observers if observer not in watching)
     try:
-        run = lambda: node.primitive.vjp(node, cotangent)  # noqa: E731
         for observer in watching:
             run = functools.partial(observer.sweep, node, run)
         return run()

@@ -3,11 +3,13 @@
 import json
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 
 import minitorch as mt
 from minitorch import debug, nn
 from minitorch.errors import GraphError
+from minitorch.nn import functional as F
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -64,6 +66,16 @@ def test_the_profiler_sees_forward_and_backward(tmp_path):
     before = len(report.events)
     x.exp()
     assert len(report.events) == before
+
+
+def test_a_profile_adds_in_place_as_the_sweep_does_without_it():
+    weight = mt.randn(50, 4, requires_grad=True)
+    first, second = mt.tensor([1, 2]), mt.tensor([2, 3])
+    with debug.profile() as profile:
+        (F.embedding(first, weight) + F.embedding(second, weight)).sum().backward()
+    rows = {(name, phase): (calls, size) for name, phase, calls, _, size in profile.summary()}
+    assert rows["embedding", "backward"] == (2, weight.data.nbytes)
+    np.testing.assert_array_equal(weight.grad.numpy()[:5, 0], [0, 1, 2, 1, 0])
 
 
 def test_what_the_tape_keeps():
