@@ -307,13 +307,15 @@ class _Sweep:
         total = self.pending[key].data
         if levels(cotangent.data) or total.dtype != cotangent.data.dtype:
             return False
-        add = functools.partial(
-            arithmetic.copy().run, node.primitive.add_vjp, node, cotangent.data, total
-        )
+
+        def add() -> tuple[()]:
+            arithmetic.copy().run(node.primitive.add_vjp, node, cotangent.data, total)
+            return ()
+
         if not mode.observers:
             add()
         elif all(hasattr(observer, "sweep") for observer in mode.observers):
-            _observed_step(node, lambda: add() or ())
+            _observed_step(node, add)
         else:  # who looks at the operations of a derivative would see none
             return False
         return True
