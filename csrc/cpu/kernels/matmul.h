@@ -69,7 +69,7 @@ constexpr long kOwnBytes = 1 << 21;
 constexpr long kSmall = 1 << 18;
 // Numbers are cut into pieces only where each that is read or written takes part in so many
 // multiplications, on average, and not where more than an eighth of the tiles would be empty.
-constexpr long kLeastUses = 40;
+constexpr long kLeastUses = 44;
 inline bool pieces_pay(long m, long n, long k) {
     return m * n * k >= kLeastUses * (m * k + k * n + m * n) &&
            7 * round_up(m, 16) * round_up(n, 16) <= 8 * m * n;
@@ -122,6 +122,12 @@ struct Product {
             if constexpr (in_place) part.accumulate = false;
             return part;
         };
+        if constexpr (layout == Layout::tiles || layout == Layout::pieces)
+            if (last)
+                for (long r = 0; r < rows; ++r) {
+                    __builtin_prefetch(to.at(r, 0), 1);
+                    __builtin_prefetch(to.at(r, width - 1), 1);
+                }
         if constexpr (layout == Layout::tiles) {
             alignas(64) C buffer[kTileRows * kTileRows];
             if (!sums.data) sums = {buffer, kTileRows, 1};
@@ -131,11 +137,6 @@ struct Product {
         }
         if constexpr (layout == Layout::pieces) {
             alignas(64) C here[kTileRows * kTileRows];
-            if (last)
-                for (long r = 0; r < rows; ++r) {
-                    __builtin_prefetch(to.at(r, 0), 1);
-                    __builtin_prefetch(to.at(r, width - 1), 1);
-                }
             if (fits_in_pieces(magnitude_of(from.a, count), magnitude_of(from.b, count)))
                 multiply_pieces(rows, width, count, from.a, from.b, here);
             else
