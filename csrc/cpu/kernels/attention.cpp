@@ -82,8 +82,7 @@ template <typename T, bool tiles>
 struct Forward {
     using C = Compute<T>;
     static constexpr bool in_pieces = tiles && __is_same(T, float);
-    using Keys = std::conditional_t<in_pieces, KeysInPieces,
-                                    std::conditional_t<tiles, TiledKeys, PackedKeys<C>>>;
+    using Keys = std::conditional_t<tiles, TiledKeys<T>, PackedKeys<C>>;
     static constexpr long columns = kColumns<C>;
     const Problem<T>& p;
     const Array &out, &lse;
@@ -97,8 +96,7 @@ struct Forward {
     }
     void pack(const Sequence& one, long key_head, C* to) const {
         if (!few(one))
-            Keys::template pack<T>(p.scores(one, 0), keys(p.k, one, key_head),
-                                   keys(p.v, one, key_head), to);
+            Keys::pack(p.scores(one, 0), keys(p.k, one, key_head), keys(p.v, one, key_head), to);
     }
     Head<const T> keys(const Array& x, const Sequence& one, long head) const {
         return p.template keys_of<const T>(x, one, head);

@@ -12,39 +12,17 @@ namespace minitorch::MT_INSTRUCTION_SET {
 // With fewer keys, cutting them takes longer than it saves.
 constexpr long kLeastKeysInPieces = 128;
 
-struct KeysInPieces {
-    const float* keys;
-    const float* values;
-
-    static long panel(long depth) { return ceil_div(depth, kTileDepth) * kPiecesStep + kMagnitude; }
-    static long keys_size(const Scores<float>& s) {
-        return ceil_div(s.time_k, kTileRows) * panel(s.dim);
-    }
-    static long size(const Scores<float>& s) {
-        return keys_size(s) + ceil_div(s.value_dim, kTileRows) * panel(s.time_k);
-    }
-    template <typename T>
-    static void pack(const Scores<float>& s, Head<const float> k, Head<const float> v, float* to) {
-        pack_pieces<false>(k, s.time_k, s.dim, to);
-        pack_pieces<false>(v.transposed(), s.value_dim, s.time_k, to + keys_size(s));
-    }
-    static KeysInPieces at(const Scores<float>& s, const float* packed) {
-        return {packed, packed + keys_size(s)};
-    }
-    // Whether queries of this magnitude can go past these keys, and weights past the values.
-    bool fit(const Scores<float>& s, float queries, long begin, long end) const {
-        const long steps = ceil_div(s.dim, kTileDepth), value_steps = ceil_div(s.time_k, kTileDepth);
-        bool fit = true;
-        for (long key = begin; key < end; key += kTileRows) {
-            const float* panel = keys + key / kTileRows * KeysInPieces::panel(s.dim);
-            fit &= scores_fit_in_pieces(magnitude_of(panel, steps), queries);
-        }
-        for (long i = 0; i < s.value_dim; i += kTileRows)
-            fit &= fits_in_pieces(
-                magnitude_of(values + i / kTileRows * panel(s.time_k), value_steps), 1);
-        return fit;
-    }
-};
+// Whether queries of this magnitude can go past the keys [begin, end), and weights past the values.
+inline bool fit_in_pieces(const Scores<float>& s, const TiledKeys<float>& packed, float queries,
+                          long begin, long end) {
+    const long steps = ceil_div(s.dim, kTileDepth), value_steps = ceil_div(s.time_k, kTileDepth);
+    bool fit = true;
+    for (long key = begin; key < end; key += kTileRows)
+        fit &= scores_fit_in_pieces(magnitude_of(packed.keys.at(key / kTileRows), steps), queries);
+    for (long i = 0; i < s.value_dim; i += kTileRows)
+        fit &= fits_in_pieces(magnitude_of(packed.values.at(i / kTileRows), value_steps), 1);
+    return fit;
+}
 
 // Makes weights, in pieces, of the scores of a block (keys, queries), and zeros up to a whole step.
 inline void take_pieces(OnlineSoftmax<float>& softmax, float* block, long keys, long steps,
@@ -74,8 +52,8 @@ inline void take_pieces(OnlineSoftmax<float>& softmax, float* block, long keys, 
 
 // out and lse of the queries [first, first + count), count at most kTileRows, unless there are numbers
 // that do not fit. The thread holds TileRegisters.
-inline bool attend(const Scores<float>& s, Head<const float> q, KeysInPieces packed, long first,
-                   long count, Head<float> out, float* lse) {
+inline bool attend(const Scores<float>& s, Head<const float> q, TiledKeys<float> packed,
+                   long first, long count, Head<float> out, float* lse) {
     constexpr long columns = kTileRows, lanes = Lanes<float>::count;
     const long steps = ceil_div(s.dim, kTileDepth), deep = steps * kTileDepth;
     const long out_rows = round_up(s.value_dim, kTileRows);
@@ -95,15 +73,14 @@ inline bool attend(const Scores<float>& s, Head<const float> q, KeysInPieces pac
         split_columns(wide + i * kTileDepth * columns, columns, query + i * kPiecesStep, magnitude);
     const long begin = s.first_key(first) / kTileRows * kTileRows;
     const long end = s.end_of_keys(first + count - 1);
-    if (!packed.fit(s, magnitude.largest(), begin, end)) return false;
+    if (!fit_in_pieces(s, packed, magnitude.largest(), begin, end)) return false;
     const Sight<float> sight[2] = {{s, first}, {s, first + lanes}};
     OnlineSoftmax<float> softmax(s);
 
     for (long key = begin; key < end; key += kTileKeys) {
         const long keys = end - key < kTileKeys ? end - key : kTileKeys;
         for (long i = 0; i < keys; i += kTileRows)
-            multiply_pieces(keys - i, columns, steps,
-                            packed.keys + (key + i) / kTileRows * KeysInPieces::panel(s.dim), query,
+            multiply_pieces(keys - i, columns, steps, packed.keys.at((key + i) / kTileRows), query,
                             block + i * columns);
         change_scores(s, sight, first, count, key, keys, 1.f, block, bias);
         const long key_steps = ceil_div(keys, kTileDepth);
@@ -112,9 +89,7 @@ inline bool attend(const Scores<float>& s, Head<const float> q, KeysInPieces pac
         for (long i = 0; i < s.value_dim; i += kTileRows) {
             alignas(64) float here[kTileRows * columns];
             multiply_pieces(s.value_dim - i, columns, key_steps,
-                            packed.values + i / kTileRows * KeysInPieces::panel(s.time_k) +
-                                key / kTileDepth * kPiecesStep,
-                            weights, here);
+                            packed.values.at(i / kTileRows, key / kTileDepth), weights, here);
             for (long r = 0; r < kTileRows && r < s.value_dim - i; ++r)
                 for (long h = 0; h < 2; ++h) {
                     const long at = r * columns + h * lanes;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "attention.h"
+#include "panels.h"
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
@@ -16,24 +17,22 @@ namespace minitorch::MT_INSTRUCTION_SET {
 constexpr bool kTiledAttention = kTileRegisters && kColumns<float> == kTileRows;
 constexpr long kTileKeys = 256;  // keys in a block
 
+template <typename T>
 struct TiledKeys {
-    const float* keys;
-    const float* values;
+    Packed<T> keys, values;
 
-    static long keys_size(const Scores<float>& s) {
-        return ceil_div(s.time_k, kTileRows) * ceil_div(s.dim, kTileDepth) * kTileStep;
-    }
     static long size(const Scores<float>& s) {
-        return keys_size(s) +
-               ceil_div(s.value_dim, kTileRows) * ceil_div(s.time_k, kTileDepth) * kTileStep;
+        return Packed<T>::room(s.time_k, s.dim) + Packed<T>::room(s.value_dim, s.time_k);
     }
-    template <typename T>
     static void pack(const Scores<float>& s, Head<const T> k, Head<const T> v, float* to) {
-        pack_tile_rows(k, s.time_k, s.dim, to);
-        pack_tile_rows(v.transposed(), s.value_dim, s.time_k, to + keys_size(s));
+        Packed<T>::template pack<false>(k, s.time_k, s.dim, to);
+        Packed<T>::template pack<false>(v.transposed(), s.value_dim, s.time_k, to);
     }
     static TiledKeys at(const Scores<float>& s, const float* packed) {
-        return {packed, packed + keys_size(s)};
+        return {{packed, Packed<T>::panel(s.dim)},
+                {packed + Packed<T>::room(s.time_k, s.dim), Packed<T>::panel(s.time_k)}};
+    }
+};
     }
 };
 
@@ -102,10 +101,10 @@ inline const float* cut_step(const float* from, long depth, float* to) {
 
 // out and lse of the queries [first, first + count), count at most kTileRows. The thread holds
 // TileRegisters.
-inline void attend(const Scores<float>& s, Head<const bfloat16> q, TiledKeys packed, long first,
-                   long count, Head<bfloat16> out, float* lse) {
+inline void attend(const Scores<float>& s, Head<const bfloat16> q, TiledKeys<bfloat16> packed,
+                   long first, long count, Head<bfloat16> out, float* lse) {
     constexpr long columns = kTileRows, lanes = Lanes<float>::count;
-    const long steps = ceil_div(s.dim, kTileDepth), value_steps = ceil_div(s.time_k, kTileDepth);
+    const long steps = ceil_div(s.dim, kTileDepth);
     const long out_rows = round_up(s.value_dim, kTileRows);
     float* query = scratch<float>(
         0, steps * kTileStep + (out_rows + 2 * kTileKeys + kTileKeys / 2) * columns + kTileStep);
@@ -131,7 +130,7 @@ inline void attend(const Scores<float>& s, Head<const bfloat16> q, TiledKeys pac
         Vector<float> here[2] = {broadcast(-kInfinity<float>), broadcast(-kInfinity<float>)};
         for (long i = 0; i < keys; i += kTileRows) {
             multiply_panels<true>(keys - i, columns, steps,
-                                  packed.keys + (key + i) / kTileRows * steps * kTileStep, query,
+                                  packed.keys.at((key + i) / kTileRows), query,
                                   block + i * columns, columns, false);
             if (ready && i > 0) softmax.largest(block + (i - kTileRows) * columns, kTileRows, here);
         }
@@ -152,8 +151,7 @@ inline void attend(const Scores<float>& s, Head<const bfloat16> q, TiledKeys pac
         const long rest = key + keys < s.time_k ? keys % kTileDepth : 0;
         const long whole = ceil_div(keys - rest, kTileDepth);
         for (long i = 0; i < s.value_dim; i += kTileRows) {
-            const float* values =
-                packed.values + (i / kTileRows * value_steps + key / kTileDepth) * kTileStep;
+            const float* values = packed.values.at(i / kTileRows, key / kTileDepth);
             const auto add = [&](long steps, const float* a, const float* b, bool more) {
                 multiply_panels<true>(s.value_dim - i, columns, steps, a, b, sums + i * columns,
                                       columns, more);
