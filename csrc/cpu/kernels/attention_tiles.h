@@ -33,8 +33,6 @@ struct TiledKeys {
                 {packed + Packed<T>::room(s.time_k, s.dim), Packed<T>::panel(s.time_k)}};
     }
 };
-    }
-};
 
 // 2^x, for x that is not above 0 by more than rounding errors, within 1.1e-4: rounding to bfloat16 alone
 // changes a number by up to 3.9e-3. With n = floor(x) it is 2^n p(x - n), p the cubic of the smallest
