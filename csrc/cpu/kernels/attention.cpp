@@ -71,7 +71,7 @@ struct Problem {
 
 // Packed keys and values of a head that are used as soon as they are packed, while they are in the
 // second-level cache, hold at most so many bytes.
-constexpr long kNearKeys = 1 << 19;
+constexpr long kNearBytesOfKeys = 1 << 19;
 
 // With `tiles` the products are made in tile registers.
 struct None {};
@@ -183,7 +183,7 @@ struct Forward {
         if (taken == 0) return;
         plan[sequences].blocks = taken, plan[sequences].packed = packed;
         const long grain = rows_per_piece(work / (sequences + 1));
-        const bool near = largest * static_cast<long>(sizeof(C)) <= kNearKeys;
+        const bool near = largest * static_cast<long>(sizeof(C)) <= kNearBytesOfKeys;
         if (near && sequences * kv_heads >= 4 * num_threads())
             by_heads(plan, sequences, ceil_div(grain, ceil_div(taken, sequences)));
         else

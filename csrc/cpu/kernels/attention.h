@@ -301,21 +301,21 @@ void attend(const Scores<Compute<T>>& s, Head<const T> q, PackedKeys<Compute<T>>
     for (long key = begin; key < end; key += kKeys) {
         const long keys = end - key < kKeys ? end - key : kKeys;
         for (long i = 0; i < keys; i += kRows)
-            set_tile<C>(keys - i < kRows ? keys - i : kRows, columns, s.dim,
-                                   packed.keys + (key + i) * s.dim, query, block + i * columns,
-                                   columns);
+            set_tile<C, Layout::panels>(keys - i < kRows ? keys - i : kRows, columns, s.dim,
+                                        Operands<C>::panels(packed.keys + (key + i) * s.dim, query),
+                                        block + i * columns, columns);
         change_scores(s, sight, first, count, key, keys, C(1), block, bias);
         Vector<C> shrink[2];
         softmax.take(block, keys, shrink);
         for (long i = 0; i < s.value_dim; i += kRows) {
             const long rows = s.value_dim - i < kRows ? s.value_dim - i : kRows;
-            const C* values = packed.values + i * s.time_k + key * kRows;
+            const auto from =
+                Operands<C>::panels(packed.values + i * s.time_k + key * kRows, block);
             C* to = sums + i * columns;
-            if (key == begin) {
-                set_tile<C>(rows, columns, keys, values, block, to, columns);
-                continue;
-            }
-            compute_tile<C, true>(rows, columns, keys, values, block, to, columns, shrink);
+            if (key == begin)
+                set_tile<C, Layout::panels>(rows, columns, keys, from, to, columns);
+            else
+                compute_tile<C, true, Layout::panels>(rows, columns, keys, from, to, columns, shrink);
         }
     }
     if (begin >= end) __builtin_memset(sums, 0, sizeof(C) * s.value_dim * columns);

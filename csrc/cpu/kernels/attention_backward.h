@@ -1,7 +1,11 @@
 // Attention's gradients, of which attention.h has the formulas. Any block of P is made again from the
-// logsumexp of its rows. Queries are down and keys across, which is the panel that dV and dK want; dQ
-// takes dS turned. Threads take heads of keys, with all the queries that read from them, so that each
-// sum has one order.
+// logsumexp of its rows. Queries are down and keys across, so that K and V alone are turned:
+//
+//     P = exp(Q Kᵀ ...), dS = P (dO Vᵀ ...)     A: rows of Q and dO     B: panels of keys
+//     dQ += dS K                                A: rows of dS           B: rows of K
+//     dV += Pᵀ dO, dK += dSᵀ Q                  A: columns of P and dS  B: rows of dO and Q
+//
+// Threads take heads of keys, with all the queries that read from them, so that each sum has one order.
 
 #pragma once
 
@@ -9,8 +13,8 @@
 
 namespace minitorch::MT_INSTRUCTION_SET {
 
-constexpr long kQueries = 8 * kRows;  // queries in a block
-constexpr long kNearBlocks = 4;       // of keys, that share a block of queries while it is near
+constexpr long kQueries = 4 * kRows;  // queries in a block, of kKeys keys
+constexpr long kNearKeys = 2 * kKeys;  // keys past which a block of queries goes while it is near
 
 // log(Σ exp(S)) of a row is head + rest ln 2. One number holds it, unless the scores are so far from 0
 // that it has no digits for the sum: those of a row that is masked throughout by the least finite
@@ -61,74 +65,103 @@ Normaliser<Compute<T>> normaliser(const Scores<Compute<T>>& s, long query, const
     return {peak, log_of(total) * kLog2E<C>};
 }
 
-// One head of queries in all the layouts that backward reads.
+// Rows of a head as the products read them: copied, as wide as whole vectors and as many as whole tiles
+// have, with zeros where the head ends.
 template <typename C>
-struct PackedQueries {
-    const C *queries, *queries_turned, *grads, *grads_turned;
+struct Rows {
+    const C* data;
+    long width;
+
+    static long padded(long dim) { return round_up(dim, Lanes<C>::count); }
+    static long size(long count, long dim) { return round_up(count, kRows) * padded(dim); }
+    template <typename T>
+    static Rows copy(Head<const T> from, long count, long dim, C* to) {
+        constexpr long lanes = Lanes<C>::count;
+        const long width = padded(dim);
+        for (long t = 0; t < count; ++t) {
+            C* row = to + t * width;
+            const T* source = from.at(t, 0);
+            long d = 0;
+            for (; d + lanes <= dim; d += lanes) store(row + d, load(source + d));
+            if (d < dim) store(row + d, load_part(source + d, dim - d, C(0)));
+        }
+        __builtin_memset(to + count * width, 0, sizeof(C) * (round_up(count, kRows) - count) * width);
+        return {to, width};
+    }
+    const C* at(long i) const { return data + i * width; }
+};
+
+// One head of queries.
+template <typename C>
+struct QueryHead {
+    Rows<C> queries, grads;
     const C* delta;  // rowsum(dO O)
     const C *normalisers, *rests;
 
     static long size(const Scores<C>& s) {
-        const long rows = round_up(s.time_q, kRows);
-        return (rows + s.time_q) * (round_up(s.dim, kRows) + round_up(s.value_dim, kRows)) +
-               3 * rows + kRows * s.value_dim + 64;
+        return Rows<C>::size(s.time_q, s.dim) + Rows<C>::size(s.time_q, s.value_dim) + 3 * s.time_q;
     }
     template <typename T>
-    static PackedQueries pack(const Scores<C>& s, Head<const T> q, Head<const T> k,
-                              Head<const T> grad, Head<const T> out, const C* lse, C* to) {
-        const long rows = round_up(s.time_q, kRows);
-        C* queries = to;
-        C* grads = queries + rows * s.dim;
-        C* queries_turned = grads + rows * s.value_dim;
-        C* grads_turned = queries_turned + round_up(s.dim, kRows) * s.time_q;
-        C* delta = grads_turned + round_up(s.value_dim, kRows) * s.time_q;
-        C *normalisers = delta + rows, *rests = normalisers + rows;
+    static QueryHead pack(const Scores<C>& s, Head<const T> q, Head<const T> k, Head<const T> grad,
+                          Head<const T> out, const C* lse, C* to) {
+        const auto queries = Rows<C>::copy(q, s.time_q, s.dim, to);
+        to += Rows<C>::size(s.time_q, s.dim);
+        const auto grads = Rows<C>::copy(grad, s.time_q, s.value_dim, to);
+        C* delta = to + Rows<C>::size(s.time_q, s.value_dim);
+        C *normalisers = delta + s.time_q, *rests = normalisers + s.time_q;
         for (long t = 0; t < s.time_q; ++t) {
             const Normaliser<C> whole = normaliser<T>(s, t, q.at(t, 0), k, lse[t]);
             normalisers[t] = whole.head, rests[t] = whole.rest;
+            delta[t] = row_sum(s, t, grads.at(t), out.at(t, 0));
         }
-        pack_rows<T, C, kRows>(q, s.time_q, s.dim, queries);
-        pack_rows<T, C, kRows>(grad, s.time_q, s.value_dim, grads);
-        pack_rows<T, C, kRows>(q.transposed(), s.dim, s.time_q, queries_turned);
-        pack_rows<T, C, kRows>(grad.transposed(), s.value_dim, s.time_q, grads_turned);
-        // Added up in the order of the tiles: of a query that sees one key, dO V - delta is 0.
-        C* outs = rests + rows;
-        for (long t = 0; t < s.time_q; t += kRows, grads += kRows * s.value_dim) {
-            pack_panel<T, C, kRows>({out.at(t, 0), out.row, out.column},
-                                    s.time_q - t < kRows ? s.time_q - t : kRows, s.value_dim, outs);
-            C sums[kRows] = {};
-            for (long i = 0; i < s.value_dim * kRows; i += kRows)
-                for (long r = 0; r < kRows; ++r) sums[r] += grads[i + r] * outs[i + r];
-            __builtin_memcpy(delta + t, sums, sizeof sums);
+        return {queries, grads, delta, normalisers, rests};
+    }
+    // Of a query that sees one key it is added up as the tiles do it: dO V - delta is then 0.
+    template <typename T>
+    static C row_sum(const Scores<C>& s, long query, const C* grad, const T* out) {
+        if (s.end_of_keys(query) - s.first_key(query) == 1) {
+            Vector<C> sum{};
+            for (long d = 0; d < s.value_dim; ++d) {
+                Vector<C> factor = broadcast(grad[d]);
+                in_register<C>(factor);  // or the compiler multiplies first and adds then
+                sum += factor * broadcast(load_one(out + d));
+            }
+            return sum[0];
         }
-        return {queries, queries_turned, queries + rows * s.dim, grads_turned, delta,
-                normalisers, rests};
+        Vector<C> sum{};
+        for_each_vector<C>(s.value_dim,
+                           [&](long d, auto get, auto) { sum += load(grad + d) * get(out); });
+        return sum_of_lanes<C>(sum);
     }
 };
 
-// The block of keys [first, first + count), count at most kColumns, in the layouts of a B, and its
-// gradients.
+// One head of keys.
 template <typename C>
-struct KeyBlock {
-    long first, count;
-    C *keys, *values;    // Kᵀ and Vᵀ: (dim, keys)
-    C* rows;             // K: for each kColumns dimensions (keys, dimensions)
-    C *dkeys, *dvalues;  // dKᵀ and dVᵀ: (dim, keys)
+struct KeyHead {
+    Rows<C> keys;
+    const C *keys_turned, *values_turned;  // in panels of kColumns keys, (dim, keys)
 
+    static long turned_size(const Scores<C>& s, long dim) {
+        return round_up(s.time_k, kColumns<C>) * dim;
+    }
     static long size(const Scores<C>& s) {
-        return (s.dim + s.value_dim + round_up(s.dim, kColumns<C>)) * kColumns<C>;
+        return Rows<C>::size(s.time_k, s.dim) + turned_size(s, s.dim) + turned_size(s, s.value_dim);
     }
     template <typename T>
-    static KeyBlock pack(const Scores<C>& s, Head<const T> k, Head<const T> v, long first, C* to,
-                         C* dkeys, C* dvalues) {
-        constexpr long columns = kColumns<C>;
-        const long count = s.time_k - first < columns ? s.time_k - first : columns;
-        C *values = to + s.dim * columns, *rows = values + s.value_dim * columns;
-        pack_panel<T, C, columns>({k.at(first, 0), k.row, k.column}, count, s.dim, to);
-        pack_panel<T, C, columns>({v.at(first, 0), v.row, v.column}, count, s.value_dim, values);
-        pack_rows<T, C, columns>({k.at(first, 0), k.column, k.row}, s.dim, count, rows);
-        return {first, count, to, values, rows, dkeys, dvalues};
+    static KeyHead pack(const Scores<C>& s, Head<const T> k, Head<const T> v, C* to) {
+        const auto keys = Rows<C>::copy(k, s.time_k, s.dim, to);
+        C* keys_turned = to + Rows<C>::size(s.time_k, s.dim);
+        C* values_turned = keys_turned + turned_size(s, s.dim);
+        pack_rows<T, C, kColumns<C>>(k, s.time_k, s.dim, keys_turned);
+        pack_rows<T, C, kColumns<C>>(v, s.time_k, s.value_dim, values_turned);
+        return {keys, keys_turned, values_turned};
     }
+};
+
+// What is added up for one head of keys and one of queries, rows as wide as Rows has them.
+template <typename C>
+struct Gradients {
+    C *dq, *dk, *dv;
 };
 
 // A row of at most a vector, wherever its elements are.
@@ -185,69 +218,76 @@ void gradient_of_scores(const Scores<C>& s, long query, long key, long count,
     }
 }
 
-// Room for what a block of queries and one of keys share.
+// What a block of queries of one head adds to dK and dV of the keys [key, key + count), and these to dQ.
+// `block` is room for P and dS (queries, keys).
 template <typename C>
-struct SharedBlock {
-    C *probabilities, *dscores;  // (queries, keys)
-    C* turned;                   // dscores, in panels of queries
-
-    static constexpr long size = 3 * kQueries * kColumns<C>;
-    explicit SharedBlock(C* to)
-        : probabilities(to),
-          dscores(to + kQueries * kColumns<C>),
-          turned(to + 2 * kQueries * kColumns<C>) {}
-};
-
-// What the queries [query, query + queries) of one head add to dKᵀ and dVᵀ (dim, keys) of a block
-// of keys, and to their own dQ.
-template <typename C>
-void backward_block(const Scores<C>& s, const PackedQueries<C>& packed, long query, long queries,
-                    const KeyBlock<C>& b, const SharedBlock<C>& shared, C* dq, long dq_stride) {
-    constexpr long columns = kColumns<C>;
-    const auto [probabilities, dscores, turned] = shared;
-    for (long i = 0; i < queries; i += kRows) {
-        const long rows = queries - i < kRows ? queries - i : kRows;
-        set_tile<C>(rows, columns, s.dim, packed.queries + (query + i) * s.dim, b.keys,
-                        probabilities + i * columns, columns);
-        set_tile<C>(rows, columns, s.value_dim, packed.grads + (query + i) * s.value_dim,
-                        b.values, dscores + i * columns, columns);
-    }
-    for (long i = 0; i < queries; ++i)
-        gradient_of_scores(s, query + i, b.first, b.count,
-                           {packed.normalisers[query + i], packed.rests[query + i]},
-                           packed.delta[query + i], probabilities + i * columns,
-                           dscores + i * columns);
-    for (long i = 0; i < s.value_dim; i += kRows)
-        add_tile<C>(s.value_dim - i < kRows ? s.value_dim - i : kRows, columns, queries,
-                    packed.grads_turned + i * s.time_q + query * kRows, probabilities,
-                    b.dvalues + i * columns, columns);
-    for (long i = 0; i < s.dim; i += kRows)
-        add_tile<C>(s.dim - i < kRows ? s.dim - i : kRows, columns, queries,
-                    packed.queries_turned + i * s.time_q + query * kRows, dscores,
-                    b.dkeys + i * columns, columns);
-    pack_rows<C, C, kRows>({dscores, columns, 1}, queries, b.count, turned);
-    for (long i = 0; i < queries; i += kRows)
-        for (long d = 0; d < s.dim; d += columns)
-            add_tile<C>(queries - i < kRows ? queries - i : kRows,
-                        s.dim - d < columns ? s.dim - d : columns, b.count, turned + i * b.count,
-                        b.rows + d * b.count, dq + (query + i) * dq_stride + d, dq_stride);
-}
-
-// The same of all queries and of `count` blocks of keys, a block of queries with each of them while
-// it is near.
-template <typename C>
-void backward_blocks(const Scores<C>& s, const PackedQueries<C>& packed, const KeyBlock<C>* blocks,
-                     long count, const SharedBlock<C>& shared, C* dq, long dq_stride) {
-    const auto begin_of = [&](const KeyBlock<C>& b) { return s.first_query(b.first) / kRows * kRows; };
-    const auto end_of = [&](const KeyBlock<C>& b) { return s.end_of_queries(b.first + b.count - 1); };
-    const long last = end_of(blocks[count - 1]);
-    for (long query = begin_of(blocks[0]); query < last; query += kQueries)
-        for (const KeyBlock<C>* b = blocks; b < blocks + count; ++b) {
-            const long begin = begin_of(*b) > query ? begin_of(*b) : query;
-            const long end = end_of(*b) < query + kQueries ? end_of(*b) : query + kQueries;
-            if (begin < end)
-                backward_block(s, packed, begin, end - begin, *b, shared, dq, dq_stride);
+void backward_block(const Scores<C>& s, const QueryHead<C>& head, const KeyHead<C>& from, long query,
+                    long key, long count, const Gradients<C>& to, C* block) {
+    constexpr long columns = kColumns<C>, stride = kKeys;
+    const long width = from.keys.width, value_width = head.grads.width;
+    C *weights = block, *dscores = block + kQueries * stride;
+    const auto within = [](long x, long low, long high) { return x < low ? low : x < high ? x : high; };
+    // All that see a key, and with them whole tiles.
+    const long first_seen = s.first_query(key) / kRows * kRows;
+    const long last_seen = round_up(s.end_of_queries(key + count - 1), kRows);
+    const long skipped = within(first_seen - query, 0, kQueries);
+    query += skipped;
+    const long queries = within((last_seen < s.time_q ? last_seen : s.time_q) - query, 0, kQueries - skipped);
+    struct Range {
+        long begin, end;
+    };
+    // Of the tile of queries from i on, the keys that any of them sees.
+    const auto rows_at = [=](long i) { return queries - i < kRows ? queries - i : kRows; };
+    const auto keys_of = [&](long i) {
+        const long begin = within(s.first_key(query + i) - key, 0, count);
+        return Range{begin, within(s.end_of_keys(query + i + rows_at(i) - 1) - key, begin, count)};
+    };
+    for (long j = 0; j < count; j += columns)
+        for (long i = 0; i < queries; i += kRows) {
+            const long first = query + i, rows = rows_at(i);
+            const Range seen = keys_of(i);
+            C *p = weights + i * stride + j, *ds = dscores + i * stride + j;
+            if (j + columns <= seen.begin || j >= seen.end) {
+                for (long r = 0; r < rows; ++r) {
+                    __builtin_memset(p + r * stride, 0, sizeof(C) * columns);
+                    __builtin_memset(ds + r * stride, 0, sizeof(C) * columns);
+                }
+                continue;
+            }
+            set_tile<C>(rows, columns, s.dim,
+                        {head.queries.at(first), width, 1, from.keys_turned + (key + j) * s.dim, columns},
+                        p, stride);
+            set_tile<C>(rows, columns, s.value_dim,
+                        {head.grads.at(first), value_width, 1,
+                         from.values_turned + (key + j) * s.value_dim, columns},
+                        ds, stride);
+            for (long r = 0; r < rows; ++r)
+                gradient_of_scores(s, first + r, key + j, count - j < columns ? count - j : columns,
+                                   {head.normalisers[first + r], head.rests[first + r]},
+                                   head.delta[first + r], p + r * stride, ds + r * stride);
         }
+    for (long i = 0; i < queries; i += kRows) {
+        const long first = query + i, rows = rows_at(i);
+        const Range seen = keys_of(i);
+        for (long d = 0; seen.begin < seen.end && d < s.dim; d += columns)
+            add_tile<C>(rows, s.dim - d, seen.end - seen.begin,
+                        {dscores + i * stride + seen.begin, stride, 1, from.keys.at(key + seen.begin) + d,
+                         width},
+                        to.dq + first * width + d, width);
+    }
+    for (long j = 0; j < count; j += kRows) {
+        const long rows = count - j < kRows ? count - j : kRows;
+        const long begin = within(s.first_query(key + j) - query, 0, queries);
+        const long end = within(s.end_of_queries(key + j + rows - 1) - query, begin, queries);
+        const auto add = [&](const C* scores, const Rows<C>& b, long dim, C* sums) {
+            for (long d = 0; begin < end && d < dim; d += columns)
+                add_tile<C>(rows, dim - d, end - begin,
+                            {scores + begin * stride + j, 1, stride, b.at(query + begin) + d, b.width},
+                            sums + (key + j) * b.width + d, b.width);
+        };
+        add(weights, head.grads, s.value_dim, to.dv);
+        add(dscores, head.queries, s.dim, to.dk);
+    }
 }
 
 template <typename C, typename Queries>
@@ -277,54 +317,36 @@ template <typename T, typename Heads>
 void backward_group(Scores<Compute<T>> s, Head<const T> k, Head<const T> v, Head<T> dk, Head<T> dv,
                     long group, Heads head) {
     using C = Compute<T>;
-    constexpr long columns = kColumns<C>, lanes = Lanes<C>::count;
-    const long dim_rows = round_up(s.dim, kRows), value_rows = round_up(s.value_dim, kRows);
-    const long dq_stride = round_up(s.dim, columns);
-    const long dq_size = round_up(s.time_q, kRows) * dq_stride;
-    const long key_blocks = ceil_div(s.time_k, columns);
-    C* keys_sum = scratch<C>(0, key_blocks * (dim_rows + value_rows) * columns + dq_size + 64);
-    C* values_sum = keys_sum + key_blocks * dim_rows * columns;
-    C* dq = values_sum + key_blocks * value_rows * columns;
-    C* queries = scratch<C>(1, PackedQueries<C>::size(s));
-    const long block_size = KeyBlock<C>::size(s);
-    C* work = scratch<C>(2, kNearBlocks * block_size + SharedBlock<C>::size + 64);
-    const SharedBlock<C> shared(work + kNearBlocks * block_size);
+    const long width = Rows<C>::padded(s.dim), value_width = Rows<C>::padded(s.value_dim);
+    const long size_q = Rows<C>::size(s.time_q, s.dim), size_k = Rows<C>::size(s.time_k, s.dim);
+    const long sums_size = size_k + Rows<C>::size(s.time_k, s.value_dim);
+    C* dk_sums = scratch<C>(0, sums_size + size_q);
+    const Gradients<C> sums{dk_sums + sums_size, dk_sums, dk_sums + size_k};
+    C* query_head = scratch<C>(1, QueryHead<C>::size(s));
+    C* key_head = scratch<C>(2, KeyHead<C>::size(s));
+    C* block = scratch<C>(3, 2 * kQueries * kKeys);
 
-    __builtin_memset(keys_sum, 0, sizeof(C) * key_blocks * (dim_rows + value_rows) * columns);
+    const auto keys = KeyHead<C>::template pack<T>(s, k, v, key_head);
+    __builtin_memset(dk_sums, 0, sizeof(C) * sums_size);
     for (long g = 0; g < group; ++g) {
         const BackwardHead<T> one = head(g);
         s.sink = one.sink, s.bias = one.bias, s.dbias = one.dbias;
-        const auto packed =
-            PackedQueries<C>::template pack<T>(s, one.q, k, one.grad, one.out, one.lse, queries);
-        __builtin_memset(dq, 0, sizeof(C) * dq_size);
-        for (long block = 0; block < key_blocks; block += kNearBlocks) {
-            KeyBlock<C> near[kNearBlocks];
-            long count = 0;
-            for (; count < kNearBlocks && block + count < key_blocks; ++count)
-                near[count] = KeyBlock<C>::template pack<T>(
-                    s, k, v, (block + count) * columns, work + count * block_size,
-                    keys_sum + (block + count) * dim_rows * columns,
-                    values_sum + (block + count) * value_rows * columns);
-            backward_blocks(s, packed, near, count, shared, dq, dq_stride);
+        const auto queries =
+            QueryHead<C>::template pack<T>(s, one.q, k, one.grad, one.out, one.lse, query_head);
+        __builtin_memset(sums.dq, 0, sizeof(C) * size_q);
+        for (long near = 0; near < s.time_k; near += kNearKeys) {
+            const long far = near + kNearKeys < s.time_k ? near + kNearKeys : s.time_k;
+            const long end = s.end_of_queries(far - 1);
+            for (long query = s.first_query(near) / kRows * kRows; query < end; query += kQueries)
+                for (long key = near; key < far; key += kKeys)
+                    backward_block(s, queries, keys, query, key, far - key < kKeys ? far - key : kKeys,
+                                   sums, block);
         }
-        write_rows<T, C>(dq, dq_stride, s.time_q, s.dim, one.dq);
-        if (one.dsink) *one.dsink = sink_gradient(s, packed);
+        write_rows<T, C>(sums.dq, width, s.time_q, s.dim, one.dq);
+        if (one.dsink) *one.dsink = sink_gradient(s, queries);
     }
-    const auto write_turned = [&](const C* from, long rows, long width, Head<T> to) {
-        for (long block = 0; block < key_blocks; ++block) {
-            const long key = block * columns;
-            const long count = s.time_k - key < columns ? s.time_k - key : columns;
-            for (long d = 0; d < width; d += columns) {
-                const long part = width - d < columns ? width - d : columns;
-                pack_panel<C, C, columns>({from + (block * rows + d) * columns, columns, 1}, part,
-                                          columns, work);
-                write_rows<T, C>(work, columns, count, part, {to.at(key, d), to.row, to.column});
-            }
-        }
-    };
-    static_assert(columns == 2 * lanes);
-    write_turned(keys_sum, dim_rows, s.dim, dk);
-    write_turned(values_sum, value_rows, s.value_dim, dv);
+    write_rows<T, C>(sums.dk, width, s.time_k, s.dim, dk);
+    write_rows<T, C>(sums.dv, value_width, s.time_k, s.value_dim, dv);
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET

@@ -189,8 +189,10 @@ struct Product {
                                          n - j < columns ? n - j : columns, deep, columns_of_b);
             for (long r = 0; r < height && r < m - i; r += kRows)
                 for (long c = 0; c < columns && c < n - j; c += kColumns<C>)
-                    add_tile<C>(kRows, kColumns<C>, deep, rows_of_a + r * deep,
-                                columns_of_b + c * deep, tile + r * columns + c, columns);
+                    add_tile<C, Layout::panels>(
+                        kRows, kColumns<C>, deep,
+                        Operands<C>::panels(rows_of_a + r * deep, columns_of_b + c * deep),
+                        tile + r * columns + c, columns);
         }
         __builtin_memcpy(to, tile, sizeof(C) * kTileRows * columns);
     }

@@ -397,13 +397,13 @@ template <typename C, long rows, long vectors, Layout layout, bool masked = fals
     }
 }
 
-// to[i * stride + j] = the product of two panels, or with `add` that and keep[j] to[i * stride + j].
-template <typename C, long rows, long vectors, bool add>
-[[gnu::noinline]] void panel_product(long depth, const C* a, const C* b, C* to, long stride,
-                                     const Vector<C>* keep) {
+// to[i * stride + j] = sum, or with `add` sum and keep[j] to[i * stride + j].
+template <typename C, long rows, long vectors, Layout layout, bool add>
+[[gnu::noinline]] void write_sums(long depth, const Operands<C>& from, C* to, long stride,
+                                  const Vector<C>* keep) {
     constexpr long lanes = Lanes<C>::count;
     Vector<C> sum[rows][vectors];
-    outer_products<C, rows, vectors, Layout::panels>(depth, Operands<C>::panels(a, b), sum, [](long) {});
+    outer_products<C, rows, vectors, layout>(depth, from, sum, [](long) {});
 #pragma GCC unroll 16
     for (long i = 0; i < rows; ++i, to += stride)
 #pragma GCC unroll 2
@@ -413,26 +413,32 @@ template <typename C, long rows, long vectors, bool add>
         }
 }
 
-// The tile of up to kRows rows and two vectors of columns; panels hold zeros where the matrices
-// end, so that more than is asked for may be written.
-template <typename C, bool add>
-void compute_tile(long rows, long columns, long depth, const C* a, const C* b, C* to, long stride,
+// The tile of up to kRows rows and two vectors of columns. Rows up to the next third of kRows, and
+// columns up to a whole vector, are read and written.
+template <typename C, bool add, Layout layout = Layout::any>
+void compute_tile(long rows, long columns, long depth, const Operands<C>& from, C* to, long stride,
                   const Vector<C>* keep) {
-    if (columns <= Lanes<C>::count)
-        panel_product<C, kRows, 1, add>(depth, a, b, to, stride, keep);
-    else if (rows > kRows / 2)
-        panel_product<C, kRows, 2, add>(depth, a, b, to, stride, keep);
+    const auto run = [&](auto height) {
+        if (columns <= Lanes<C>::count)
+            write_sums<C, height, 1, layout, add>(depth, from, to, stride, keep);
+        else
+            write_sums<C, height, 2, layout, add>(depth, from, to, stride, keep);
+    };
+    if (rows <= kThird)
+        run(std::integral_constant<long, kThird>());
+    else if (rows <= 2 * kThird)
+        run(std::integral_constant<long, 2 * kThird>());
     else
-        panel_product<C, kRows / 2, 2, add>(depth, a, b, to, stride, keep);
+        run(std::integral_constant<long, kRows>());
 }
-template <typename C>
-void set_tile(long rows, long columns, long depth, const C* a, const C* b, C* to, long stride) {
-    compute_tile<C, false>(rows, columns, depth, a, b, to, stride, nullptr);
+template <typename C, Layout layout = Layout::any>
+void set_tile(long rows, long columns, long depth, const Operands<C>& from, C* to, long stride) {
+    compute_tile<C, false, layout>(rows, columns, depth, from, to, stride, nullptr);
 }
-template <typename C>
-void add_tile(long rows, long columns, long depth, const C* a, const C* b, C* to, long stride) {
+template <typename C, Layout layout = Layout::any>
+void add_tile(long rows, long columns, long depth, const Operands<C>& from, C* to, long stride) {
     const Vector<C> all[2] = {broadcast<C>(1), broadcast<C>(1)};
-    compute_tile<C, true>(rows, columns, depth, a, b, to, stride, all);
+    compute_tile<C, true, layout>(rows, columns, depth, from, to, stride, all);
 }
 
 }  // namespace minitorch::MT_INSTRUCTION_SET
