@@ -230,9 +230,9 @@ def saved(t: Tensor) -> SavedReport:
             array = entry[0] if isinstance(entry, tuple) else entry
             if isinstance(array, Recomputed):
                 kept.append(f"{name} (recomputed)")
-                if id(array.segment) not in segments:
+                given = array.segment.given
+                if given is not None and id(array.segment) not in segments:
                     segments.add(id(array.segment))
-                    given, _ = flatten([array.segment.args, array.segment.kwargs])
                     rows.append(
                         Kept(
                             "checkpoint",

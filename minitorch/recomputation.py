@@ -15,6 +15,7 @@ from minitorch.errors import GraphError
 from minitorch.modes import thread
 from minitorch.tape import Recomputed
 from minitorch.tensor import Tensor
+from minitorch.trees import flatten
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -45,6 +46,11 @@ class _Segment:
         self.shapes: list[tuple[int, ...]] = []
         self.arrays: list[Any] | None = None
         self.left = 0
+
+    @property
+    def given(self) -> list[Tensor]:
+        """The tensors among the arguments."""
+        return flatten([self.args, self.kwargs])[0]
 
     def ticket(self, array: Any) -> Recomputed:
         """What the tape keeps in place of array."""

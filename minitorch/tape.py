@@ -9,6 +9,7 @@ They are numbered as they are made, so descending number is a topological order.
 import itertools
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Node:
     saved: position of the input (or OUT) -> what the rule asked to keep.
     freed: no sweep may come here any more; in the last step through here it is already true.
     levels: the vmaps of which the result holds all samples, see `minitorch.vmap`.
+    remade: what makes the result anew where others would keep it, or None.
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class Node:
         "out_dtype",
         "out_shape",
         "primitive",
+        "remade",
         "retained",
         "saved",
         "signature",
@@ -77,6 +80,7 @@ class Node:
     out_dtype: np.dtype
     where: str | None
     levels: tuple[int, ...]
+    remade: "Remade | None"
 
     @property
     def name(self) -> str:
@@ -160,7 +164,11 @@ OUT = -1
 
 
 class Recomputed:
-    """Stands in for a saved array that checkpointing will compute again when it is needed."""
+    """Stands in for a saved array that is computed again when it is needed.
+
+    segment: a part of the forward pass, that of a checkpoint or a Remade: `array(index)` gives its
+    arrays, and `given` is what it was given, where it holds that, or None.
+    """
 
     __slots__ = ("index", "segment")
 
@@ -170,6 +178,47 @@ class Recomputed:
 
     def recompute(self) -> Any:
         return self.segment.array(self.index)
+
+
+class Remade:
+    """The result of a node, computed again from what the node keeps: no one else need keep it.
+
+    Of a norm, whose input is kept in any case: to normalise once more costs far less than the
+    products that its result goes into, and a model keeps one activation less for each norm.
+    """
+
+    __slots__ = ("array_", "left", "made", "node", "tickets", "version")
+    given = None
+    LEAST_BYTES = 1 << 22
+    """Of smaller results there is nothing to gain: the operation would cost more than they do."""
+
+    def __init__(self, node: Node, out: Tensor):
+        self.node = weakref.ref(node)  # which holds this; whoever has a ticket holds the node
+        self.made = weakref.ref(out.data)
+        self.version = out._counter[0]
+        self.tickets = self.left = 0
+        self.array_: Any = None
+
+    def stands_for(self, x: Tensor) -> bool:
+        """Whether x is the result as it was."""
+        return self.made() is x.data and x._counter is not None and x._counter[0] == self.version
+
+    def ticket(self) -> Recomputed:
+        """What is kept in its place."""
+        self.tickets += 1
+        return Recomputed(self, 0)
+
+    def array(self, _: int) -> Any:
+        """The result; it is dropped again with the last ticket."""
+        if self.array_ is None:
+            node: Any = self.node()
+            inputs = [node.array(position) for position in range(len(node.edges))]
+            self.array_, _ = node.primitive.forward(*inputs, **node.meta)
+            self.left = self.tickets
+        array, self.left = self.array_, self.left - 1
+        if self.left <= 0:
+            self.array_ = None
+        return array
 
 
 def _present(array: Any) -> Any:
@@ -349,6 +398,7 @@ def _record(
     node.out_dtype = array.dtype
     node.levels = () if type(array) is ndarray else levels(array)
     node.where = None
+    node.remade = None
     node.saved = saved = {}
     for position in primitive.saves[tuple(needs)]:
         x = out if position == OUT else inputs[position]
@@ -357,6 +407,8 @@ def _record(
         node.extras = {name: keep(array) for name, array in extras.items()}
     if mode.anomaly:
         node.where = _user_line()
+    if primitive.remakes and type(array) is ndarray and array.nbytes >= Remade.LEAST_BYTES:
+        node.remade = Remade(node, out)
     out.requires_grad = True
     out._node = node
 
@@ -371,7 +423,12 @@ def _save(x: Tensor, keep: Callable[[Any], Any] | None) -> Saved:
             "backward: a tensor made under inference_mode cannot be saved for a derivative; "
             "clone() it outside of inference_mode"
         )
-    return (x.data if keep is None else keep(x.data), counter, counter[0])
+    if keep is not None:
+        return keep(x.data), counter, counter[0]
+    maker = x._node
+    if maker is not None and maker.remade is not None and maker.remade.stands_for(x):
+        return maker.remade.ticket(), counter, counter[0]
+    return x.data, counter, counter[0]
 
 
 def _stale(primitive: Any, x: Tensor) -> GraphError:

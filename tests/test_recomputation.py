@@ -1,11 +1,13 @@
-"""Checkpointing: the same gradients to the bit, from fewer arrays."""
+"""Checkpointing, and norms that are made again: the same gradients to the bit, from fewer arrays."""
 
+import gc
 import itertools
+import weakref
 
 import pytest
 
 import minitorch as mt
-from minitorch import autograd
+from minitorch import autograd, debug, tape
 from minitorch.errors import GraphError
 from minitorch.nn import functional as F
 
@@ -74,3 +76,94 @@ def test_a_function_that_changes_is_an_error():
     out = mt.checkpoint(lambda x: x.exp() if next(runs) == 0 else x.exp().tanh(), x)
     with pytest.raises(GraphError, match="did not do the same"):
         out.mean().backward()
+
+
+@pytest.fixture(params=["layer_norm", "rms_norm"])
+def norm(request, monkeypatch):
+    """A norm of the last dimension, whose results are made again however small they are."""
+    monkeypatch.setattr(tape.Remade, "LEAST_BYTES", 0)
+    return lambda x, weight: getattr(F, request.param)(x, x.shape[-1:], weight)
+
+
+def readers(norm, x, w):
+    """The loss and the result of a norm that two products read."""
+    normed = norm(x, w[0])
+    return ((normed @ w) * (normed @ w.mT)).sum(), normed
+
+
+def test_what_reads_a_norm_does_not_keep_its_result(norm, monkeypatch):
+    x, w = inputs()
+    loss, _ = readers(norm, x, w)
+    remade = debug.saved(loss)
+    assert [r.kept for r in remade.rows if r.operation == "matmul"] == [("a (recomputed)", "b")] * 2
+    found = autograd.grad(loss, [x, w])
+    monkeypatch.setattr(tape.Remade, "LEAST_BYTES", 1 << 62)
+    loss, _ = readers(norm, x, w)
+    assert debug.saved(loss).total == remade.total + x.numel() * x.data.itemsize
+    for a, b in zip(found, autograd.grad(loss, [x, w]), strict=True):
+        assert a.tolist() == b.tolist()
+
+
+def test_a_norm_is_made_again_once_for_all_that_read_it(norm, monkeypatch):
+    x, w = inputs()
+    loss, normed = readers(norm, x, w)
+    primitive, calls = normed._node.primitive, []
+    forward = primitive.forward
+
+    def counted(*args, **options):
+        calls.append(args)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(primitive, "forward", counted)
+    first = autograd.grad(loss, [x, w], retain_graph=True)
+    assert len(calls) == 1
+    second = autograd.grad(loss, [x, w])
+    assert len(calls) == 2
+    assert [g.tolist() for g in first] == [g.tolist() for g in second]
+
+
+def test_second_derivatives_through_a_norm_that_is_made_again(norm, monkeypatch):
+    x, w = inputs()
+
+    def second():
+        (slope,) = autograd.grad(readers(norm, x, w)[0], [x], create_graph=True)
+        return autograd.grad((slope**2).sum(), [x, w])
+
+    found = second()
+    monkeypatch.setattr(tape.Remade, "LEAST_BYTES", 1 << 62)
+    for a, b in zip(found, second(), strict=True):
+        assert a.tolist() == b.tolist()
+
+
+def test_a_norm_whose_result_was_changed_is_not_made_again(norm):
+    x, w = inputs()
+    loss, normed = readers(norm, x, w)
+    normed.mul_(2)
+    with pytest.raises(GraphError, match="changed in place"):
+        loss.backward()
+    twice = norm(x, w[0]).mul_(2)
+    (found,) = autograd.grad((twice @ w).sum(), [w])
+    (expected,) = autograd.grad(((norm(x, w[0]) * 2) @ w).sum(), [w])
+    assert found.tolist() == expected.tolist()
+
+
+def test_a_norm_of_an_input_that_was_changed_is_an_error(norm):
+    x, w = inputs()
+    between = x * 1.0
+    loss, _ = readers(norm, between, w)
+    with mt.no_grad():
+        between.mul_(2)
+    with pytest.raises(GraphError, match="_norm needs input 0"):
+        autograd.grad(loss, [w])
+
+
+def test_a_tape_with_a_norm_that_is_made_again_goes_with_its_last_reference(norm):
+    x, w = inputs()
+    loss, normed = readers(norm, x, w)
+    node = weakref.ref(normed._node)
+    gc.disable()
+    try:
+        del loss, normed
+        assert node() is None
+    finally:
+        gc.enable()

@@ -173,6 +173,7 @@ class Primitive:
     joins = False  # it takes `arrived`
     widens = False  # it asks which gradients may be `wide`
     allocates = False  # the rules give new arrays that nobody else holds
+    remakes = False  # what others would keep of a large result is computed again: see `Remade`
     converts = False  # to another dtype, and nothing else: a gradient in the input's is as good
     add_vjp: Callable[[Node, Any, Any], None] | None = None
     """add_vjp(node, v, total) adds v J of the first input to an array, for where the sweep has

@@ -364,6 +364,7 @@ _rms_norm = fused(
         sample(real(3, 5), None, eps=1e-6, ndim=1),
     ],
 )
+_layer_norm.remakes = _rms_norm.remakes = True
 
 
 @method
