@@ -23,7 +23,6 @@ from minitorch.errors import GraphError, ShapeError
 from minitorch.io import atomic_write
 from minitorch.tape import OUT, Node, Recomputed
 from minitorch.tensor import Tensor
-from minitorch.trees import flatten
 
 _LARGEST_PICTURE = 2000  # nodes
 _COLOURS = {

@@ -1,4 +1,4 @@
-"""Checkpointing, and norms that are made again: the same gradients to the bit, from fewer arrays."""
+"""Checkpointing, and norms made again: the same gradients to the bit, from fewer arrays."""
 
 import gc
 import itertools
