@@ -8,7 +8,7 @@ For a weight matrix W with gradient G (n, m):
 
 If M = U S Vᵀ, the update is close to U Vᵀ, the nearest semi-orthogonal matrix: every direction of
 the matrix learns at the same pace, where the gradient alone is dominated by a few. It comes from
-matrix products only: five Newton-Schulz steps X = a X + (b A + c A²) X with A = X Xᵀ, which apply
+matrix products only: five Newton-Schulz steps X = (a I + b A + c A²) X with A = X Xᵀ, which apply
 the polynomial a s + b s³ + c s⁵ to every singular value s. The coefficients are chosen for
 steepness at 0, not for convergence: the singular values end between about 0.7 and 1.2.
 
@@ -72,7 +72,9 @@ def orthogonalize(
     x = x / np.maximum(l2_norm([x]), eps).astype(x.dtype)
     for _ in range(steps):
         gram = matmul(x, x.T)
-        x = a * x + matmul(b * gram + c * matmul(gram, gram), x)
+        rest = b * gram
+        rest.reshape(-1)[:: len(x) + 1] += a  # the diagonal: what is as large as x is written once
+        x = matmul(matmul(gram, gram, alpha=c, residual=rest), x)
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
