@@ -14,7 +14,7 @@
 namespace minitorch::MT_INSTRUCTION_SET {
 
 constexpr long kQueries = 4 * kRows;  // queries in a block, of kKeys keys
-constexpr long kNearKeys = 2 * kKeys;  // keys past which a block of queries goes while it is near
+constexpr long kNearKeys = 2 * kKeys;  // past which a block of queries goes while it is near
 
 // log(Σ exp(S)) of a row is head + rest ln 2. One number holds it, unless the scores are so far from 0
 // that it has no digits for the sum: those of a row that is masked throughout by the least finite

@@ -94,7 +94,8 @@ def matmul(
     if bias is not None:
         bias = np.ascontiguousarray(np.broadcast_to(bias, shape[-1:]), out.dtype)
     if residual is not None:
-        residual = np.ascontiguousarray(np.broadcast_to(residual, shape), out.dtype)
+        full = residual if residual.shape == shape else np.broadcast_to(residual, shape)
+        residual = np.ascontiguousarray(full, out.dtype)
     extension.matmul(
         a, b, out, bias, residual, None, pre, alpha, accumulate, ACTIVATIONS[activation]
     )
