@@ -7,13 +7,13 @@ gradients flow to parameters that the function closes over, hooks fire, and the 
 differentiated again. Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minitorch import modes, random
 from minitorch.errors import GraphError
 from minitorch.modes import thread
-from minitorch.tape import Recomputed
+from minitorch.tape import Recomputed, Segment
 from minitorch.tensor import Tensor
 from minitorch.trees import flatten
 
@@ -28,47 +28,35 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if thread.mode.keep is not None or not modes.is_grad_enabled():
         return function(*args, **kwargs)
     segment = _Segment(function, args, kwargs)
-    thread.mode.keep = segment.ticket
+    thread.mode.keep = segment.keep
     try:
         return function(*args, **kwargs)
     finally:
         thread.mode.keep = None
 
 
-class _Segment:
-    """A stretch of the forward pass, and the arrays of its latest recomputation."""
+class _Segment(Segment):
+    """A function with its arguments and the random state that it had."""
 
     def __init__(self, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]):
+        super().__init__()
         self.function = function
         self.args = [_stand_in(x) for x in args]
         self.kwargs = {name: _stand_in(x) for name, x in kwargs.items()}
         self.random_state = random.get_rng_state()
         self.shapes: list[tuple[int, ...]] = []
-        self.arrays: list[Any] | None = None
-        self.left = 0
 
     @property
-    def given(self) -> list[Tensor]:
+    def given(self) -> Sequence[Tensor]:  # type: ignore[override]
         """The tensors among the arguments."""
         return flatten([self.args, self.kwargs])[0]
 
-    def ticket(self, array: Any) -> Recomputed:
+    def keep(self, array: Any) -> Recomputed:
         """What the tape keeps in place of array."""
         self.shapes.append(array.shape)
-        return Recomputed(self, len(self.shapes) - 1)
+        return self.ticket(len(self.shapes) - 1)
 
-    def array(self, index: int) -> Any:
-        """The array of a ticket; the last one of a run frees the others."""
-        if self.arrays is None:
-            self.arrays = self._run_again()
-            self.left = len(self.arrays)
-        array = self.arrays[index]
-        self.left -= 1
-        if self.left == 0:
-            self.arrays = None
-        return array
-
-    def _run_again(self) -> list[Any]:
+    def run_again(self) -> list[Any]:
         arrays: list[Any] = []
 
         def keep(array: Any) -> Any:

@@ -164,15 +164,11 @@ OUT = -1
 
 
 class Recomputed:
-    """Stands in for a saved array that is computed again when it is needed.
-
-    segment: a part of the forward pass, that of a checkpoint or a Remade: `array(index)` gives its
-    arrays, and `given` is what it was given, where it holds that, or None.
-    """
+    """Stands in for a saved array, the one of this index in a Segment, until it is needed."""
 
     __slots__ = ("index", "segment")
 
-    def __init__(self, segment: Any, index: int):
+    def __init__(self, segment: "Segment", index: int):
         self.segment = segment
         self.index = index
 
@@ -180,45 +176,64 @@ class Recomputed:
         return self.segment.array(self.index)
 
 
-class Remade:
+class Segment:
+    """A part of the forward pass that runs again when what it computed is needed.
+
+    Who would keep one of its arrays is given a ticket. The first that is presented has it run
+    again, and the last frees what it left. given: the tensors that it holds for that, or None.
+    """
+
+    given: Sequence[Tensor] | None = None
+
+    def __init__(self) -> None:
+        self.tickets = self.left = 0
+        self.arrays: Sequence[Any] | None = None
+
+    def ticket(self, index: int) -> Recomputed:
+        """What is kept in the place of an array."""
+        self.tickets += 1
+        return Recomputed(self, index)
+
+    def array(self, index: int) -> Any:
+        """The array of a ticket."""
+        if self.arrays is None:
+            self.arrays, self.left = self.run_again(), self.tickets
+        array = self.arrays[index]
+        self.left -= 1
+        if self.left == 0:
+            self.arrays = None
+        return array
+
+    def run_again(self) -> Sequence[Any]:
+        """All its arrays."""
+        raise NotImplementedError
+
+
+class Remade(Segment):
     """The result of a node, computed again from what the node keeps: no one else need keep it.
 
     Of a norm, whose input is kept in any case: to normalise once more costs far less than the
     products that its result goes into, and a model keeps one activation less for each norm.
     """
 
-    __slots__ = ("array_", "left", "made", "node", "tickets", "version")
-    given = None
     LEAST_BYTES = 1 << 22
     """Of smaller results there is nothing to gain: the operation would cost more than they do."""
 
     def __init__(self, node: Node, out: Tensor):
+        super().__init__()
         self.node = weakref.ref(node)  # which holds this; whoever has a ticket holds the node
         self.made = weakref.ref(out.data)
         self.version = out._counter[0]
-        self.tickets = self.left = 0
-        self.array_: Any = None
 
     def stands_for(self, x: Tensor) -> bool:
         """Whether x is the result as it was."""
-        return self.made() is x.data and x._counter is not None and x._counter[0] == self.version
+        return self.made() is x.data and x._counter[0] == self.version
 
-    def ticket(self) -> Recomputed:
-        """What is kept in its place."""
-        self.tickets += 1
-        return Recomputed(self, 0)
-
-    def array(self, _: int) -> Any:
-        """The result; it is dropped again with the last ticket."""
-        if self.array_ is None:
-            node: Any = self.node()
-            inputs = [node.array(position) for position in range(len(node.edges))]
-            self.array_, _ = node.primitive.forward(*inputs, **node.meta)
-            self.left = self.tickets
-        array, self.left = self.array_, self.left - 1
-        if self.left <= 0:
-            self.array_ = None
-        return array
+    def run_again(self) -> Sequence[Any]:
+        node: Any = self.node()
+        inputs = [node.array(position) for position in range(len(node.edges))]
+        out, _ = arithmetic.copy().run(node.primitive.compute, inputs, node.meta)
+        return [out]
 
 
 def _present(array: Any) -> Any:
@@ -427,7 +442,7 @@ def _save(x: Tensor, keep: Callable[[Any], Any] | None) -> Saved:
         return keep(x.data), counter, counter[0]
     maker = x._node
     if maker is not None and maker.remade is not None and maker.remade.stands_for(x):
-        return maker.remade.ticket(), counter, counter[0]
+        return maker.remade.ticket(0), counter, counter[0]
     return x.data, counter, counter[0]
 
 

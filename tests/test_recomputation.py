@@ -104,6 +104,15 @@ def test_what_reads_a_norm_does_not_keep_its_result(norm, monkeypatch):
         assert a.tolist() == b.tolist()
 
 
+@pytest.mark.parametrize("dtype", [mt.float16, mt.bfloat16])
+def test_a_norm_in_half_precision_is_made_again_to_the_bit(norm, dtype):
+    x = (mt.randn(4, 5, generator=mt.Generator(1)) * 30).to(dtype).requires_grad_()
+    w = mt.randn(5, 5, generator=mt.Generator(2)).to(dtype).requires_grad_()
+    normed = norm(x, w[0])
+    assert normed._node.remade.run_again()[0].tolist() == normed.tolist()
+    assert normed._node.remade.run_again()[0].dtype == normed.dtype
+
+
 def test_a_norm_is_made_again_once_for_all_that_read_it(norm, monkeypatch):
     x, w = inputs()
     loss, normed = readers(norm, x, w)

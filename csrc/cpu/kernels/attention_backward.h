@@ -236,7 +236,7 @@ void backward_block(const Scores<C>& s, const QueryHead<C>& head, const KeyHead<
     struct Range {
         long begin, end;
     };
-    // Of the tile of queries from i on, the keys that any of them sees.
+    // Of the tile of queries from i on, how many there are, and the keys that any of them sees.
     const auto rows_at = [=](long i) { return queries - i < kRows ? queries - i : kRows; };
     const auto keys_of = [&](long i) {
         const long begin = within(s.first_key(query + i) - key, 0, count);
