@@ -219,16 +219,6 @@ def numbers_on(compute: Callable[[], Sequence[float]], like: Any) -> Any:
     return to_device(np.array(compute(), float64), device_of(like))
 
 
-def number_for(array: Any, compute: Callable[[], float]) -> Any:
-    """compute(), to calculate with the array, whose dtype it does not change.
-
-    In a captured step it lies on the device, computed anew before each replay.
-    """
-    if capture.thread.current is None:
-        return compute()
-    return capture.thread.current.renewed(lambda: [compute()]).astype(array.dtype).reshape(())
-
-
 @cache
 def load_cupy() -> Any:
     """CuPy, once it is seen that it, a GPU and the kernels are there; else DeviceError."""

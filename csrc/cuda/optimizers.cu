@@ -2,9 +2,13 @@
 //
 //     AdamW     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g²
 //               p = keep p - rate m / (sqrt(v) unbias + eps)
-//     momentum  g = g + decay p,   b = momentum b + fresh g,   p = p - lr b, Nesterov: lr (g +
-//     momentum b) descent   p = p - lr (g + decay p) Lion      p = keep p - lr sign(beta1 m + (1 -
-//     beta1) g),   m = beta2 m + (1 - beta2) g follow    p = p + rate (g - p)
+//     momentum  g = g + decay p,   b = momentum b + fresh g
+//               p = p - lr b, or with Nesterov p - lr (g + momentum b)
+//     descent   p = p - lr (g + decay p)
+//     Lion      p = keep p - lr sign(beta1 m + (1 - beta1) g),   m = beta2 m + (1 - beta2) g
+//     direction g = (1 - momentum) g,   b = momentum b + g
+//               p = b, or with Nesterov g + momentum b: where a step of Muon goes
+//     follow    p = p + rate (g - p)
 //
 // A model has hundreds of small arrays, and a launch for each would take longer than its work. Here
 // up to kSlots of them go by value with the launch; a block finds in that table whose piece it has.
@@ -14,8 +18,8 @@
 // wanted.
 //
 // Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form (AdamW); Sutskever et al. 2013
-// in PyTorch's form (momentum); Chen et al. 2023, program 1 (Lion); the table of pointers: Apex's
-// multi_tensor_apply.
+// in PyTorch's form (momentum); Chen et al. 2023, program 1 (Lion); Jordan et al. 2024 (Muon's
+// direction); the table of pointers: Apex's multi_tensor_apply.
 
 #include "reduce.h"
 #include "rows.h"
@@ -83,6 +87,21 @@ struct Lion {
         const C sign = c > 0 ? C(1) : c < 0 ? C(-1) : c;
         state[0] = beta2 * state[0] + new2 * g;
         return p * keep - lr * sign;
+    }
+};
+
+template <typename C>
+struct Direction {
+    static constexpr int kStates = 1, kNumbers = 2;
+    C momentum, fresh, nesterov;
+
+    __device__ explicit Direction(const double* n)
+        : momentum(n[0]), fresh(1 - n[0]), nesterov(n[1]) {}
+
+    __device__ C operator()(C, C g, C* state) const {
+        g *= fresh;
+        state[0] = momentum * state[0] + g;
+        return nesterov != 0 ? g + momentum * state[0] : state[0];
     }
 };
 
@@ -224,6 +243,9 @@ DEVICE_KERNEL(sgd) {
 }
 DEVICE_KERNEL(lion) {
     sweep<Lion>(arrays, num_arrays, stream);
+}
+DEVICE_KERNEL(direction) {
+    sweep<Direction>(arrays, num_arrays, stream);
 }
 DEVICE_KERNEL(follow) {
     sweep<Follow>(arrays, num_arrays, stream);

@@ -85,6 +85,22 @@ def lion_steps(
     _sweep(run, "lion", lists, copies, rows, numbers, grad_scale, _lion, reference.lion_steps)
 
 
+def direction_steps(
+    run: Run,
+    directions: Sequence[Array],
+    grads: Sequence[Array],
+    buffers: Sequence[Array],
+    numbers: Numbers,
+    *,
+    grad_scale: Scale = 1.0,
+    copies: Copies = None,
+    rows: Rows = None,
+) -> None:
+    """The reference's."""
+    lists, otherwise = (directions, grads, buffers), reference.direction_steps
+    _sweep(run, "direction", lists, copies, rows, numbers, grad_scale, _direction, otherwise)
+
+
 def follow(run: Run, means: Sequence[Array], values: Sequence[Array], *, rate: float) -> None:
     """The reference's."""
 
@@ -185,6 +201,10 @@ def _momentum(
 ) -> tuple[float, ...]:
     fresh = 1.0 if step == 1 else 1 - dampening
     return lr, weight_decay, momentum, fresh, nesterov
+
+
+def _direction(*, momentum: float, nesterov: bool) -> tuple[float, ...]:
+    return momentum, nesterov
 
 
 def _lion(*, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> tuple[float, ...]:

@@ -28,12 +28,12 @@ own precision (float32 at the least).
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from minitorch.backend import device_of, number_for
+from minitorch.backend import device_of
 from minitorch.errors import ConfigError
 from minitorch.kernels import lookup
 from minitorch.kernels.reference.optimizers import Scale
@@ -45,6 +45,7 @@ from minitorch.optim.optimizer import (
     FRACTION,
     NON_NEGATIVE,
     Group,
+    Numbers,
     Optimizer,
     Part,
     Rule,
@@ -66,16 +67,10 @@ def orthogonalize(
     matrix: (n, m). It is divided by its Frobenius norm |S| (at least eps) first, which brings all
     singular values into [0, 1]. The products are done on the smaller side.
     """
-    a, b, c = coefficients
-    matmul, l2_norm = (lookup(name, device_of(matrix)) for name in ("matmul", "l2_norm"))
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / np.maximum(l2_norm([x]), eps).astype(x.dtype)
-    for _ in range(steps):
-        gram = matmul(x, x.T)
-        rest = b * gram
-        rest.reshape(-1)[:: len(x) + 1] += a  # the diagonal: what is as large as x is written once
-        x = matmul(matmul(gram, gram, alpha=c, residual=rest), x)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    x = matrix.copy()
+    options = {"coefficients": coefficients, "steps": steps, "eps": eps}
+    lookup("newton_schulz", device_of(x))([x], **options)
+    return x
 
 
 SCALES = {
@@ -151,40 +146,66 @@ class Muon(Optimizer):
         return dict.fromkeys(("momentum_buffer",) if group["use_muon"] else MOMENTS, shape)
 
     def update_all(self, parts: Sequence[Part], grad_scale: Scale) -> None:
-        super().update_all([part for part in parts if part.group["use_muon"]], grad_scale)
+        for batch in _batches([part for part in parts if part.group["use_muon"]]):
+            self._update_matrices(batch, grad_scale)
         others = [part for part in parts if not part.group["use_muon"]]
         adamw_steps(others, _adamw_numbers, grad_scale)
 
-    def update(
-        self, weight: np.ndarray, grad: np.ndarray, state: dict[str, Any], group: Group
-    ) -> None:
-        direction = orthogonalize(
-            _momentum(grad, state["momentum_buffer"], group["momentum"], group["nesterov"]),
+    def _update_matrices(self, parts: Sequence[Part], grad_scale: Scale) -> None:
+        """Of one group."""
+        group, device = parts[0].group, device_of(parts[0].weight)
+        directions = [np.empty_like(part.weight) for part in parts]
+        lookup("direction_steps", device)(
+            directions,
+            [part.grad for part in parts],
+            [part.state["momentum_buffer"] for part in parts],
+            Numbers(parts, lambda _: {name: group[name] for name in ("momentum", "nesterov")}),
+            grad_scale=grad_scale,
+        )
+        lookup("newton_schulz", device)(
+            directions,
             coefficients=group["ns_coefficients"],
             steps=group["ns_steps"],
             eps=group["eps"],
         )
-        scale = SCALES[group["adjust_lr_fn"]](*weight.shape)
-        direction *= number_for(weight, lambda: group["lr"] * scale)
-        weight *= number_for(weight, lambda: 1 - group["lr"] * group["weight_decay"])
-        weight -= direction
+        lookup("sgd_steps", device)(
+            [part.weight for part in parts],
+            directions,
+            [None] * len(parts),
+            Numbers(parts, _descent_numbers),
+            copies=[part.copy for part in parts],
+        )
+
+
+BATCH = 1 << 22
+"""Numbers in the matrices of a batch, but for the last of them."""
+
+
+def _batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Some matrices of a group at a time: a kernel takes many, but each needs a direction."""
+    batch: list[Part] = []
+    size = 0
+    for part in parts:
+        if batch and (size >= BATCH or part.group is not batch[0].group):
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += part.weight.size
+    if batch:
+        yield batch
+
+
+def _descent_numbers(part: Part) -> dict[str, Any]:
+    """w = w - lr scale (direction + weight_decay / scale w)"""
+    group = part.group
+    scale = SCALES[group["adjust_lr_fn"]](*part.weight.shape)
+    return {"step": 1, "lr": group["lr"] * scale, "weight_decay": group["weight_decay"] / scale}
 
 
 def _adamw_numbers(group: Group) -> dict[str, Any]:
     return {key: group[key] for key in ("lr", "betas", "weight_decay")} | {
         "eps": group["adamw_eps"]
     }
-
-
-def _momentum(grad: np.ndarray, buffer: np.ndarray, momentum: float, nesterov: bool) -> np.ndarray:
-    """Advance the mean of the gradients in place; return it, or its look-ahead."""
-    new = (1 - momentum) * grad
-    buffer *= momentum
-    buffer += new
-    if not nesterov:
-        return buffer
-    new += momentum * buffer
-    return new
 
 
 def muon_groups(

@@ -17,7 +17,15 @@ RULES = {
     "adamw": (2, {"step": 3, "lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}),
     "sgd": (1, {"step": 2, "lr": 0.1, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1}),
     "lion": (1, {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.1}),
+    "direction": (1, {"momentum": 0.95, "nesterov": True}),
 }
+
+
+def one_of(options, i):
+    """The numbers of the i-th parameter: no two have the same."""
+    if "lr" in options:
+        return {**options, "lr": options["lr"] / (i + 1)}
+    return {"momentum": options["momentum"] / (i + 1), "nesterov": i % 2 == 0}
 
 
 def arrays(dtype, positive=False):
@@ -38,7 +46,7 @@ def test_steps(rule, dtype, order):
     if rule == "nesterov":
         options = {**options, "step": 1, "nesterov": True}
     lists = [arrays(dtype), arrays(dtype), *(arrays(dtype, positive=True) for _ in range(states))]
-    numbers = [{**options, "lr": 0.1 / (i + 1)} for i in range(len(SHAPES))]
+    numbers = [one_of(options, i) for i in range(len(SHAPES))]
     name = f"{'sgd' if rule in ('nesterov', 'descent') else rule}_steps"
     narrow = mt.bfloat16 if dtype == mt.float32 else mt.float16
     copies = [None if i % 2 else np.zeros(shape, narrow) for i, shape in enumerate(SHAPES)]
@@ -58,6 +66,19 @@ def test_steps(rule, dtype, order):
     for param, copy in zip(found[0], own, strict=True):
         if copy is not None:
             np.testing.assert_array_equal(copy, np.asarray(param).astype(narrow))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_newton_schulz(dtype):
+    rng = np.random.default_rng(0)
+    given = [rng.standard_normal(shape).astype(dtype) for shape in ((9, 20), (20, 9), (1, 3))]
+    options = {"coefficients": (3.4445, -4.7750, 2.0315), "steps": 5, "eps": 1e-7}
+    exact, found = [x.astype(np.float64) for x in given], on_simt(given)
+    kernels.implementations("newton_schulz")["numpy"](exact, **options)
+    with checked():
+        kernels.lookup("newton_schulz", "simt")(found, **options)
+    for x, wide in zip(found, exact, strict=True):
+        np.testing.assert_allclose(x, wide, rtol=0, atol=10 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("rule", RULES)

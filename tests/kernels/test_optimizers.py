@@ -31,10 +31,11 @@ def numbers(rule, i):
             "nesterov": i % 3 == 1,
         },
         "lion": {"lr": lr, "betas": betas, "weight_decay": decay},
+        "direction": {"momentum": 0.9 - i / 20, "nesterov": i % 2 == 0},
     }[rule]
 
 
-STATES = {"adamw": 2, "sgd": 1, "lion": 1}
+STATES = {"adamw": 2, "sgd": 1, "lion": 1, "direction": 1}
 
 
 def draw(shape, dtype, seed, layout="plain"):
@@ -141,6 +142,46 @@ def test_rows_that_are_none_or_come_twice_are_refused(instruction_set, wrong):
         steps([param], [np.ones((2, 3), np.float32)], [mean], [numbers("lion", 0)],
               rows=[np.array(wrong)])  # fmt: skip
     assert (param == 1).all()
+
+
+MUON = {"coefficients": (3.4445, -4.7750, 2.0315), "eps": 1e-7}
+
+
+@pytest.mark.parametrize("dtype", sorted(TOLERANCE, key=str))
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 1), (5, 3), (3, 5), (40, 70), (70, 40), (64, 64)],
+        [(200, 130), (3, 1), (130, 200), (96, 97), (65, 33)],
+        [(300, 260), (2, 2)],
+    ],
+    ids=str,
+)
+def test_newton_schulz(instruction_set, threads, shapes, dtype):
+    """Matrices of one thread each and of all; with one step the result lies elsewhere."""
+    for steps in (1, 2, 5):
+        given = [draw(shape, dtype, i) - dtype.type(0.5) for i, shape in enumerate(shapes)]
+        exact = [x.astype(np.float64) for x in given]
+        kernels.implementations("newton_schulz")["numpy"](exact, steps=steps, **MUON)
+        for number in (1, 2):
+            threads(number)
+            found = [x.copy() for x in given]
+            kernels.implementations("newton_schulz")["cpu"](found, steps=steps, **MUON)
+            for x, expected in zip(found, exact, strict=True):
+                same(x, expected, dtype)
+
+
+def test_newton_schulz_of_zeros_strides_and_nan(instruction_set):
+    run = kernels.implementations("newton_schulz")["cpu"]
+    zeros, turned, odd = np.zeros((6, 9)), draw((5, 8), np.float64, 1).T, np.ones((40, 50))
+    odd[3, 4] = np.nan
+    expected = [turned.copy()]
+    kernels.implementations("newton_schulz")["numpy"](expected, steps=5, **MUON)
+    for matrix in (zeros, turned, odd):
+        run([matrix], steps=5, **MUON)
+    assert (zeros == 0).all()
+    assert np.isnan(odd).all()
+    np.testing.assert_allclose(turned, expected[0], atol=1e-14)
 
 
 def test_lion_at_zero_does_not_move(instruction_set):

@@ -296,6 +296,28 @@ def test_sgd_and_lion_steps():
     np.testing.assert_allclose(kept, 0.99 * b + 0.01 * g, rtol=1e-12)
 
 
+def test_direction_steps():
+    g, b = RANDOM.standard_normal((2, 6))
+    for nesterov in (True, False):
+        found, kept = np.full(6, np.nan), b.copy()
+        numbers = {"momentum": 0.95, "nesterov": nesterov}
+        optimizers.direction_steps([found], [2 * g], [kept], [numbers], grad_scale=0.5)
+        np.testing.assert_allclose(kept, 0.95 * b + 0.05 * g, rtol=1e-12)
+        expected = 0.05 * g + 0.95 * kept if nesterov else kept
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5)], ids=str)
+def test_newton_schulz_is_a_polynomial_of_singular_values(shape):
+    x = RANDOM.standard_normal(shape)
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    s /= np.sqrt((s**2).sum())
+    for _ in range(3):
+        s = 2 * s - 1.5 * s**3 + 0.5 * s**5
+    optimizers.newton_schulz([x], coefficients=(2, -1.5, 0.5), steps=3, eps=1e-7)
+    np.testing.assert_allclose(x, (u * s) @ vt, rtol=0, atol=1e-12)
+
+
 def test_follow_and_the_norm():
     mean, value = RANDOM.standard_normal((2, 6))
     found = mean.copy()

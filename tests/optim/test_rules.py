@@ -147,6 +147,23 @@ def test_muon_can_match_the_size_of_adamw_updates():
     np.testing.assert_allclose(got, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("together", [1, 30, 10_000])
+def test_muon_updates_many_matrices_as_one_by_one(together, monkeypatch):
+    """However many directions are in memory together."""
+    monkeypatch.setattr("minitorch.optim.muon.BATCH", together)
+    shapes = [(4, 9), (9, 4), (3, 3), (1, 5), (7, 2)]
+    starts = [np.random.default_rng(i).standard_normal(s) for i, s in enumerate(shapes)]
+    params = [Parameter(start.copy()) for start in starts]
+    optimizer = Muon(params, lr=0.1)
+    for grads in zip(*(gradients(shape) for shape in shapes), strict=True):
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = Tensor(4 * grad)
+        optimizer.step(0.25)
+    for param, start, shape in zip(params, starts, shapes, strict=True):
+        expected = muon(start, gradients(shape), lr=0.1)
+        np.testing.assert_allclose(param.data, expected, atol=1e-9)
+
+
 def test_muon_updates_other_groups_by_adamw():
     start, grads = np.random.default_rng(1).standard_normal(5), gradients(5)
     group = {"params": [Parameter(start.copy())], "use_muon": False, "lr": 0.1}

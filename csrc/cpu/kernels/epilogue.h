@@ -37,6 +37,7 @@ struct Epilogue {
     Matrix<const O> residual{};  // (m, n)
     Activation activation = Activation::none;
     Matrix<O> before{};          // (m, n): receives what f is applied to
+    long wanted = 1L << 62;      // elements (i, j) with i - j below that; others may be left out
 
     bool linear() const { return activation == Activation::none && !before.data; }
 
@@ -46,6 +47,7 @@ struct Epilogue {
         if (bias) part.bias += j;
         if (residual.data) part.residual.data = residual.at(i, j);
         if (before.data) part.before.data = before.at(i, j);
+        part.wanted -= i - j;
         return part;
     }
 };

@@ -112,6 +112,7 @@ struct Product {
     void tile(long i, long j, long p, const Operands<C>& from, Matrix<C> sums) const {
         const long rows = m - i < panel_rows ? m - i : panel_rows;
         const long width = n - j < columns ? n - j : columns;
+        if (i - j - width >= epilogue.wanted - 1) return;
         const long count = layout == Layout::any ? depth_at(p) : steps_at(p);
         const bool last = p + depth >= k;
         const Matrix<O> to{out.at(i, j), out.row, 1};

@@ -120,6 +120,9 @@ KERNEL(sgd_momentum) {
 KERNEL(lion) {
     run<Lion>(arrays, num_arrays, numbers);
 }
+KERNEL(direction) {
+    run<Direction>(arrays, num_arrays, numbers);
+}
 KERNEL(follow) {
     run<Follow>(arrays, num_arrays, numbers);
 }

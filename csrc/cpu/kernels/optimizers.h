@@ -7,7 +7,7 @@
 // second time in bfloat16, where a copy for matrix products is wanted.
 //
 // Source: Loshchilov and Hutter 2019, algorithm 2, in PyTorch's form (AdamW); Sutskever et al. 2013
-// in PyTorch's form (SGD); Chen et al. 2023, program 1 (Lion).
+// in PyTorch's form (SGD); Chen et al. 2023, program 1 (Lion); Jordan et al. 2024 (Muon's direction).
 
 #pragma once
 
@@ -91,6 +91,23 @@ struct Lion {
         const Vector<T> sign = c > T(0) ? broadcast<T>(1) : c < T(0) ? broadcast<T>(-1) : c;
         state[0] = beta2 * state[0] + new2 * g;
         return p * keep - lr * sign;
+    }
+};
+
+// g = (1 - momentum) g,   b = momentum b + g,   p = b, or with Nesterov g + momentum b
+// What p was does not matter: it is where a step goes, for Muon.
+template <typename T>
+struct Direction {
+    static constexpr int kStates = 1, kNumbers = 2;
+    T momentum, fresh;
+    bool nesterov;
+
+    explicit Direction(const double* n) : momentum(n[0]), fresh(1 - n[0]), nesterov(n[1] != 0) {}
+
+    Vector<T> operator()(Vector<T>, Vector<T> g, Vector<T>* state) const {
+        g *= fresh;
+        state[0] = momentum * state[0] + g;
+        return nesterov ? g + momentum * state[0] : state[0];
     }
 };
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from minitorch.backend import float32, float64
 from minitorch.kernels import sweep
-from minitorch.kernels.cpu.arrays import FLOATS, integers
+from minitorch.kernels.cpu.arrays import FLOATS, fit, integers
 from minitorch.kernels.cpu.extension import extension
 from minitorch.kernels.reference import optimizers as reference
 from minitorch.kernels.table import register
@@ -27,8 +28,23 @@ def _run(
     getattr(extension, kernel)(params, grads, copies, at, *states, float(grad_scale), compute())
 
 
-for _name in ("adamw_steps", "sgd_steps", "lion_steps", "follow"):
+for _name in ("adamw_steps", "sgd_steps", "lion_steps", "direction_steps", "follow"):
     register(_name, "cpu")(partial(getattr(sweep, _name), _run))
+
+
+@register("newton_schulz", "cpu")
+def newton_schulz(
+    matrices: Sequence[Array], *, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> None:
+    """The reference's, in one call; a matrix is computed by one thread where others wait too."""
+    first, *others = matrices
+    if (
+        first.dtype not in (float32, float64)
+        or not fit(first, *others)
+        or not all(matrix.flags.c_contiguous for matrix in matrices)
+    ):
+        return reference.newton_schulz(matrices, coefficients=coefficients, steps=steps, eps=eps)
+    extension.newton_schulz(list(matrices), *coefficients, steps, eps)
 
 
 @register("l2_norm", "cpu")

@@ -7,6 +7,7 @@ from typing import Any
 from minitorch.backend import float64, numbers_on
 from minitorch.kernels import sweep
 from minitorch.kernels.cuda.extension import FLOATS, call, contiguous, device_kernel, empty
+from minitorch.kernels.cuda.matmul import matmul
 from minitorch.kernels.reference import optimizers as reference
 
 Array = Any
@@ -32,7 +33,7 @@ def _run(
     reference.put_back(lists, chosen, rows)
 
 
-for _name in ("adamw_steps", "sgd_steps", "lion_steps", "follow"):
+for _name in ("adamw_steps", "sgd_steps", "lion_steps", "direction_steps", "follow"):
     device_kernel(_name)(partial(getattr(sweep, _name), _run))
 
 
@@ -45,3 +46,6 @@ def l2_norm(arrays: Sequence[Array]) -> Array:
     sums, norm = (empty(arrays[0], shape, float64) for shape in ((max(pieces, 1),), ()))
     call("l2_norm", [contiguous(a) for a in arrays], sums, norm)
     return norm
+
+
+device_kernel("newton_schulz")(partial(reference.newton_schulz, matmul=matmul, l2_norm=l2_norm))

@@ -20,6 +20,7 @@ import numpy as np
 
 from minitorch.backend import device_of, to_device
 from minitorch.kernels.reference.elementwise import blocks
+from minitorch.kernels.reference.matmul import matmul
 from minitorch.kernels.table import register
 
 Array = np.ndarray
@@ -147,6 +148,31 @@ def _lion(
     exp_avg += (1 - beta2) * grad
 
 
+@register("direction_steps", "numpy")
+def direction_steps(
+    directions: Sequence[Array],
+    grads: Sequence[Array],
+    buffers: Sequence[Array],
+    numbers: Numbers,
+    *,
+    grad_scale: Scale = 1.0,
+    copies: Copies = None,
+    rows: Rows = None,
+) -> None:
+    """Where steps of Muon go, over whatever is in `directions`. numbers: momentum, nesterov."""
+    _each(_direction, (directions, grads, buffers), numbers, grad_scale, copies, rows)
+
+
+def _direction(
+    direction: Array, grad: Array, buffer: Array, *, momentum: float, nesterov: bool
+) -> None:
+    """The mean of the gradients, or its look-ahead. Source: Jordan et al. 2024."""
+    new = (1 - momentum) * grad
+    buffer *= momentum
+    buffer += new
+    direction[...] = new + momentum * buffer if nesterov else buffer
+
+
 def _each(
     rule: Callable[..., None],
     lists: Sequence[Sequence[Array | None]],
@@ -218,3 +244,30 @@ def l2_norm(arrays: Sequence[Array]) -> Array:
             wide = block.astype(np.float64, copy=False).ravel()
             total += float(np.dot(wide, wide))
     return to_device(np.array(math.sqrt(total)), device_of(arrays[0]) if arrays else "cpu")
+
+
+@register("newton_schulz", "numpy")
+def newton_schulz(
+    matrices: Sequence[Array],
+    *,
+    coefficients: tuple[float, float, float],
+    steps: int,
+    eps: float,
+    matmul: Callable[..., Array] = matmul,
+    l2_norm: Callable[[Sequence[Array]], Array] = l2_norm,
+) -> None:
+    """Write U p(S / |S|) Vᵀ over each matrix U S Vᵀ; p: the polynomial, so many times.
+
+    The products are done on the shorter side. Source: Jordan et al. 2024.
+    """
+    a, b, c = coefficients
+    for matrix in matrices:
+        tall = matrix.shape[0] > matrix.shape[1]
+        x = matrix / np.maximum(l2_norm([matrix]), eps).astype(matrix.dtype)
+        for _ in range(steps):
+            gram = matmul(x.T, x) if tall else matmul(x, x.T)
+            rest = b * gram
+            rest.reshape(-1)[:: len(gram) + 1] += a  # the diagonal
+            polynomial = matmul(gram, gram, alpha=c, residual=rest)  # a I + b A + c A²
+            x = matmul(x, polynomial) if tall else matmul(polynomial, x)
+        matrix[...] = x

@@ -163,8 +163,11 @@ static void check_optimizers(long size) {
         sweep("sgd", {}, {0.1, 0.2});
         sweep("sgd_momentum", {m.array, one.array}, {0.1, 0.2, 0.9, 1, 1});
         sweep("lion", {m.array, one.array}, {0.9, 0.99, 1, 0.1});
+        sweep("direction", {m.array, one.array}, {0.95, 1});
         sweep("follow", {}, {0.1});
     }
+    Owned<T> wide({5, 37}), tall({70, 33});
+    run("newton_schulz", {wide.array, tall.array}, {3.4445, -4.775, 2.0315, 3, 1e-7});
     Owned<double> norm({1});
     run("l2_norm", {p.array, copy.array, norm.array});
 }
