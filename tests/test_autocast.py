@@ -101,6 +101,49 @@ def test_attention_with_its_projections_is_lowered_like_its_parts(dtype):
 
 
 @compiled
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8", None])
+def test_latent_attention_with_its_projections_is_lowered_like_its_parts(dtype, compressed):
+    """The same bits, of 16 bits without autocast too."""
+    shapes = {
+        "x": (2, 9, 24), "q_a": (12, 24), "q_norm": (12,), "q_b": (24, 12 if compressed else 24),
+        "kv_a": (8 + 4, 24), "kv_norm": (8,), "kv_b": (2 * 16, 8), "cos": (9, 2), "sin": (9, 2),
+    }  # fmt: skip
+    arrays = {name: mt.randn(*shape).numpy() for name, shape in shapes.items()}
+    options = {"scale": 0.3, "interleaved": True}
+
+    def whole(x, q_a, q_norm, q_b, kv_a, kv_norm, kv_b, cos, sin):
+        to_query = (q_a, q_norm, q_b) if compressed else q_b
+        made = kv_a, kv_norm, kv_b
+        return F.latent_self_attention(x, to_query, made, cos, sin, 2, eps=1e-3, **options)
+
+    def parts(x, q_a, q_norm, q_b, kv_a, kv_norm, kv_b, cos, sin):
+        scaled = dtype == "float8"
+        latent, key = F.linear(x, kv_a, scaled=scaled).split([8, 4], -1)
+        made = F.linear(F.rms_norm(latent, 8, kv_norm, 1e-3), kv_b, scaled=scaled)
+        if compressed:
+            x = F.rms_norm(F.linear(x, q_a, scaled=scaled), 12, q_norm, 1e-3)
+        query = F.linear(x, q_b, scaled=scaled)
+        return F.latent_attention(query, made, key, cos, sin, 2, **options)
+
+    results = []
+    for function in (whole, parts):
+        leaves = {name: mt.tensor(array, requires_grad=True) for name, array in arrays.items()}
+        if dtype:
+            with mt.autocast(dtype):
+                out = function(**leaves)
+        else:
+            out = function(**{name: leaf.to("bfloat16") for name, leaf in leaves.items()})
+        assert out.dtype == mt.bfloat16
+        out.float().square().sum().backward()
+        grads = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+        assert len(grads) == (9 if compressed else 7)
+        results.append([t.detach().float().numpy() for t in (out, *grads)])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@compiled
 @pytest.mark.parametrize("seen", ["target", "hook", "retained", "nobody"])
 def test_whoever_looks_at_a_half_gradient_sees_half_precision(seen):
     x, w = mt.randn(96, 24), mt.randn(40, 24, requires_grad=True)

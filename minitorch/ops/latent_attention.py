@@ -8,9 +8,12 @@ which the tape would do as much as they. Source: DeepSeek-AI 2024, DeepSeek-V2 (
 equations 14 to 19, and 9 to 13 for the projections.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
-from minitorch.errors import DtypeError, ShapeError
+from minitorch import modes
+from minitorch.backend import half_precision
+from minitorch.errors import ShapeError
 from minitorch.kernels.reference.attention import join_heads
 from minitorch.ops.attention import _attention_reference
 from minitorch.ops.definition import _kernel
@@ -18,6 +21,7 @@ from minitorch.ops.fused import apply_rotary_emb, linear, rms_norm
 from minitorch.ops.heads import by_head, gradients_of_tables
 from minitorch.ops.joining import cat
 from minitorch.ops.primitive import fused
+from minitorch.ops.promotion import check_one_dtype
 from minitorch.ops.samples import real, sample
 from minitorch.tape import apply
 from minitorch.tensor import Tensor
@@ -223,14 +227,21 @@ def _self_reference(
     x: Tensor, q_a: Any, q_norm: Any, q_b: Tensor, kv_a: Tensor, kv_norm: Tensor, kv_b: Tensor,
     cos: Tensor, sin: Tensor, *, heads: int, scale: float, interleaved: bool, eps: float,
 ) -> Tensor:  # fmt: skip
+    parts = _projected(x, q_a, q_norm, q_b, kv_a, kv_norm, kv_b, eps)
+    return _reference(*parts, cos, sin, heads=heads, scale=scale, interleaved=interleaved)
+
+
+def _projected(
+    x: Tensor, q_a: Any, q_norm: Any, q_b: Tensor, kv_a: Tensor, kv_norm: Any, kv_b: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """query, made and key of `latent_attention`."""
+    project = partial(linear, scaled=modes.thread.mode.scaled)
     rank = kv_b.shape[1]
-    latent, key = linear(x, kv_a).split([rank, len(kv_a) - rank], -1)
+    latent, key = project(x, kv_a).split([rank, len(kv_a) - rank], -1)
     if q_a is not None:
-        x = rms_norm(linear(x, q_a), len(q_a), q_norm, eps)
-    made = linear(rms_norm(latent, rank, kv_norm, eps), kv_b)
-    return _reference(
-        linear(x, q_b), made, key, cos, sin, heads=heads, scale=scale, interleaved=interleaved
-    )
+        x = rms_norm(project(x, q_a), len(q_a), q_norm, eps)
+    return project(x, q_b), project(rms_norm(latent, rank, kv_norm, eps), kv_b), key
 
 
 _PARTS = ("q_a", "q_norm", "q_b", "kv_a", "kv_norm", "kv_b")
@@ -295,17 +306,13 @@ def latent_self_attention(
     from x; to_made: the same for keys and values, (heads (plain + value), rank), but that the
     first, (rank + turned, width), also gives the key that heads share. cos, sin and the rest:
     as for `latent_attention`; eps: of the norms. The same as linear, rms_norm, linear and
-    latent_attention. Raises ShapeError where these disagree, DtypeError unless they are of one
-    dtype.
+    latent_attention, and made of these in half precision and under `autocast`. Raises ShapeError
+    where these disagree, DtypeError unless they are of one dtype.
     """
     q_a, q_norm, q_b = (None, None, to_query) if isinstance(to_query, Tensor) else to_query
     kv_a, kv_norm, kv_b = to_made
     inputs = [x, q_a, q_norm, q_b, kv_a, kv_norm, kv_b, cos, sin]
-    if any(part is not None and part.dtype != x.dtype for part in inputs):
-        raise DtypeError(
-            "latent_self_attention: expected tensors of one dtype; got "
-            f"{[None if part is None else str(part.dtype) for part in inputs]}"
-        )
+    check_one_dtype("latent_self_attention", inputs)
     width, heads, turned = x.shape[-1], max(num_heads, 1), 2 * cos.shape[-1]
     matrices = [part for part in (q_a, q_b, kv_a, kv_b) if part is not None]
     sound = x.ndim == 3 and all(part.ndim == 2 for part in matrices) and cos.ndim == 2
@@ -326,5 +333,7 @@ def latent_self_attention(
             f"rank) for {num_heads} heads, norms (q_rank,) and (rank,), and cos, sin (time, turned "
             f"/ 2); got {[part if part is None else part.shape for part in inputs]}"
         )
-    meta = {"heads": heads, "scale": float(scale), "interleaved": interleaved, "eps": eps}
-    return apply(_latent_self_attention, inputs, meta)
+    meta = {"heads": heads, "scale": float(scale), "interleaved": interleaved}
+    if modes.thread.mode.lower is not None or half_precision(x.dtype):
+        return apply(_latent_attention, [*_projected(x, *inputs[1:7], eps), cos, sin], meta)
+    return apply(_latent_self_attention, inputs, {**meta, "eps": eps})

@@ -26,8 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from minitorch import modes, nn
-from minitorch.backend import half_precision
+from minitorch import nn
 from minitorch.nn import functional as F
 from minitorch.ops.joining import cat
 from minitorch.random import Generator
@@ -117,7 +116,7 @@ class LatentAttention(nn.Module):
     def _at_once(self, x: Tensor, context: Context) -> Tensor:
         """Keys and values made for every head, all in one operation; nothing is cached."""
         config = self.config
-        if self._plain(x):
+        if self._plain():
             to_query: Any = (
                 self.q_proj.weight
                 if config.q_lora_rank is None
@@ -145,20 +144,13 @@ class LatentAttention(nn.Module):
             interleaved=config.rotary.interleaved,
         )
 
-    def _plain(self, x: Tensor) -> bool:
-        """Whether the projections are products alone, without biases, adapters or 16 bits."""
+    def _plain(self) -> bool:
+        """Whether the projections are products alone, without biases or adapters."""
         before = (
             [self.q_proj] if self.config.q_lora_rank is None else [self.q_a_proj, self.q_b_proj]
         )
-        return (
-            not self.config.bias
-            and modes.thread.mode.lower is None
-            and not half_precision(x.dtype)
-            and all(
-                type(layer) is nn.Linear and layer.weight.dtype == x.dtype
-                for layer in (*before, self.kv_a_proj_with_mqa, self.kv_b_proj)
-            )
-        )
+        layers = *before, self.kv_a_proj_with_mqa, self.kv_b_proj
+        return not self.config.bias and all(type(layer) is nn.Linear for layer in layers)
 
     def _projected(self, x: Tensor) -> Tensor:
         """Queries, not yet turned: (batch, time, heads (qk_nope_head_dim + qk_rope_head_dim))."""
