@@ -335,5 +335,6 @@ def latent_self_attention(
         )
     meta = {"heads": heads, "scale": float(scale), "interleaved": interleaved}
     if modes.thread.mode.lower is not None or half_precision(x.dtype):
-        return apply(_latent_attention, [*_projected(x, *inputs[1:7], eps), cos, sin], meta)
+        parts = _projected(x, q_a, q_norm, q_b, kv_a, kv_norm, kv_b, eps)
+        return apply(_latent_attention, [*parts, cos, sin], meta)
     return apply(_latent_self_attention, inputs, {**meta, "eps": eps})
