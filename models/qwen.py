@@ -24,6 +24,8 @@ from minitorch.random import Generator
 from models.blocks.attention import Attention, AttentionConfig
 from models.blocks.dual_chunk import Chunks, DualChunkAttention
 from models.blocks.positions import TRAINED_LENGTH
+from models.blocks.sparse_chunks import SparseDualChunkAttention
+from models.blocks.vertical_slash import Budget, VerticalSlashAttention
 from models.decoder import DERIVED
 from models.llama import LlamaConfig, size
 
@@ -54,11 +56,15 @@ class Qwen2Config(LlamaConfig):
 
     dual_chunk_attention_config: {"chunk_size": c, "local_size": w}, for attention by chunks
     (models/blocks/dual_chunk.py), as the models for a million tokens have it; or None.
+    sparse_prefill: the fields of a Budget (models/blocks/vertical_slash.py), {"columns": ...,
+    "diagonals": ..., ...}, of prompts that are read sparsely, by chunks or not; or None. Hugging
+    Face has no such key.
     """
 
     sliding_window: int | None = None
     max_window_layers: int = 0
     dual_chunk_attention_config: Mapping[str, Any] | None = None
+    sparse_prefill: Mapping[str, int] | None = None
 
     model_type: ClassVar[str] = "qwen2"
     architecture: ClassVar[str] = "Qwen2ForCausalLM"
@@ -86,11 +92,16 @@ class Qwen2Config(LlamaConfig):
     def attention_block(
         self, layer: int, dtype: np.dtype, generator: Generator | None
     ) -> Attention:
-        chunks = self.dual_chunk_attention_config
+        config, chunks = self.attention(layer), self.dual_chunk_attention_config
+        budget = None if self.sparse_prefill is None else Budget(**self.sparse_prefill)
         if chunks is None:
-            return super().attention_block(layer, dtype, generator)
+            if budget is None:
+                return super().attention_block(layer, dtype, generator)
+            return VerticalSlashAttention(config, budget, dtype, generator)
         sizes = Chunks(trained=chunks["chunk_size"], local=chunks["local_size"])
-        return DualChunkAttention(self.attention(layer), sizes, dtype, generator)
+        if budget is None:
+            return DualChunkAttention(config, sizes, dtype, generator)
+        return SparseDualChunkAttention(config, sizes, budget, dtype, generator)
 
     @classmethod
     def settings(cls, content: Mapping[str, Any]) -> dict[str, Any]:

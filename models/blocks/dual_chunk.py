@@ -86,7 +86,7 @@ class DualChunkAttention(Attention):
                 "sinks nor a soft cap"
             )
         super().__init__(config, dtype, generator)
-        self.chunks = chunks
+        self.chunks, self.scale = chunks, config.scale or config.head_dim**-0.5
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         rotary, size = self.config.rotary, self.chunks.size
@@ -149,18 +149,26 @@ class DualChunkAttention(Attention):
             starts = [max(start - first_key, 0) for start in starts]
             parts = [key[:, :, i:j] for i, j in itertools.pairwise(starts)]
             found.append(
-                F.scaled_dot_product_attention(
+                self.of_chunk(
                     together[:, :, first - at[0] : last - at[0]],
                     cat([in_place(part, i) for part, i in zip(parts, (2, 1, 0))], 2),
                     value[:, :, : starts[-1]],
-                    dropout_p=self.config.dropout if self.training else 0.0,
-                    is_causal=True,
-                    scale=self.config.scale or self.config.head_dim**-0.5,
-                    window_size=self.config.window_size,
-                    align="lower_right",
                 )
             )
         return cat(found, 2)
+
+    def of_chunk(self, together: Tensor, keys: Tensor, value: Tensor) -> Tensor:
+        """Queries of one chunk, in three forms, and all keys up to the last of them, in place."""
+        return F.scaled_dot_product_attention(
+            together,
+            keys,
+            value,
+            dropout_p=self.config.dropout if self.training else 0.0,
+            is_causal=True,
+            scale=self.scale,
+            window_size=self.config.window_size,
+            align="lower_right",
+        )
 
     def by_pairs(
         self, queries: list[Tensor], key: Tensor, value: Tensor, context: Context
@@ -172,7 +180,7 @@ class DualChunkAttention(Attention):
         between = self._chunks_between(context, columns)
         scores = where(between == 0, own, where(between == 1, before, earlier))
         hidden = Tensor(~context.visible(columns, self.config.window)[:, None]).to(context.device)
-        scores = scores * (self.config.scale or self.config.head_dim**-0.5)
+        scores = scores * self.scale
         blind = hidden.all(-1, keepdim=True)  # a query of padding sees nothing, and gives zeros
         probs = scores.masked_fill(hidden & ~blind, float("-inf")).softmax(-1)
         probs = F.dropout(probs.masked_fill(blind, 0.0), self.config.dropout, self.training)

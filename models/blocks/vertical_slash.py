@@ -7,8 +7,10 @@ Which ones is seen from the last queries alone. With A their probabilities over 
 
 the `columns` greatest of the first and the `diagonals` greatest of the second are kept, besides the
 first keys, on which attention rests that has nowhere to go, and the nearest. The softmax is over
-what is kept. With all of them kept it is dense attention. Source: Jiang et al. 2024, "MInference",
-arXiv 2407.02490, section 3 and algorithm 2.
+what is kept. With all of them kept it is dense attention. A prompt that comes in pieces, through a
+cache, has an estimate for each piece, from its own last queries. Sources: Jiang et al. 2024,
+"MInference", arXiv 2407.02490, section 3 and algorithm 2; by pieces, Qwen team 2025, "Qwen2.5-1M",
+2501.15383. With dual chunk attention: models/blocks/sparse_chunks.py.
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,10 @@ from models.blocks.context import Context
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much of the attention is kept. last: the queries that the estimate is made from."""
+    """How much of the attention is kept. last: the queries that the estimate is made from.
+
+    So many queries or fewer are not estimated for: all their scores are known by then, and kept.
+    """
 
     columns: int
     diagonals: int
@@ -33,28 +38,29 @@ class Budget:
     nearest: int = 64
 
 
-def kept(query: np.ndarray, key: np.ndarray, budget: Budget, scale: float) -> np.ndarray:
-    """Which keys each query sees: (batch, heads, time, time) bool, nothing after the query.
+def kept(
+    query: np.ndarray, key: np.ndarray, budget: Budget, scale: float, window: int | None = None
+) -> np.ndarray:
+    """Which keys each query sees: (batch, heads, queries, keys) bool, nothing after the query.
 
-    query, key: (batch, heads, time, head_dim), turned to their positions already.
+    query, key: (batch, heads, queries or keys, head_dim), turned to their positions already; the
+    last query stands at the last key. window: how many keys back a query sees, its own included.
     """
-    time = query.shape[2]
-    last = min(budget.last, time)
-    at, to = np.arange(time - last, time), np.arange(time)
-    scores = np.where(
-        to <= at[:, None], scale * (query[:, :, -last:] @ key.swapaxes(2, 3)), -np.inf
-    )
+    time, columns = query.shape[2], key.shape[2]
+    distance = np.arange(columns - time, columns)[:, None] - np.arange(columns)
+    visible = (distance >= 0) & (distance < (window or columns))
+    last = slice(-min(budget.last, time), None)
+    scores = np.where(visible[last], scale * (query[:, :, last] @ key.swapaxes(2, 3)), -np.inf)
     probs = np.exp(scores - scores.max(-1, keepdims=True))
     probs /= probs.sum(-1, keepdims=True)
     by_distance = np.zeros_like(probs[:, :, 0])
-    for row, i in enumerate(at):
+    for row, i in enumerate(range(columns - probs.shape[2], columns)):
         by_distance[..., : i + 1] += probs[:, :, row, i::-1]
     column = _greatest(probs.sum(2), budget.columns)
     slash = _greatest(by_distance, budget.diagonals)
     column[..., : budget.sinks] = True
     slash[..., : budget.nearest] = True
-    distance = np.arange(time)[:, None] - to
-    return (column[:, :, None] | slash[..., np.maximum(distance, 0)]) & (distance >= 0)
+    return (column[:, :, None] | slash[..., np.maximum(distance, 0)]) & visible
 
 
 def _greatest(scores: np.ndarray, count: int) -> np.ndarray:
@@ -80,13 +86,13 @@ class VerticalSlashAttention(Attention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
         config = self.config
-        prompt = query.shape[2] == key.shape[2] > self.budget.last
-        if self.training or not prompt or context.padded:
+        if self.training or query.shape[2] <= self.budget.last or context.padded:
             return super().attend(query, key, value, context)
         scale = config.scale or config.head_dim**-0.5
         keys = key.repeat_interleave(config.num_heads // config.num_kv_heads, 1)
-        seen = kept(query.numpy(), keys.numpy(), self.budget, scale)
-        seen &= context.visible(key.shape[2], config.window)[:, None]
+        seen = kept(
+            query.detach().numpy(), keys.detach().numpy(), self.budget, scale, config.window
+        )
         mask = Tensor(seen).to(context.device)
         return F.scaled_dot_product_attention(
             query, key, value, mask, scale=scale, softcap=config.softcap, sinks=self.sinks

@@ -1,6 +1,7 @@
 """Attention for long texts: by chunks, and sparse in the prompt."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from models.blocks.attention import Attention, AttentionConfig
 from models.blocks.context import PADDING, place, place_packed
 from models.blocks.dual_chunk import Chunks, DualChunkAttention
 from models.blocks.positions import Rotary
+from models.blocks.sparse_chunks import SparseDualChunkAttention
 from models.blocks.streaming import StreamingAttention
 from models.blocks.vertical_slash import Budget, VerticalSlashAttention, kept
 from models.qwen import Qwen2Config
@@ -135,28 +137,38 @@ def shown(i, j, chunks):
     return c - 1 - j % s
 
 
-@pytest.mark.parametrize("chunks", [CHUNKS, Chunks(trained=9, local=1), Chunks(trained=6, local=5)])
-def test_it_is_its_formula(chunks):
-    """Every pair of positions by itself, the distance turned into the query alone."""
-    time, x = 23, stream(23, 1)
-    layer = alike(DualChunkAttention, chunks)
+def scores_by_formula(layer, x, distance):
+    """Every pair of positions by itself, the distance turned into the query alone.
+
+    distance(i, j). Returns scores (heads, time, time), -inf after the query, and values, for each
+    head of queries: (heads, time, head_dim).
+    """
+    time, theta = x.shape[1], 50.0 ** (-np.arange(0, 6, 2) / 6)
     query, key, value = (part.detach().numpy()[0] for part in layer.project(x, context(time)))
-    theta = 50.0 ** (-np.arange(0, 6, 2) / 6)
-    mixed = np.zeros((4, time, 6))
+    scores = np.full((4, time, time), -np.inf)
     for head in range(4):
         for i in range(time):
-            scores = np.empty(i + 1)
             for j in range(i + 1):
-                angle = shown(i, j, chunks) * theta
+                angle = distance(i, j) * theta
                 a, b = np.split(query[head, i], 2)
                 turned = [
                     a * np.cos(angle) - b * np.sin(angle),
                     b * np.cos(angle) + a * np.sin(angle),
                 ]
-                scores[j] = np.concatenate(turned) @ key[head // 2, j] / np.sqrt(6)
-            probs = np.exp(scores - scores.max())
-            mixed[head, i] = probs / probs.sum() @ value[head // 2, : i + 1]
-    expected = layer.join(mt.from_numpy(mixed[None])).detach().numpy()
+                scores[head, i, j] = np.concatenate(turned) @ key[head // 2, j] / np.sqrt(6)
+    return scores, value[[0, 0, 1, 1]]
+
+
+def softmax(scores):
+    probs = np.exp(scores - scores.max(-1, keepdims=True))
+    return probs / probs.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("chunks", [CHUNKS, Chunks(trained=9, local=1), Chunks(trained=6, local=5)])
+def test_it_is_its_formula(chunks):
+    x, layer = stream(23, 1), alike(DualChunkAttention, chunks)
+    scores, value = scores_by_formula(layer, x, lambda i, j: shown(i, j, chunks))
+    expected = layer.join(mt.from_numpy((softmax(scores) @ value)[None])).detach().numpy()
     np.testing.assert_allclose(out(layer, x), expected, rtol=1e-10, atol=1e-12)
 
 
@@ -319,6 +331,163 @@ def test_what_is_kept():
     assert seen[0, :, 1:, :2].all()
     assert seen[0, :, np.arange(time), np.arange(time)].all()
     assert seen.sum(-1).max() <= 5
+
+
+SPARSE = Budget(columns=3, diagonals=2, last=4, sinks=1, nearest=2)
+WIDE = Chunks(trained=12, local=3)  # chunks of 9
+
+
+def cuts(time, *places):
+    """Where parts begin and end."""
+    edges = sorted({0, time, *places})
+    return list(itertools.pairwise(edges))
+
+
+def chosen(scores, parts, budget):
+    """By its definition, query by query and key by key: (heads, time, time) bool.
+
+    parts: of queries that are estimated for together, (first, after the last) each.
+    """
+    heads, time, _ = scores.shape
+    seen = np.zeros(scores.shape, bool)
+    for head in range(heads):
+        for first, end in parts:
+            if end - first <= budget.last:
+                seen[head, first:end] = np.tri(time, dtype=bool)[first:end]
+                continue
+            columns, slashes = np.zeros(end), np.zeros(end)
+            for i in range(end - budget.last, end):
+                for j, p in enumerate(softmax(scores[head, i, : i + 1])):
+                    columns[j] += p
+                    slashes[i - j] += p
+            best = {*np.argsort(-columns)[: budget.columns], *range(budget.sinks)}
+            lines = {*np.argsort(-slashes)[: budget.diagonals], *range(budget.nearest)}
+            for i in range(first, end):
+                seen[head, i, : i + 1] = [j in best or i - j in lines for j in range(i + 1)]
+    return seen
+
+
+def in_pieces(layer, x, *places):
+    """What a layer gives where a prompt comes in pieces, through a cache."""
+    cache, past, found = layer.new_cache(), np.empty((1, 0), int), []
+    with mt.no_grad():
+        for first, end in cuts(x.shape[1], *places):
+            at = place(end - first, None, past, x.shape[1], "cpu")
+            found.append(layer(x[:, first:end], at, cache).numpy())
+            past = at.key
+    return np.concatenate(found, 1)
+
+
+@pytest.mark.parametrize("pieces", [(), (9, 18), (7, 20, 22), (30,)])
+def test_sparse_chunks_are_their_formula(pieces):
+    """The estimate has the scores of the full matrix, chunk by chunk and piece by piece."""
+    x, layer = stream(31, 1), alike(SparseDualChunkAttention, WIDE, SPARSE)
+    scores, value = scores_by_formula(layer, x, lambda i, j: shown(i, j, WIDE))
+    seen = chosen(scores, cuts(31, *pieces, 9, 18, 27), SPARSE)
+    mixed = softmax(np.where(seen, scores, -np.inf)) @ value
+    expected = layer.join(mt.from_numpy(mixed[None])).detach().numpy()
+    assert seen.sum() < 0.9 * np.isfinite(scores).sum()
+    np.testing.assert_allclose(in_pieces(layer, x, *pieces), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("pieces", [(), (16,), (7, 20, 22)])
+def test_a_sparse_prompt_in_pieces_is_its_formula(pieces):
+    x, layer = stream(31, 1), alike(VerticalSlashAttention, SPARSE)
+    scores, value = scores_by_formula(layer, x, lambda i, j: i - j)
+    seen = chosen(scores, cuts(31, *pieces), SPARSE)
+    mixed = softmax(np.where(seen, scores, -np.inf)) @ value
+    expected = layer.join(mt.from_numpy(mixed[None])).detach().numpy()
+    np.testing.assert_allclose(in_pieces(layer, x, *pieces), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_chosen_by_plain_distances_less_of_the_probability_is_read():
+    """The negative control: beyond the first chunks other pairs are chosen, and worse ones."""
+    recalled = {"shown": [], "plain": []}
+    parts, budget = cuts(72, *range(0, 72, 9)), dataclasses.replace(SPARSE, sinks=0, nearest=1)
+    for seed in range(6):
+        x, layer = stream(72, 1, seed), alike(SparseDualChunkAttention, WIDE, budget)
+        scores, _ = scores_by_formula(layer, x, lambda i, j: shown(i, j, WIDE))
+        plain, _ = scores_by_formula(layer, x, lambda i, j: i - j)
+        one, other = (chosen(part, parts, budget) for part in (scores, plain))
+        assert (one[:, :9] == other[:, :9]).all()
+        assert (one[:, 27:] != other[:, 27:]).any((0, 2)).mean() > 0.5
+        for name, seen in (("shown", one), ("plain", other)):
+            recalled[name].append((softmax(scores) * seen).sum(-1)[:, 27:].mean())
+    assert np.mean(recalled["shown"]) > np.mean(recalled["plain"]) + 0.02
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize(("columns", "diagonals"), [(40, 0), (0, 40)])
+@pytest.mark.parametrize("pieces", [(), (13, 25)])
+def test_with_the_full_budget_sparse_chunks_are_dense(window, columns, diagonals, pieces):
+    config, x = dataclasses.replace(CONFIG, window=window), stream(40)
+    budget = Budget(columns=columns, diagonals=diagonals, last=4, sinks=0, nearest=0)
+    sparse = alike(SparseDualChunkAttention, WIDE, budget, config=config)
+    dense = alike(DualChunkAttention, WIDE, config=config)
+    np.testing.assert_allclose(in_pieces(sparse, x, *pieces), out(dense, x), rtol=1e-11, atol=1e-12)
+
+
+def test_inside_a_chunk_it_is_plain_sparse_attention():
+    x, chunks = stream(40), Chunks(trained=64, local=20)
+    sparse, plain = (
+        alike(SparseDualChunkAttention, chunks, SPARSE),
+        alike(VerticalSlashAttention, SPARSE),
+    )
+    np.testing.assert_allclose(out(sparse, x), out(plain, x), rtol=1e-11, atol=1e-12)
+
+
+def test_sparse_chunks_are_dense_in_training_and_decoding_and_each_text_is_its_own():
+    x, sparse = stream(40), alike(SparseDualChunkAttention, WIDE, SPARSE)
+    dense = alike(DualChunkAttention, WIDE)
+    assert np.abs(out(sparse, x) - out(dense, x)).max() > 1e-3
+    np.testing.assert_array_equal(out(sparse.train(), x), out(dense, x))
+    one_by_one = in_pieces(sparse.eval(), x, *range(40))
+    np.testing.assert_allclose(one_by_one, out(dense, x), rtol=1e-11, atol=1e-12)
+    padded = out(sparse, x, np.arange(40) >= np.array([[0], [7]]))
+    np.testing.assert_allclose(padded[1, 7:], out(sparse, x[1:, 7:])[0], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [alike(VerticalSlashAttention, SPARSE), alike(SparseDualChunkAttention, WIDE, SPARSE)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_what_is_read_sparsely_has_gradients(layer):
+    """Of what was chosen: the choice itself has none."""
+    x, cotangent = stream(31).requires_grad_(), stream(31, seed=1)
+    (layer(x, context(31)) * cotangent).sum().backward()
+    direction = stream(31, seed=2)
+    more, less = (out(layer, x.detach() + direction * h) for h in (1e-6, -1e-6))
+    slope = ((more - less) * cotangent.numpy()).sum() / 2e-6
+    assert (x.grad * direction).sum().item() == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "kind"),
+    [
+        (None, VerticalSlashAttention),
+        ({"chunk_size": 12, "local_size": 3}, SparseDualChunkAttention),
+    ],
+)
+def test_a_model_s_prompt_is_read_sparsely(chunks, kind):
+    """In pieces of whole chunks as at once; with a full budget as without one."""
+    config = dataclasses.replace(MODEL, dual_chunk_attention_config=chunks)
+    ids = mt.from_numpy(np.random.default_rng(0).integers(0, 19, (2, 36)))
+    found = []
+    for prefill in (None, {"columns": 36, "diagonals": 0, "last": 4}, dataclasses.asdict(SPARSE)):
+        model = dataclasses.replace(config, sparse_prefill=prefill).build(FLOAT64, None).eval()
+        rng = np.random.default_rng(1)
+        for param in model.parameters():
+            param.data[...] = rng.standard_normal(param.shape) / 2
+        assert (prefill is not None) == all(type(x.self_attn) is kind for x in model.layers)
+        with mt.no_grad():
+            found.append(model(ids)[0].numpy())
+            cache = model.new_cache()
+            parts = [model(ids[:, i : i + 9], cache=cache)[0].numpy() for i in range(0, 36, 9)]
+        if chunks or prefill is None:
+            np.testing.assert_allclose(np.concatenate(parts, 1), found[-1], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-10)
+    assert np.abs(found[2] - found[0]).max() > 1e-3
 
 
 def test_only_a_prompt_is_read_sparsely():

@@ -40,6 +40,7 @@ CONFIGS = {
     "qwen2, chunks": Qwen2Config(
         **TINY, dual_chunk_attention_config={"chunk_size": 8, "local_size": 3}
     ),
+    "qwen2, sparse": Qwen2Config(**TINY, sparse_prefill={"columns": 2, "diagonals": 1, "last": 4}),
     "qwen": QwenConfig(**{**TINY, "num_key_value_heads": 4}, head_dim=4, trained_length=8),
     "qwen, plain": QwenConfig(
         **{**TINY, "num_key_value_heads": 4}, use_dynamic_ntk=False, use_logn_attn=False
