@@ -94,20 +94,49 @@ class Config(Qwen2Config):
         return Measured(self.attention(layer), self.budget, dtype, generator)
 
 
-class Measured(VerticalSlashAttention):
-    """Sparse attention that notes the share of pairs that it keeps, and of the probability."""
+class Notes:
+    """Of the last prompt: the share of pairs that were read, and of the probability."""
+
+    def __init__(self) -> None:
+        self.kept, self.masses = np.zeros(2), []  # type: ignore[var-annotated]
+
+    def take(self, query: np.ndarray, key: np.ndarray, seen: np.ndarray | None) -> None:
+        """The last queries, already scaled, all keys, and which they see; None: all."""
+        time, columns = query.shape[2], key.shape[2]
+        causal = np.tri(time, columns, columns - time, bool)
+        scores = np.where(causal, query @ key.swapaxes(2, 3), -np.inf)
+        probs = np.exp(scores - scores.max(-1, keepdims=True))
+        probs /= probs.sum(-1, keepdims=True)
+        causal = np.broadcast_to(causal, probs.shape)
+        seen = causal if seen is None else seen
+        self.kept += seen.sum(), causal.sum()
+        self.masses.append((probs * seen).sum(-1))
+
+    @property
+    def share(self) -> float:
+        """Of all pairs."""
+        return float(self.kept[0] / self.kept[1])
+
+    @property
+    def mass(self) -> np.ndarray:
+        """Of the probability of each query: (batch, heads, time)."""
+        return np.concatenate(self.masses, -1)
+
+
+class Noted:
+    """An attention layer that notes what it reads."""
+
+    notes: Notes
+
+
+class Measured(Noted, VerticalSlashAttention):
+    """Sparse attention, noted."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
-        scale = self.config.head_dim**-0.5
+        scale, self.notes = self.config.head_dim**-0.5, Notes()
         keys = key.repeat_interleave(self.config.num_heads // self.config.num_kv_heads, 1).numpy()
         seen = kept(query.numpy(), keys, self.budget, scale)
-        scores = scale * (query.numpy() @ keys.swapaxes(2, 3))
-        causal = context.visible(key.shape[2])[:, None]
-        probs = np.where(causal, np.exp(scores - scores.max(-1, keepdims=True)), 0)
-        probs /= probs.sum(-1, keepdims=True)
-        self.share = float(seen.sum() / np.broadcast_to(causal, seen.shape).sum())
-        mass = (probs * seen).sum(-1)
-        self.mass, self.mass_at_end = float(mass.mean()), float(mass[..., -ASKING:].mean())
+        self.notes.take(scale * query.numpy(), keys, seen)
         return super().attend(query, key, value, context)
 
 
@@ -136,28 +165,46 @@ def texts(
         yield np.stack(batch), np.stack(targets)
 
 
-def run(setup: Setup, seed: int, console: Console) -> list[Row]:
-    """The share of digits found: in texts of the trained length, and of FACTOR times as many."""
-    text = embedded(setup.far)
-    config = Config(
+def configured(setup: Setup, text: Text, family: type[Qwen2Config]) -> Any:
+    """A model of the family that learns from texts of the setup's length."""
+    return family(
         **size(setup.width, setup.layers, setup.heads, setup.heads, setup.hidden),
         vocab_size=text.vocab_size + setup.digits * (setup.values + 1),
         max_position_embeddings=setup.length,
     )
 
-    def learn(model: Decoder, length: int, share: float, steps: int, label: str) -> dict[str, Any]:
-        batches = texts(setup, text, text.train, length, share, seed)
-        train(model, batches, steps, setup.learning_rate, console, label)
-        return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
 
+def learned(
+    setup: Setup, text: Text, config: Qwen2Config, seed: int, console: Console
+) -> dict[str, Any]:
+    """Weights of a model that finds digits, and then writes as well, in texts of that length."""
     model = config.build(DEFAULT_FLOAT, Generator(seed))
-    learn(model, setup.length, 0.0, setup.steps, "digits")
-    weights = learn(model, setup.length, setup.text_share, setup.writing, "digits and text")
+    for share, steps, label in (
+        (0.0, setup.steps, "digits"),
+        (setup.text_share, setup.writing, "digits and text"),
+    ):
+        batches = texts(setup, text, text.train, setup.length, share, seed)
+        train(model, batches, steps, setup.learning_rate, console, label)
+    return weights_of(model)
+
+
+def weights_of(model: Decoder) -> dict[str, Any]:
+    """A copy."""
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def run(setup: Setup, seed: int, console: Console) -> list[Row]:
+    """The share of digits found: in texts of the trained length, and of FACTOR times as many."""
+    text = embedded(setup.far)
+    config = configured(setup, text, Config)
+    weights = learned(setup, text, config, seed, console)
     kinds = variants(setup.length)
     stretched = dataclasses.replace(config, **kinds["yarn"])
     model = stretched.build(DEFAULT_FLOAT, Generator(seed))
     model.load_state_dict(weights)
-    tuned = learn(model, setup.far, setup.text_share, setup.tuning, "longer texts")
+    batches = texts(setup, text, text.train, setup.far, setup.text_share, seed)
+    train(model, batches, setup.tuning, setup.learning_rate, console, "longer texts")
+    tuned = weights_of(model)
 
     cases = [
         *(
@@ -178,7 +225,7 @@ def nearest(length: int) -> int:
 
 
 def found(
-    setup: Setup, text: Text, name: str, config: Config, weights: dict[str, Any], seed: int
+    setup: Setup, text: Text, name: str, config: Qwen2Config, weights: dict[str, Any], seed: int
 ) -> Row:
     """One row: the digits found, and the shares of pairs and probability read, where measured."""
     model = config.build(DEFAULT_FLOAT, Generator(seed))
@@ -193,14 +240,12 @@ def found(
                 said = model(mt.from_numpy(ids))[0].numpy().argmax(-1)
             right.append((said == targets)[:, -setup.digits :].mean())
         row[where] = float(np.mean(right))
-    sparse = [module for module in model.modules() if isinstance(module, Measured)]
-    for key, name in (
-        ("pairs read", "share"),
-        ("probability read", "mass"),
-        ("by questions", "mass_at_end"),
-    ):
-        values = [getattr(layer, name) for layer in sparse]
-        row[key] = float(np.mean(values)) if sparse else None
+    sparse = [m for m in model.modules() if isinstance(m, Noted)]
+    notes = [layer.notes for layer in sparse]
+    row["pairs read"] = float(np.mean([note.share for note in notes])) if notes else None
+    for key, queries in (("probability read", slice(None)), ("by questions", slice(-ASKING, None))):
+        masses = [note.mass[..., queries].mean() for note in notes]
+        row[key] = float(np.mean(masses)) if notes else None
     return {**row, "chance": 1 / setup.values}
 
 

@@ -29,7 +29,9 @@ from models.experiments import (
     overoptimisation,
     passkey,
     qk_norm,
+    query_norm,
     recall,
+    sparse_chunks,
 )
 from models.experiments.__main__ import main
 from models.experiments.experiment import Claim, Experiment, record
@@ -294,19 +296,61 @@ def test_the_nearest_quarter_is_a_quarter_of_all_pairs() -> None:
         assert 0.25 <= near.sum() / pairs.sum() < 0.25 + 2 / length
 
 
-def test_what_sparse_attention_reads_is_measured() -> None:
-    """With a budget for everything it is all pairs and all of the probability."""
-    config = passkey.Config.preset("toy", num_hidden_layers=1)
+@pytest.mark.parametrize("estimate", [None, *sparse_chunks.ESTIMATES])
+def test_what_sparse_attention_reads_is_measured(estimate: str | None) -> None:
+    """With a budget for everything it is all pairs and all of the probability. None: no chunks."""
     found = []
     for columns in (128, 4):
         budget = passkey.Budget(columns=columns, diagonals=columns, last=8, nearest=4)
-        model = dataclasses.replace(config, budget=budget).build(DEFAULT_FLOAT, Generator(0)).eval()
+        model = sparse_toy(budget, estimate, chunk_size=16, local_size=4).eval()
         with mt.no_grad():
             model(mt.from_numpy(np.arange(64)[None]))
-        layer = model.layers[0].self_attn
-        found.append((layer.share, layer.mass, layer.mass_at_end))
-    assert found[0] == pytest.approx((1, 1, 1), abs=1e-5)
-    assert all(0 < part < 0.6 for part in found[1])
+        notes = model.layers[0].self_attn.notes
+        assert notes.mass.shape[-1] == 64
+        found.append((notes.share, notes.mass.mean()))
+    assert found[0] == pytest.approx((1, 1), abs=1e-5)
+    assert all(0 < part < 0.7 for part in found[1])
+
+
+def sparse_toy(budget: passkey.Budget, estimate: str | None, **chunks: int):
+    """A model of one layer that notes what it reads."""
+    if estimate is None:
+        config = passkey.Config.preset("toy", num_hidden_layers=1, budget=budget)
+    else:
+        config = sparse_chunks.Config.preset(
+            "toy",
+            num_hidden_layers=1,
+            dual_chunk_attention_config=chunks,
+            sparse_prefill=dataclasses.asdict(budget),
+            estimate=estimate,
+        )
+    return config.build(DEFAULT_FLOAT, Generator(0))
+
+
+def test_a_choice_by_plain_distances_is_that_of_plain_attention() -> None:
+    """As if all were one chunk. And the other two are not."""
+    budget = passkey.Budget(columns=6, diagonals=4, last=8, sinks=1, nearest=2)
+    ids = mt.from_numpy(np.arange(60)[None])
+
+    def choice(estimate: str, trained: int) -> np.ndarray:
+        """Of the last chunk."""
+        model = sparse_toy(budget, estimate, chunk_size=trained, local_size=4).eval()
+        layer, chosen = model.layers[0].self_attn, []
+        layer.choice = lambda *parts: chosen.append(type(layer).choice(layer, *parts)) or chosen[-1]
+        for param in layer.parameters():
+            param.data *= 8
+        shape = 1, 60, model.config.hidden_size
+        x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        with mt.no_grad():
+            layer(mt.from_numpy(x), step(ids, None, None))
+        return chosen[-1]
+
+    one_chunk = choice("as read", 80)
+    as_read, in_line, plain = (choice(name, 20) for name in sparse_chunks.ESTIMATES)
+    assert (plain == one_chunk[:, :, -plain.shape[2] :]).all()
+    assert (as_read != plain).any()
+    assert (in_line != plain).any()
+    assert (as_read != in_line).any()
 
 
 def test_what_follows_most_often_is_counted() -> None:
@@ -343,6 +387,29 @@ def test_the_wide_dense_layer_multiplies_as_often_as_peer() -> None:
     read = 2 * setup.active * setup.width  # u and v of the chosen experts
     searched = peer.query.weight.data.size + setup.heads * peer.keys.data.size
     assert wide.up_proj.weight.data.size + wide.down_proj.weight.data.size == read + searched
+
+
+def test_the_use_of_experts_is_that_of_all_tokens_read_after_training() -> None:
+    """Counted anew from the weights of every expert, with whole batches and piece by piece."""
+    setup = load("query_norm").quick
+    model = query_norm.build(setup, 11, True, Generator(0))
+    layer = model.layers[0].mlp
+    assert layer.keys.data.std() > 0.2  # as PEER draws them, not with the decoder's 0.02
+    x = mt.randn(1, 30, setup.width, generator=Generator(1))
+    layer.train()(x)
+    layer.eval()
+    share = np.zeros(setup.experts)
+    for part in (x, x[:, :7], x[:, 7:]):
+        with mt.no_grad():
+            layer(part)
+    with mt.no_grad():
+        weights, experts = query_norm.PEER.retrieve(layer, x[0])
+    np.add.at(share, experts.numpy().ravel(), weights.numpy().ravel())
+    share /= share.sum()
+    used, unevenness = layer.usage()
+    assert used == (share > 0).mean()
+    logs = np.log(np.where(share > 0, share * setup.experts, 1))
+    assert unevenness == pytest.approx((share * logs).sum(), rel=1e-4)
 
 
 def test_a_student_is_taught_by_the_loss_of_the_command() -> None:
