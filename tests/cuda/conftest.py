@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,40 @@ TOLERANCE = {mt.float64: 1e-13, mt.float32: 4e-6, mt.bfloat16: 1e-2, mt.float16:
 
 ORDERS = {"forward": ("forward", 0), "reversed": ("reversed", 0), "random": ("random", 7)}
 """In which order the emulator's threads run."""
+
+
+ONE_ORDER = {"float64": "reversed", "bfloat16": "random", "float16": "forward"}
+"""That of a dtype where another runs in all: threads meet in the same places for every dtype."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """All orders for a test's first dtype, float32 where it has that, and one for each other."""
+    chosen = [item for item in items if _dtype_and_order(item)]
+    dtypes = {}
+    for item in chosen:
+        dtypes.setdefault(_test(item), []).append(_dtype_and_order(item)[0])
+    repeated = set()
+    for item in chosen:
+        (dtype, order), own = _dtype_and_order(item), dtypes[_test(item)]
+        first = "float32" if "float32" in own else own[0]
+        if dtype != first and order != ONE_ORDER.get(dtype, order):
+            repeated.add(item)
+    config.hook.pytest_deselected(items=list(repeated))
+    items[:] = [item for item in items if item not in repeated]
+
+
+def _test(item):
+    return item.path, item.originalname
+
+
+def _dtype_and_order(item):
+    """Of a test here that has both, else None."""
+    if Path(__file__).parent not in item.path.parents or not hasattr(item, "callspec"):
+        return None
+    given = item.callspec.params
+    if "dtype" not in given or given.get("hold") not in ORDERS:
+        return None
+    return str(given["dtype"]), given["hold"]
 
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
