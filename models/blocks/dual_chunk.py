@@ -92,11 +92,11 @@ class DualChunkAttention(Attention):
         rotary, size = self.config.rotary, self.chunks.size
         assert rotary is not None
         query, key, value = self.project(x, context)
-        key = rotary.at(context.query % size, key, context, "in chunk")
+        key = rotary.at(context.query % size, key, context, (self.chunks, "in chunk"))
         if cache is not None:
             key, value = cache.append(context, key, value)
         queries = [
-            rotary.at(positions, query, context, name)
+            rotary.at(positions, query, context, (self.chunks, name))
             for name, positions in self.chunks.of_query(context.query).items()
         ]
         return self.join(self.blockwise(queries, key, value, context))

@@ -47,6 +47,19 @@ def out(layer, x, mask=None):
         return layer(x, context(x.shape[1], mask)).numpy()
 
 
+def test_layers_of_one_model_may_have_chunks_of_their_own():
+    """What layers share of a step is shared by those with the same distances."""
+    layers = [
+        alike(DualChunkAttention, CHUNKS),
+        alike(DualChunkAttention, Chunks(trained=6, local=2)),
+    ]
+    x, together = stream(17), context(17)
+    for layer in layers:
+        with mt.no_grad():
+            found = layer(x, together).numpy()
+        np.testing.assert_array_equal(found, out(layer, x))
+
+
 @pytest.mark.parametrize("time", [1, 4, 7])
 def test_with_the_first_tokens_a_short_text_has_plain_attention(time):
     config = dataclasses.replace(CONFIG, window=5)
