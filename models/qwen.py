@@ -85,6 +85,11 @@ class Qwen2Config(LlamaConfig):
         "qwen2.5-14b-1m": size(5120, 48, 40, 8, 13_824, **QWEN_2_5_1M, rms_norm_eps=1e-5),
     }
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._chunks()
+        self._budget()
+
     def attention(self, layer: int) -> AttentionConfig:
         window = self.sliding_window if layer >= self.max_window_layers else None
         return dataclasses.replace(super().attention(layer), qkv_bias=True, window=window)
@@ -92,16 +97,37 @@ class Qwen2Config(LlamaConfig):
     def attention_block(
         self, layer: int, dtype: np.dtype, generator: Generator | None
     ) -> Attention:
-        config, chunks = self.attention(layer), self.dual_chunk_attention_config
-        budget = None if self.sparse_prefill is None else Budget(**self.sparse_prefill)
+        config, chunks, budget = self.attention(layer), self._chunks(), self._budget()
         if chunks is None:
             if budget is None:
                 return super().attention_block(layer, dtype, generator)
             return VerticalSlashAttention(config, budget, dtype, generator)
-        sizes = Chunks(trained=chunks["chunk_size"], local=chunks["local_size"])
         if budget is None:
-            return DualChunkAttention(config, sizes, dtype, generator)
-        return SparseDualChunkAttention(config, sizes, budget, dtype, generator)
+            return DualChunkAttention(config, chunks, dtype, generator)
+        return SparseDualChunkAttention(config, chunks, budget, dtype, generator)
+
+    def _chunks(self) -> Chunks | None:
+        given = self.dual_chunk_attention_config
+        if given is None:
+            return None
+        if not {"chunk_size", "local_size"} <= given.keys():
+            raise ConfigError(
+                "dual_chunk_attention_config: expected chunk_size and local_size; got "
+                f"{sorted(given)}"
+            )
+        return Chunks(trained=given["chunk_size"], local=given["local_size"])
+
+    def _budget(self) -> Budget | None:
+        given = self.sparse_prefill
+        if given is None:
+            return None
+        known = {field.name for field in dataclasses.fields(Budget)}
+        if not {"columns", "diagonals"} <= given.keys() <= known:
+            raise ConfigError(
+                f"sparse_prefill: expected columns and diagonals, and of {sorted(known)} nothing "
+                f"else; got {sorted(given)}"
+            )
+        return Budget(**given)
 
     @classmethod
     def settings(cls, content: Mapping[str, Any]) -> dict[str, Any]:

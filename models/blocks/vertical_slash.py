@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minitorch.errors import ConfigError
 from minitorch.nn import functional as F
 from minitorch.random import Generator
 from minitorch.tensor import Tensor
@@ -36,6 +37,15 @@ class Budget:
     last: int = 64
     sinks: int = 4
     nearest: int = 64
+
+    def __post_init__(self) -> None:
+        for name, count in vars(self).items():
+            least = 1 if name == "last" else 0
+            if not isinstance(count, int) or count < least:
+                raise ConfigError(
+                    f"sparse prefill: expected {name} to be an integer of at least {least}; "
+                    f"got {count!r}"
+                )
 
 
 def kept(

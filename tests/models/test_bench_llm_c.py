@@ -155,8 +155,8 @@ PROGRAM = """
 int main() {
     double losses[] = {%s};
     for (int step = 0; step < 4; step++) {
-        usleep(30000);
-        printf("step %%d: train loss %%f (took 30.0 ms)\\n", step, losses[step]);
+        usleep(200000);  // far longer than it takes to be stopped, on a busy machine too
+        printf("step %%d: train loss %%f (took 200.0 ms)\\n", step, losses[step]);
     }
 }
 """
@@ -181,6 +181,6 @@ def test_a_run_is_measured_if_the_losses_agree(tmp_path, monkeypatch, wrong):
     llm_c.main()
     content = json.loads(target.read_text())
     (row,) = content["results"]
-    assert row["seconds"]["llm.c"] >= 0.03
+    assert row["seconds"]["llm.c"] >= 0.2
     assert row["ratio"]["llm.c"] == row["seconds"]["llm.c"] / row["seconds"]["minitorch"]
     assert content["losses"]["llm.c"] == pytest.approx(ours.losses, abs=1e-6)

@@ -503,6 +503,27 @@ def test_a_model_s_prompt_is_read_sparsely(chunks, kind):
     assert np.abs(found[2] - found[0]).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dual_chunk_attention_config": {"chunk_size": 8}}, "chunk_size and local_size"),
+        (
+            {"dual_chunk_attention_config": {"chunk_size": 8, "local_size": 8}},
+            "0 < local < trained",
+        ),
+        ({"sparse_prefill": {"columns": 4}}, "columns and diagonals"),
+        ({"sparse_prefill": {"columns": 4, "diagonals": 4, "rows": 1}}, "rows"),
+        ({"sparse_prefill": {"columns": -1, "diagonals": 4}}, "columns to be an integer of at"),
+        ({"sparse_prefill": {"columns": 4, "diagonals": 4, "last": 0}}, "last to be an integer of"),
+        ({"sparse_prefill": {"columns": 4.0, "diagonals": 4}}, "got 4.0"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_means_nothing_is_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(MODEL, **wrong)
+
+
 def test_only_a_prompt_is_read_sparsely():
     budget = Budget(columns=2, diagonals=2, last=8, sinks=1, nearest=2)
     sparse, dense, x = alike(VerticalSlashAttention, budget), alike(Attention), stream(40)
