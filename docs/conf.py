@@ -1,4 +1,4 @@
-"""The book's configuration; `python -m sphinx -W -n -j auto docs docs/_build/html` builds it."""
+"""The book's configuration; `python -m sphinx -W -n -j 6 docs docs/_build/html` builds it."""
 
 import os
 import sys
