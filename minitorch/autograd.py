@@ -376,14 +376,15 @@ def _observed_step(node: Node, run: Callable[[], Any]) -> Any:
 
 
 def _accumulate(leaf: Tensor, gradient: Tensor, owned: bool) -> None:
-    if (own := levels(gradient.data)) and not set(own) <= set(levels(leaf.data)):
-        raise GraphError(
-            "backward: inside of vmap each sample has its own gradient, which cannot go to the "
-            "`.grad` of a leaf that all samples share. Use minitorch.grad inside, or backward "
-            "outside of vmap"
-        )
-    if gradient.device != leaf.device:
-        gradient, owned = gradient.to(leaf.device), True
+    if type(gradient.data) is not ndarray or type(leaf.data) is not ndarray:
+        if (own := levels(gradient.data)) and not set(own) <= set(levels(leaf.data)):
+            raise GraphError(
+                "backward: inside of vmap each sample has its own gradient, which cannot go to the "
+                "`.grad` of a leaf that all samples share. Use minitorch.grad inside, or backward "
+                "outside of vmap"
+            )
+        if gradient.device != leaf.device:
+            gradient, owned = gradient.to(leaf.device), True
     if leaf.grad is not None:
         leaf.grad = leaf.grad + gradient
     else:

@@ -176,7 +176,7 @@ _HOST = (np.ndarray, np.generic)
 
 def beside(array: Any, other: Any) -> Any:
     """The array as one of the device of `other`, which NumPy forgets of some results."""
-    if not isinstance(other, np.ndarray):
+    if (type(array) is np.ndarray is type(other)) or not isinstance(other, np.ndarray):
         return array
     array = np.asanyarray(array)
     return (

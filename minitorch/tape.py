@@ -105,8 +105,13 @@ class Node:
 
     def array(self, position: int) -> Any:
         """The array of a saved input or of the result (or the Python scalar)."""
-        saved = self._kept(position)
-        return _present(saved[0]) if type(saved) is tuple else saved
+        saved = self.saved[position]
+        if type(saved) is not tuple:
+            return saved
+        array, counter, version = saved
+        if counter[0] != version:
+            raise self._overwritten(position, saved)
+        return array.recompute() if type(array) is Recomputed else array
 
     def out(self) -> Tensor:
         """The saved result as a tensor in its place on the tape."""

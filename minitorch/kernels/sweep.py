@@ -9,7 +9,7 @@ whose arrays are contiguous and of one dtype, float32 or float64, go to the kern
 reference updates the others. rows: as the reference's, of these parameters.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,12 +136,14 @@ def _sweep(
     compiled: dict[np.dtype, list[int]] = {float32: [], float64: []}
     rest = []
     for i in range(len(lists[0])) if among is None else among:
-        arrays = [values[i] for values in lists]
-        dtype = arrays[0].dtype
-        if dtype in compiled and all(a.dtype == dtype and a.flags.c_contiguous for a in arrays):
-            compiled[dtype].append(i)
+        dtype = lists[0][i].dtype
+        for values in lists:
+            array = values[i]
+            if array.dtype != dtype or not array.flags.c_contiguous:
+                rest.append(i)
+                break
         else:
-            rest.append(i)
+            compiled.get(dtype, rest).append(i)
     for indices in compiled.values():
         if indices:
             params, grads, *states = [_pick(arrays, indices) for arrays in lists]
@@ -149,7 +151,7 @@ def _sweep(
             fit = [c if _copy_fits(c, p) else None for c, p in zip(own, params, strict=True)]
 
             def compute(indices: list[int] = indices) -> list[float]:
-                return [value for i in indices for value in scalars(**numbers[i])]
+                return _in_turn(scalars, list(numbers), indices)
 
             at = None if rows is None else _pick(rows, indices)
             run(name, [params, grads, fit, *states], grad_scale, compute, at)
@@ -167,6 +169,21 @@ def _sweep(
         otherwise(*picked, grad_scale=grad_scale, copies=_pick(copies, rest), rows=at)
 
 
+def _in_turn(
+    scalars: Callable[..., tuple[float, ...]], numbers: Numbers, indices: list[int]
+) -> list[float]:
+    """The rule's numbers of each parameter; those that share a dict share what is made of it."""
+    found: dict[int, tuple[float, ...]] = {}
+    out: list[float] = []
+    for i in indices:
+        given = numbers[i]
+        made = found.get(id(given))
+        if made is None:
+            made = found[id(given)] = scalars(**given)
+        out += made
+    return out
+
+
 def _copy_fits(copy: Array | None, param: Array) -> bool:
     """Whether the kernel can write the copy."""
     return copy is None or (
@@ -174,7 +191,7 @@ def _copy_fits(copy: Array | None, param: Array) -> bool:
     )
 
 
-def _pick(values: Sequence[Any], indices: Iterable[int]) -> list[Any]:
+def _pick(values: Sequence[Any], indices: list[int]) -> list[Any]:
     return [values[i] for i in indices]
 
 

@@ -119,11 +119,20 @@ class Module:
     def parameters(self) -> Iterator[Parameter]:
         """named_parameters without the names."""
         seen: set[int] = set()
-        for module in self.modules():
+        stack: list[Module] = [self]
+        while stack:  # as modules(), each visited once for both
+            module = stack.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            children = []
             for value in vars(module).values():
-                if isinstance(value, Parameter) and id(value) not in seen:
+                if isinstance(value, Module):
+                    children.append(value)
+                elif isinstance(value, Parameter) and id(value) not in seen:
                     seen.add(id(value))
                     yield value
+            stack += reversed(children)
 
     def named_buffers(
         self, prefix: str = "", remove_duplicate: bool = True

@@ -19,6 +19,7 @@ Rules ignore broadcasting: the sweep sums a gradient down to the shape of its in
 there are depends on the structure of the Jacobian: primitive.py.
 """
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -312,9 +313,15 @@ class Primitive:
         return rule
 
 
+@functools.cache
 def _kernel(name: str) -> Any:
     """The kernel of this name for the device of its first array, found at the call."""
-    return lambda x, *rest, **meta: kernels.lookup(name, backend.device_of(x))(x, *rest, **meta)
+
+    def kernel(x: Any, *rest: Any, **meta: Any) -> Any:
+        device = "cpu" if type(x) is np.ndarray else backend.device_of(x)
+        return kernels.lookup(name, device)(x, *rest, **meta)
+
+    return kernel
 
 
 def _positional(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ weight is then lost (1 + 0.001 is 1 in bfloat16), which is why mixed-precision t
 float32 weights.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -45,7 +45,8 @@ class Part(NamedTuple):
 class Numbers(Sequence[dict[str, Any]]):
     """What a rule's kernel is told of each part: step, lr, ..., as they are when asked for.
 
-    A captured step asks again before each replay.
+    of: from a part, of which it may look at the group, the step and the shape; parts that have
+    these in common share one dict. A captured step asks again before each replay.
     """
 
     def __init__(self, parts: Sequence[Part], of: Callable[[Part], dict[str, Any]]):
@@ -56,6 +57,15 @@ class Numbers(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.of(self.parts[index])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        found: dict[Any, dict[str, Any]] = {}
+        for part in self.parts:
+            key = id(part.group), part.state["step"], part.weight.shape
+            numbers = found.get(key)
+            if numbers is None:
+                numbers = found[key] = self.of(part)
+            yield numbers
 
 
 class Rule(NamedTuple):
@@ -207,40 +217,54 @@ class Optimizer:
         scale = grad_scale.data if isinstance(grad_scale, Tensor) else grad_scale
         parts, params = [], []
         for index, param, group in self._enumerate():
-            if param.grad is None:
+            gradient = param.grad
+            if gradient is None:
                 continue
-            weight, grad = _at_least_1d(param.data), _at_least_1d(param.grad.data)
+            weight, grad = param.data, gradient.data
+            if not weight.ndim:
+                weight, grad = np.atleast_1d(weight), np.atleast_1d(grad)
             dtype = _compute_dtype(weight)
-            state = self.state.setdefault(index, {"step": 0})
-            for name, shape in self.state_shapes(weight.shape, group).items():
-                if name not in state:
-                    state[name] = np.zeros_like(weight, dtype=dtype, shape=shape)
+            state = own = self._state_of(index, weight, dtype, group)
             state["step"] += 1
-            grad = grad if grad.dtype is dtype else grad.astype(dtype, copy=False)
-            rows = param.grad.rows if isinstance(param.grad, RowGradient) else None
-            at: Any = ...
-            own, kept = state, None if rows is not None else lowered_copy(param)
-            if rows is not None:
+            if grad.dtype is not dtype:
+                grad = grad.astype(dtype, copy=False)
+            part, rows, at, kept, copy = weight, None, None, lowered_copy(param), None
+            if isinstance(gradient, RowGradient):
                 self._check_rows()
+                rows, kept = gradient.rows, None
                 if not self.in_rows or dtype != weight.dtype:
                     own = {k: part if k == "step" else part[rows] for k, part in state.items()}
-                    at, rows = rows, None
-            part = weight if at is ... else weight[at]
-            copy = None if kept is None else _at_least_1d(kept.array)
-            wide = part if part.dtype is dtype else part.astype(dtype, copy=False)
-            parts.append(Part(wide, grad, own, group, copy, rows))
+                    part, at, rows = weight[rows], rows, None
+            elif kept is not None:
+                copy = kept.array.reshape(weight.shape)
+            if part.dtype is not dtype:
+                part = part.astype(dtype, copy=False)
+            parts.append(Part(part, grad, own, group, copy, rows))
             params.append((param, weight, at, state, kept))
         if capture.thread.current is not None:
             capture.thread.current.before_replay(lambda: _count(parts))
         self.update_all(parts, scale)
         for (param, weight, at, state, kept), part in zip(params, parts, strict=True):
             if part.weight is not weight:
-                weight[at] = part.weight.astype(weight.dtype)
-            for name in state.keys() - {"step"} if part.state is not state else ():
-                state[name][at] = part.state[name]
+                weight[... if at is None else at] = part.weight.astype(weight.dtype)
+            if at is not None:
+                for name in state.keys() - {"step"}:
+                    state[name][at] = part.state[name]
             param.bump_version()
             if kept is not None:
                 kept.written(param)
+
+    def _state_of(
+        self, index: int, weight: np.ndarray, dtype: np.dtype, group: Group
+    ) -> dict[str, Any]:
+        """What is kept for a parameter, with what the group asks for since the last step."""
+        state = self.state.get(index)
+        if state is None:
+            state = self.state[index] = {"step": 0}
+        for name, shape in self.state_shapes(weight.shape, group).items():
+            if name not in state:
+                state[name] = np.zeros_like(weight, dtype=dtype, shape=shape)
+        return state
 
     def _check_rows(self) -> None:
         if not self.by_number:
@@ -367,10 +391,6 @@ def _copy_like(weight: np.ndarray, value: np.ndarray) -> np.ndarray:
     """A copy of value where weight lives, in the dtype of its state."""
     value = np.array(to_device(value, "cpu"), _compute_dtype(weight))
     return to_device(value, device_of(weight))
-
-
-def _at_least_1d(array: np.ndarray) -> np.ndarray:
-    return array if array.ndim else np.atleast_1d(array)
 
 
 def _compute_dtype(array: np.ndarray) -> np.dtype:

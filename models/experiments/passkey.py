@@ -61,7 +61,7 @@ class Setup:
     batch_size: int = 16
     text_share: float = 0.3
     steps: int = 500
-    writing: int = 400
+    writing: int = 800
     tuning: int = 80
     learning_rate: float = 3e-3
     columns: int = 48

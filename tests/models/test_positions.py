@@ -203,6 +203,27 @@ def test_odd_heads_are_refused():
         Rotary(7)
 
 
+def test_a_step_at_the_same_places_finds_the_tables_of_the_one_before():
+    rope, nothing = rotary("dynamic"), np.empty((1, 0), int)
+
+    def tables(length, dtype=np.float32, planned=None, past=nothing):
+        at = place(length, None, past, planned, "cpu")
+        return [x.numpy() for x in rope.step(np.dtype(dtype), at)]
+
+    first = tables(20)
+    assert all(a is b for a, b in zip(first, tables(20), strict=True))
+    for cos, sin in (
+        tables(19),
+        tables(20, np.float64),
+        tables(20, planned=40),
+        tables(20, past=np.arange(3)[None]),
+    ):
+        assert cos is not first[0]
+        assert not np.array_equal(cos, first[0])
+        np.testing.assert_allclose(cos**2 + sin**2, 1, atol=1e-6)
+    np.testing.assert_array_equal(tables(20)[0], first[0])
+
+
 def test_slopes_of_linear_biases():
     np.testing.assert_allclose(alibi_slopes(8), 2.0 ** -np.arange(1, 9))
     np.testing.assert_allclose(alibi_slopes(4), 2.0 ** -np.array([2, 4, 6, 8]))

@@ -122,6 +122,32 @@ def test_groups_have_their_own_numbers():
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.5, 0.0]
 
 
+@pytest.mark.parametrize(("optimizer_class", "options"), OPTIMIZERS)
+def test_many_parameters_are_updated_as_each_alone(optimizer_class, options):
+    """Of two groups, of one shape and another, one of them not in each step; the rates change."""
+    shapes = [(4, 3), (3, 5), (4, 3), (4, 3)]
+    together, alone = parameters(shapes=shapes), parameters(shapes=shapes)
+    optimizer = optimizer_class(
+        [{"params": together[:3], "lr": 0.1}, {"params": together[3:], "lr": 0.02}], **options
+    )
+    singles = [
+        optimizer_class([param], **options | {"lr": 0.02 if i == 3 else 0.1})
+        for i, param in enumerate(alone)
+    ]
+    rng = np.random.default_rng(1)
+    for count in range(4):
+        grads = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        for i, pair in enumerate(zip(together, alone, strict=True)):
+            for param in pair:
+                param.grad = None if (i, count) == (2, 1) else Tensor(grads[i].copy())
+        for each in (optimizer, *singles):
+            each.step()
+            for group in each.param_groups:
+                group["lr"] *= 0.5
+    for param, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(param.data, other.data, rtol=2e-6, atol=1e-7)
+
+
 BAD_VALUES = [
     (SGD, {"lr": -1.0}, "lr"),
     (SGD, {"lr": float("nan")}, "lr"),

@@ -11,11 +11,13 @@ Array = np.ndarray
 
 def fit(x: Array, *others: Array | None) -> bool:
     """Whether all that are given have the dtype of x, one of FLOATS, and elements."""
-    return (
-        x.dtype in FLOATS
-        and x.size > 0
-        and all(other is None or (other.dtype == x.dtype and other.size > 0) for other in others)
-    )
+    dtype = x.dtype
+    if dtype not in FLOATS or not x.size:
+        return False
+    for other in others:
+        if other is not None and (other.dtype != dtype or not other.size):
+            return False
+    return True
 
 
 def contiguous(*arrays: Array | None) -> list[Array | None]:
