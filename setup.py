@@ -158,10 +158,9 @@ def write_ninja_file(path, compiler, nvcc):
         )
         write_module(ninja, "_cpu", cpu_units(includes))
         emulator = [(source, "simt", []) for source in sorted(EMULATOR.glob("*.cpp"))]
+        emulator.append((CUDA / "module.cpp", "simt", ["-O1", *includes]))
         for name, extra in (("_simt", []), ("_simt_checked", CHECKED)):
-            bound = ["-O1", f"-DMT_MODULE={name}", "-DMT_EMULATED", *includes]
-            units = [(CUDA / "module.cpp", name, bound)]
-            units += [(source, name, [*EMULATED, *extra]) for source in sorted(CUDA.glob("*.cu"))]
+            units = [(source, name, [*EMULATED, *extra]) for source in sorted(CUDA.glob("*.cu"))]
             write_module(ninja, name, [*emulator, *units], libraries="-ldl")
         if nvcc:
             write_cuda_module(ninja, compiler, nvcc, includes)
@@ -221,7 +220,7 @@ def write_cuda_module(ninja, compiler, nvcc, includes):
         out = f"_cuda/{source.stem}.o"
         extra = [word for code in architectures(source) for word in ("-gencode", code)]
         if source.suffix == ".cpp":
-            extra += ["-x", "cu", "-DMT_MODULE=_cuda", *system]
+            extra += ["-x", "cu", *system]
         ninja.build(out, "nvcc", str(source), variables={"extra": shlex.join(extra)})
         objects.append(out)
     ninja.rule(

@@ -21,8 +21,6 @@
 #include <cstring>
 #include <vector>
 
-namespace py = pybind11;
-
 namespace minitorch {
 namespace {
 
@@ -49,13 +47,12 @@ bool takes_products(Dtype dtype) {
 }
 
 // Takes the reference to dtype.
-PyObject* empty(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {
-    PyObject* out = PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr);
-    if (!out) throw py::error_already_set();
-    return out;
+Owned empty(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {
+    return Owned(
+        PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr));
 }
 
-PyObject* empty(int ndim, const npy_intp* shape, PyArrayObject* like) {
+Owned empty(int ndim, const npy_intp* shape, PyArrayObject* like) {
     PyArray_Descr* dtype = PyArray_DESCR(like);
     Py_INCREF(dtype);
     return empty(ndim, shape, dtype);
@@ -83,19 +80,19 @@ PyObject* matmul_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
         const Array left = view(arguments[0]), right = view(arguments[1]);
         if (!takes_products(left.dtype)) Py_RETURN_NONE;
         const npy_intp shape[] = {left.shape[0], right.shape[1]};
-        py::object out = py::reinterpret_borrow<py::object>(arguments[2]);
-        if (out.is_none()) {
-            out = py::reinterpret_steal<py::object>(empty(2, shape, a));
+        Owned out = Owned::shared(arguments[2]);
+        if (out.get() == Py_None) {
+            out = empty(2, shape, a);
         } else {
-            PyArrayObject* given = as_array(out.ptr());
+            PyArrayObject* given = as_array(out.get());
             if (!takes(given) || !PyArray_ISWRITEABLE(given) || !same_dtype(given, a) ||
                 PyArray_NDIM(given) != 2 || PyArray_DIM(given, 0) != shape[0] ||
                 PyArray_DIM(given, 1) != shape[1] ||
                 (PyArray_STRIDE(given, 1) != PyArray_ITEMSIZE(given) && shape[1] > 1))
                 Py_RETURN_NONE;
         }
-        product(left, right, view(out.ptr()), kNone);
-        return out.release().ptr();
+        product(left, right, view(out.get()), kNone);
+        return out.release();
     });
 }
 
@@ -131,10 +128,10 @@ PyObject* linear_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
         npy_intp shape[kMaxDims];
         std::copy_n(PyArray_DIMS(x), ndim, shape);
         shape[ndim - 1] = features;
-        py::object out = py::reinterpret_steal<py::object>(empty(ndim, shape, x));
-        product(as_rows(view(arguments[0])), right, as_rows(view(out.ptr())),
+        Owned out = empty(ndim, shape, x);
+        product(as_rows(view(arguments[0])), right, as_rows(view(out.get())),
                 biased ? view(arguments[2]) : kNone);
-        return out.release().ptr();
+        return out.release();
     });
 }
 
@@ -165,12 +162,11 @@ PyObject* linear_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssi
         if (!takes_products(rows.dtype) || (half && wanted(2) && !widened(2)) ||
             (residual && widened(0)) || (wanted(2) && !wanted(1)))
             Py_RETURN_NONE;
-        py::object out[3] = {py::none(), py::none(), py::none()};
+        Owned out[3] = {Owned::none(), Owned::none(), Owned::none()};
         const auto make = [&](int i, int ndim, const npy_intp* shape) {
-            out[i] = py::reinterpret_steal<py::object>(
-                widened(i) ? empty(ndim, shape, PyArray_DescrFromType(NPY_FLOAT))
-                           : empty(ndim, shape, x));
-            return view(out[i].ptr());
+            out[i] = widened(i) ? empty(ndim, shape, PyArray_DescrFromType(NPY_FLOAT))
+                                : empty(ndim, shape, x);
+            return view(out[i].get());
         };
         if (wanted(0))
             product(grads, matrix, as_rows(make(0, PyArray_NDIM(x), PyArray_DIMS(x))), kNone,
@@ -179,11 +175,11 @@ PyObject* linear_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssi
             Array sums = kNone;
             if (wanted(2)) {
                 sums = make(2, 1, PyArray_DIMS(weight));
-                std::memset(sums.data, 0, PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(out[2].ptr())));
+                std::memset(sums.data, 0, PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(out[2].get())));
             }
             product(turned(grads), rows, make(1, 2, PyArray_DIMS(weight)), kNone, kNone, sums);
         }
-        return PyTuple_Pack(3, out[0].ptr(), out[1].ptr(), out[2].ptr());
+        return PyTuple_Pack(3, out[0].get(), out[1].get(), out[2].get());
     });
 }
 
@@ -219,17 +215,17 @@ PyObject* norm_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize_t) {
         if (!has_rows(x) || !of_rows(arguments[1], x) || !of_rows(arguments[2], x)) Py_RETURN_NONE;
         const bool centred = arguments[4] == Py_True;
         const double eps = PyFloat_AsDouble(arguments[3]);
-        if (PyErr_Occurred()) throw py::error_already_set();
+        if (PyErr_Occurred()) throw PythonError();
         const auto make = [=](int ndim) {
-            return py::reinterpret_steal<py::object>(empty(ndim, PyArray_DIMS(x), x));
+            return empty(ndim, PyArray_DIMS(x), x);
         };
-        const py::object out = make(PyArray_NDIM(x)), rstd = make(PyArray_NDIM(x) - 1);
-        const py::object mean = centred ? make(PyArray_NDIM(x) - 1) : py::object(py::none());
+        const Owned out = make(PyArray_NDIM(x)), rstd = make(PyArray_NDIM(x) - 1);
+        const Owned mean = centred ? make(PyArray_NDIM(x) - 1) : Owned::none();
         const Array arrays[] = {as_rows(view(arguments[0])), kNone, view_or_none(arguments[1]),
-                                view_or_none(arguments[2]), as_rows(view(out.ptr())), kNone,
-                                view_or_none(mean.ptr()), view(rstd.ptr())};
+                                view_or_none(arguments[2]), as_rows(view(out.get())), kNone,
+                                view_or_none(mean.get()), view(rstd.get())};
         call(centred ? layer : rms, arrays, 8, &eps);
-        return PyTuple_Pack(3, out.ptr(), mean.ptr(), rstd.ptr());
+        return PyTuple_Pack(3, out.get(), mean.get(), rstd.get());
     });
 }
 
@@ -246,18 +242,18 @@ PyObject* norm_backward_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize
             (joins && !is_like(arguments[5], x, size)))
             Py_RETURN_NONE;
         const auto make = [=](int ndim, const npy_intp* shape) {
-            return py::reinterpret_steal<py::object>(empty(ndim, shape, x));
+            return empty(ndim, shape, x);
         };
-        const py::object dx = make(PyArray_NDIM(x), PyArray_DIMS(x)), dweight = make(1, &last);
-        const py::object dbias = centred ? make(1, &last) : py::object(py::none());
+        const Owned dx = make(PyArray_NDIM(x), PyArray_DIMS(x)), dweight = make(1, &last);
+        const Owned dbias = centred ? make(1, &last) : Owned::none();
         const Array arrays[] = {as_rows(view(arguments[0])), as_rows(view(arguments[1])),
                                 view_or_none(arguments[2]), view_or_none(arguments[3]),
                                 view(arguments[4]),
                                 joins ? as_rows(view(arguments[5])) : kNone,
-                                as_rows(view(dx.ptr())), view(dweight.ptr()),
-                                view_or_none(dbias.ptr())};
+                                as_rows(view(dx.get())), view(dweight.get()),
+                                view_or_none(dbias.get())};
         call(centred ? layer : rms, arrays, 9, nullptr);
-        return PyTuple_Pack(3, dx.ptr(), dweight.ptr(), dbias.ptr());
+        return PyTuple_Pack(3, dx.get(), dweight.get(), dbias.get());
     });
 }
 
@@ -287,14 +283,14 @@ PyObject* decode_blocks_as_it_is(PyObject*, PyObject* const* arguments, Py_ssize
         const Array& head = arrays[inputs - 1];
         if (head && head.ndim != 2) Py_RETURN_NONE;
         npy_intp shape[] = {PyArray_DIM(x, 0), 1, head ? head.shape[0] : PyArray_DIM(x, 2)};
-        py::object out = py::reinterpret_steal<py::object>(empty(3, shape, x));
+        Owned out = empty(3, shape, x);
         arrays[0] = as_rows(arrays[0]);
-        arrays[inputs] = as_rows(view(out.ptr()));
+        arrays[inputs] = as_rows(view(out.get()));
         const double numbers[] = {PyFloat_AsDouble(arguments[inputs]),
                                   PyFloat_AsDouble(arguments[inputs + 1])};
-        if (PyErr_Occurred()) throw py::error_already_set();
+        if (PyErr_Occurred()) throw PythonError();
         call(kernel, arrays.data(), static_cast<int>(arrays.size()), numbers);
-        return out.release().ptr();
+        return out.release();
     });
 }
 
@@ -313,7 +309,9 @@ PyMethodDef method(const char* name, const char* doc) {
     return {name, reinterpret_cast<PyCFunction>(fast), METH_FASTCALL, doc};
 }
 
-PyMethodDef methods[] = {
+}  // namespace
+
+PyMethodDef functions_as_it_is[] = {
     method<matmul_as_it_is, 3>(
         "matmul_as_it_is", "a b into out, if nothing has to be prepared; else None"),
     method<linear_as_it_is, 3>(
@@ -327,11 +325,5 @@ PyMethodDef methods[] = {
     method<decode_blocks_as_it_is, 3, PY_SSIZE_T_MAX>(
         "decode_blocks_as_it_is", "a token through blocks, if nothing has to be prepared; else None"),
     {}};
-
-}  // namespace
-
-void bind_as_it_is(py::module_& module) {
-    if (PyModule_AddFunctions(module.ptr(), methods)) throw py::error_already_set();
-}
 
 }  // namespace minitorch

@@ -16,14 +16,12 @@
 
 #include "buffers.h"
 
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define NPY_TARGET_VERSION NPY_2_0_API_VERSION
-#include <numpy/arrayobject.h>
+#include "python.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>
@@ -31,8 +29,6 @@
 #include <cstring>
 #include <mutex>
 #include <utility>
-
-namespace py = pybind11;
 
 namespace minitorch {
 namespace {
@@ -97,13 +93,6 @@ void* take_from_system(SizeClass wanted, bool zeroed) {
     return buffer;
 }
 
-struct Statistics {
-    size_t idle_bytes;
-    size_t limit_bytes;
-    uint64_t reused;
-    uint64_t fresh;
-};
-
 // The buffers that nobody uses. An idle buffer's first word points to the next of its class.
 class IdleBuffers {
 public:
@@ -145,7 +134,7 @@ public:
         if (idle_bytes_ > limit_) release_locked();
     }
 
-    Statistics statistics() {
+    BufferStatistics statistics() {
         const std::lock_guard lock(mutex_);
         return {idle_bytes_, limit_, reused_, fresh_};
     }
@@ -248,33 +237,27 @@ PyDataMem_Handler handler = {
                   .free = release},
 };
 
-void recycle_buffers(bool on, size_t limit) {
-    static PyObject* capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
-    if (!capsule) throw py::error_already_set();
-    idle().set_limit(on ? limit : 0);
-    PyObject* before = PyDataMem_SetHandler(on ? capsule : nullptr);
-    if (!before) throw py::error_already_set();
-    Py_DECREF(before);
-}
-
 }  // namespace
 
-void bind_buffers(py::module_& module) {
-    if (_import_array() < 0) throw py::error_already_set();
+void recycle_buffers(bool on, size_t limit) {
+    static PyObject* capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
+    if (!capsule) throw PythonError();
+    idle().set_limit(on ? limit : 0);
+    const Owned before(PyDataMem_SetHandler(on ? capsule : nullptr));
+}
+
+size_t release_buffers() {
+    return idle().release();
+}
+
+BufferStatistics buffer_statistics() {
+    return idle().statistics();
+}
+
+void find_numpy_allocator() {
     numpy_allocator = static_cast<PyDataMem_Handler*>(
                           PyCapsule_GetPointer(PyDataMem_DefaultHandler, "mem_handler"))
                           ->allocator;
-    module.def("recycle_buffers", &recycle_buffers, py::arg("on"), py::arg("limit"));
-    module.def("release_buffers", [] { return idle().release(); });
-    module.def("buffer_statistics", [] {
-        const Statistics now = idle().statistics();
-        py::dict out;
-        out["idle_bytes"] = now.idle_bytes;
-        out["limit_bytes"] = now.limit_bytes;
-        out["reused"] = now.reused;
-        out["fresh"] = now.fresh;
-        return out;
-    });
 }
 
 }  // namespace minitorch

@@ -2,10 +2,23 @@
 
 #pragma once
 
-#include <pybind11/pybind11.h>
+#include <cstddef>
+#include <cstdint>
 
 namespace minitorch {
 
-void bind_buffers(pybind11::module_& module);
+struct BufferStatistics {
+    size_t idle_bytes, limit_bytes;
+    uint64_t reused, fresh;
+};
+
+// Once, when NumPy is there.
+void find_numpy_allocator();
+// On or off for NumPy's arrays in this context; idle buffers of at most `limit` bytes are kept. Throws
+// PythonError.
+void recycle_buffers(bool on, size_t limit);
+// Gives the idle ones back: how many bytes.
+size_t release_buffers();
+BufferStatistics buffer_statistics();
 
 }  // namespace minitorch

@@ -9,10 +9,11 @@
 // For every kernel the table holds one function per instruction set, and one set is in use at a time.
 // A set that adds nothing to a kernel is not compiled for it: the next set's function serves.
 
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #define MT_IMPORTS_NUMPY
 #include "python.h"
-
-#include <pybind11/stl.h>
 
 #include <map>
 #include <stdexcept>
@@ -64,7 +65,7 @@ Dtype dtype_of(PyArrayObject* array) {
     if (PyTypeNum_ISSIGNED(type) && PyArray_ITEMSIZE(array) == 4) return Dtype::int32;
     if (type == NPY_UBYTE) return Dtype::uint8;
     if (type == NPY_BOOL) return Dtype::boolean;
-    throw py::type_error("a kernel was given an array of a dtype that kernels do not take");
+    throw WrongType("a kernel was given an array of a dtype that kernels do not take");
 }
 
 }  // namespace
@@ -73,14 +74,14 @@ Array view(PyObject* object) {
     auto* array = reinterpret_cast<PyArrayObject*>(object);
     const int ndim = PyArray_NDIM(array);
     const long itemsize = PyArray_ITEMSIZE(array);
-    if (ndim > kMaxDims) throw py::type_error("a kernel takes arrays of at most 8 dimensions");
+    if (ndim > kMaxDims) throw WrongType("a kernel takes arrays of at most 8 dimensions");
     if (!PyArray_ISALIGNED(array) || !PyArray_ISNOTSWAPPED(array))
-        throw py::type_error("a kernel takes aligned arrays in the machine's byte order");
+        throw WrongType("a kernel takes aligned arrays in the machine's byte order");
     Array out{PyArray_DATA(array), dtype_of(array), ndim, PyArray_SIZE(array), {}, {}};
     for (int i = 0; i < ndim; ++i) {
         out.shape[i] = PyArray_DIM(array, i);
         const long stride = PyArray_STRIDE(array, i);
-        if (stride % itemsize) throw py::type_error("a kernel takes strides of whole elements");
+        if (stride % itemsize) throw WrongType("a kernel takes strides of whole elements");
         out.strides[i] = stride / itemsize;
     }
     return out;
@@ -116,7 +117,7 @@ struct Arguments {
                 take(PyList_GET_ITEM(argument, i));
         } else {
             numbers.push_back(PyFloat_AsDouble(argument));
-            if (PyErr_Occurred()) throw py::error_already_set();
+            if (PyErr_Occurred()) throw PythonError();
         }
     }
 };
@@ -132,6 +133,28 @@ PyObject* call_kernel(PyObject* capsule, PyObject* const* arguments, Py_ssize_t 
         call(*kernel, taken.arrays.data(), static_cast<int>(taken.arrays.size()),
              taken.numbers.data());
         Py_RETURN_NONE;
+    });
+}
+
+void bind_buffers(py::module_& module) {
+    find_numpy_allocator();
+    const auto recycle = [](bool on, size_t limit) {
+        try {
+            recycle_buffers(on, limit);
+        } catch (const PythonError&) {
+            throw py::error_already_set();
+        }
+    };
+    module.def("recycle_buffers", recycle, py::arg("on"), py::arg("limit"));
+    module.def("release_buffers", &release_buffers);
+    module.def("buffer_statistics", [] {
+        const BufferStatistics now = buffer_statistics();
+        py::dict out;
+        out["idle_bytes"] = now.idle_bytes;
+        out["limit_bytes"] = now.limit_bytes;
+        out["reused"] = now.reused;
+        out["fresh"] = now.fresh;
+        return out;
     });
 }
 
@@ -176,6 +199,6 @@ PYBIND11_MODULE(_cpu, module) {
     module.def("set_num_threads", &set_num_threads, py::arg("count"),
                "Let kernels use so many threads.");
     bind_kernels(module);
-    bind_as_it_is(module);
+    if (PyModule_AddFunctions(module.ptr(), functions_as_it_is)) throw py::error_already_set();
     bind_buffers(module);
 }

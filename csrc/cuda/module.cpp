@@ -183,6 +183,14 @@ void bind_kernels(py::module_& extension) {
         });
 }
 
+void bind(py::module_& extension) {
+    extension.doc() = "minitorch's CUDA kernels (csrc/cuda)";
+    bind_kernels(extension);
+#ifndef __CUDACC__
+    bind_emulator(extension);
+#endif
+}
+
 }  // namespace
 
 DeviceEntry::DeviceEntry(const char* name, DeviceKernel kernel) { table()[name] = kernel; }
@@ -191,10 +199,15 @@ void fail(const char* message) { throw std::invalid_argument(message); }
 
 }  // namespace minitorch
 
-PYBIND11_MODULE(MT_MODULE, extension) {
-    extension.doc() = "minitorch's CUDA kernels (csrc/cuda)";
-    minitorch::bind_kernels(extension);
-#ifndef __CUDACC__
-    minitorch::bind_emulator(extension);
-#endif
+#ifdef __CUDACC__
+PYBIND11_MODULE(_cuda, extension) {
+    minitorch::bind(extension);
 }
+#else  // in both of the emulator's, which differ in how the kernels are compiled
+PYBIND11_MODULE(_simt, extension) {
+    minitorch::bind(extension);
+}
+PYBIND11_MODULE(_simt_checked, extension) {
+    minitorch::bind(extension);
+}
+#endif
